@@ -1,0 +1,84 @@
+# `make` lists the targets. Everything runs in .venv, which each target sets up when it has to.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo demo-kafka test test-fast check format bench docs build lock clean python kafka
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+INSTALLED := $(VENV)/.installed
+ifeq ($(UV),)
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+else
+PIP := $(UV) pip
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+endif
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(INSTALLED) ## set up .venv with everything a contributor needs (PYTHON=python3.12 to choose)
+
+demo: $(INSTALLED) ## the main example: a job is killed by SIGKILL, and nothing is lost or doubled
+	$(BIN)/python -m examples.orders
+
+demo-kafka: $(INSTALLED) kafka ## the same on a real Kafka broker, which it starts (Java 17, Maven)
+	$(BIN)/python -m examples.kafka_totals
+
+test: $(INSTALLED) kafka ## all tests, on a real Kafka broker too (Java 17, Maven)
+	$(BIN)/python -m pytest
+
+test-fast: $(INSTALLED) ## the tests that need neither Kafka nor killed processes nor patience
+	$(BIN)/python -m pytest -q -m "not kafka and not kill and not slow"
+
+check: $(INSTALLED) ## ruff, mypy --strict, pyright over the typing tests, the layers of imports
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(INSTALLED) ## let ruff sort imports and format the code
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED) kafka ## records per second, beside a plain Python loop doing the same (Java 17, Maven)
+	$(BIN)/python -m benchmarks.run
+
+docs: $(INSTALLED) ## check that links in the documents lead somewhere and that their Python parses
+	$(BIN)/python -m pytest -q tests/structure/test_docs.py
+
+build: $(INSTALLED) ## the wheel and the source archive, into dist/
+	$(BIN)/python -m build
+
+lock: python ## refresh constraints.txt: the newest versions that pyproject.toml allows
+	PYTHON=$(PYTHON) .ci/lock
+
+clean: ## remove .venv, caches and build results
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov build dist var
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# hatchling is one of the pinned tools, so that building the package fetches nothing unpinned.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(MAKE) --no-print-directory python
+ifeq ($(UV),)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt --upgrade pip
+else
+	@test -x $(BIN)/python || $(UV) venv -q --python $(PYTHON) $(VENV)
+endif
+	$(PIP) install -q -c constraints.txt --group dev
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e .
+	@touch $@
+
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "streamactors needs Python 3.11 or newer as $(PYTHON); to choose another: make PYTHON=python3.12 ..." >&2; exit 1; }
+ifeq ($(UV),)
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+		{ echo "$(PYTHON) can't make a virtual environment: apt install python3-venv (or install uv)" >&2; exit 1; }
+endif
+
+# Before the tests rather than in the middle of them: what is missing is said at once, and the jars are fetched.
+kafka: $(INSTALLED)
+	@$(BIN)/python -c 'from streamactors.testing.kafka_jars import main; main()'

@@ -1,0 +1,112 @@
+"""A list as a source.
+
+Splits are stripes: on a first start with parallelism p, stripe "i/p" holds the positions i, i + p, i + 2p, … of the
+list. Stripes are kept for good, so that positions survive a rescale: stripe "i/p" then goes to subtask i mod the new
+parallelism, and a subtask with several of them reads on where the lowest position is.
+"""
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+from streamactors.errors import RecordFailed
+from streamactors.sources import Position, SourceBatch, SourceContext, SplitReader, SplitSource
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+BATCH: Final = 1024
+
+
+class _Crash:
+    def __repr__(self) -> str:
+        return "CRASH"
+
+    def __reduce__(self) -> str:
+        return "CRASH"  # the one instance, also after pickling
+
+
+CRASH: Any = _Crash()
+"""An element of a ListSource that fails the job once, there: once per process and ListSource."""
+
+
+class ListSource(SplitSource[T_co]):
+    """Rewindable; dealt out over the subtasks by position. Takes a copy of `values`, and never waits."""
+
+    def __init__(self, values: Sequence[T_co]) -> None:
+        self._values = list(values)
+        self._crashes = [index for index, value in enumerate(self._values) if value is CRASH]
+        # Outlives attempts on purpose, or the job would fail at the same element for ever.
+        self._crashed: set[int] = set()
+
+    @property
+    def bounded(self) -> bool:
+        return True
+
+    def reader(self, ctx: SourceContext) -> SplitReader[T_co]:
+        return _ListReader(ctx, self._values, self._crashes, self._crashed)
+
+    def assign(self, split: str, parallelism: int) -> int:
+        return _stripe_of(split)[0] % parallelism
+
+    def describe(self) -> str:
+        return f"ListSource of {len(self._values)}"
+
+
+class _ListReader(SplitReader[T]):
+    def __init__(self, ctx: SourceContext, values: Sequence[T], crashes: Sequence[int], crashed: set[int]) -> None:
+        self._ctx = ctx
+        self._values = values
+        self._crashes = crashes
+        self._crashed = crashed
+        self._next: dict[str, int] = {}
+
+    async def open(self, restored: Mapping[str, Position] | None) -> Mapping[str, Position]:
+        first = {f"{self._ctx.subtask}/{self._ctx.parallelism}": self._ctx.subtask}
+        positions = dict(first if restored is None else restored)
+        self._next = dict(positions)
+        return positions
+
+    async def read(self) -> SourceBatch[T] | None:
+        while unread := {split: start for split, start in self._next.items() if start < len(self._values)}:
+            split = min(unread, key=unread.__getitem__)
+            if values := self._take(split):
+                return values
+        return None
+
+    async def close(self) -> None:
+        self._next.clear()
+
+    def _take(self, split: str) -> SourceBatch[T] | None:
+        """The next values of a stripe, up to a CRASH; None where only a CRASH that has had its turn was passed."""
+        start, (_, step) = self._next[split], _stripe_of(split)
+        numbers = range(start, min(start + BATCH * step, len(self._values)), step)
+        if (crash := self._first_crash(numbers)) is not None:
+            numbers = range(start, crash, step)
+        if crash == start:
+            self._pass_crash(start)
+            self._next[split] = start + step
+            return None
+        self._next[split] = start + len(numbers) * step
+        return SourceBatch(
+            split,
+            self._values[numbers.start : numbers.stop : step],
+            lambda taken: start + taken * step,
+            origins=numbers,
+            origin_prefix="ListSource:",
+        )
+
+    def _first_crash(self, numbers: range) -> int | None:
+        first = bisect_left(self._crashes, numbers.start)
+        return next((index for index in self._crashes[first:] if index in numbers), None) if self._crashes else None
+
+    def _pass_crash(self, index: int) -> None:
+        if index not in self._crashed:
+            self._crashed.add(index)
+            raise RecordFailed(self._ctx.uid, "the element CRASH fails the job once", origin=f"ListSource:{index}")
+
+
+def _stripe_of(split: str) -> tuple[int, int]:
+    """Offset and step of a stripe."""
+    offset, _, step = split.partition("/")
+    return int(offset), int(step)

@@ -1,0 +1,84 @@
+"""Stateful stream processing as an asyncio library: `import streamactors as sa`."""
+
+from streamactors.api.dataflow import Dataflow
+from streamactors.api.stream import KeyedStream, Stream
+from streamactors.config import Checkpoints, Config, Deployment, Heap, Local, Restart, StateBackend
+from streamactors.elements import DeadLetter, ErrorRoute, OutputTag
+from streamactors.errors import (
+    CheckpointFailed,
+    CorruptCheckpoint,
+    FencedOff,
+    IncompatibleState,
+    InvalidConfig,
+    InvalidDataflow,
+    JobFailed,
+    MissingExtra,
+    RecordFailed,
+    StateAccessError,
+    StorageFailed,
+    StorageInUse,
+    StreamactorsError,
+    TransactionAlreadyCommitted,
+    TransactionLost,
+    UnserialisableKey,
+    UnserialisableValue,
+)
+from streamactors.formats import Decoder, Encoder, Json, MsgPack, Raw, Text
+from streamactors.metrics import Counter, Histogram, MetricGroup
+from streamactors.operators.base import Context, KeyedOperator, Operator, OperatorContext
+from streamactors.sinks import Sink
+from streamactors.sources import Source
+from streamactors.state.descriptors import ListState, MapState, ValueState
+from streamactors.state.serializers import Pickle
+
+__all__ = [
+    "CheckpointFailed",
+    "Checkpoints",
+    "Config",
+    "Context",
+    "CorruptCheckpoint",
+    "Counter",
+    "Dataflow",
+    "DeadLetter",
+    "Decoder",
+    "Deployment",
+    "Encoder",
+    "ErrorRoute",
+    "FencedOff",
+    "Heap",
+    "Histogram",
+    "IncompatibleState",
+    "InvalidConfig",
+    "InvalidDataflow",
+    "JobFailed",
+    "Json",
+    "KeyedOperator",
+    "KeyedStream",
+    "ListState",
+    "Local",
+    "MapState",
+    "MetricGroup",
+    "MissingExtra",
+    "MsgPack",
+    "Operator",
+    "OperatorContext",
+    "OutputTag",
+    "Pickle",
+    "Raw",
+    "RecordFailed",
+    "Restart",
+    "Sink",
+    "Source",
+    "StateAccessError",
+    "StateBackend",
+    "StorageFailed",
+    "StorageInUse",
+    "Stream",
+    "StreamactorsError",
+    "Text",
+    "TransactionAlreadyCommitted",
+    "TransactionLost",
+    "UnserialisableKey",
+    "UnserialisableValue",
+    "ValueState",
+]

@@ -1,0 +1,1 @@
+"""Actors on asyncio: mailboxes, signals, fairness and supervision. Knows nothing of streams."""

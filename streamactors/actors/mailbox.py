@@ -1,0 +1,104 @@
+"""A bounded mailbox with several input channels and a priority lane.
+
+Invariants. Items of one channel are taken in the order they were put. What is queued on a channel never weighs more
+than its quota (an item of weight 0 needs no room). A blocked channel gives nothing, and holds nobody else up. The
+control lane is neither bounded nor blocked. Ready channels are served round-robin.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from streamactors.actors.signal import Signal
+
+M = TypeVar("M")
+
+
+class _Channel(Generic[M]):
+    __slots__ = ("blocked", "bytes", "items", "on_room", "queued")
+
+    def __init__(self) -> None:
+        self.items: deque[tuple[M, int, int]] = deque()
+        self.queued = 0
+        self.bytes = 0
+        self.blocked = False
+        self.on_room: Callable[[], None] | None = None
+
+
+class Mailbox(Generic[M]):
+    """`capacity` (records) and `byte_capacity` are shared fairly by `channels` input channels."""
+
+    def __init__(self, channels: int, capacity: int, byte_capacity: int = 64 << 20) -> None:
+        self.signal = Signal()
+        self.control: deque[Any] = deque()
+        self.quota = max(1, capacity // max(1, channels))
+        self.byte_quota = max(1, byte_capacity // max(1, channels))
+        self._channels: list[_Channel[M]] = [_Channel() for _ in range(channels)]
+        self._ready: deque[int] = deque()
+
+    # ------------------------------------------------------------------------------------------ the sender's side
+    def room(self, channel: int) -> int:
+        """Records that may be put now; 0 also where the bound in bytes is reached."""
+        state = self._channels[channel]
+        return 0 if state.bytes >= self.byte_quota else self.quota - state.queued
+
+    def put(self, channel: int, item: M, weight: int, size: int = 0) -> None:
+        """Queue an item of `weight` records and `size` bytes; the sender has asked for room."""
+        state = self._channels[channel]
+        if weight > self.quota - state.queued:
+            raise OverflowError(f"channel {channel}: {weight} records put, room for {self.quota - state.queued}")
+        if not state.items and not state.blocked:
+            self._ready.append(channel)
+        state.items.append((item, weight, size))
+        state.queued += weight
+        state.bytes += size
+        self.signal.set()
+
+    def notify_room(self, channel: int, wake: Callable[[], None]) -> None:
+        """Call `wake` once, when at least half of the channel's quota is free again: fewer, larger batches."""
+        self._channels[channel].on_room = wake
+
+    def send_control(self, message: Any) -> None:
+        self.control.append(message)
+        self.signal.set()
+
+    # ---------------------------------------------------------------------------------------- the receiver's side
+    def take(self) -> tuple[int, M] | None:
+        """The next item of an unblocked channel, with its channel; None if there is none."""
+        if not self._ready:
+            return None
+        channel = self._ready.popleft()
+        state = self._channels[channel]
+        item, weight, size = state.items.popleft()
+        state.queued -= weight
+        state.bytes -= size
+        if state.items:
+            self._ready.append(channel)
+        if state.on_room is not None and state.queued <= self.quota // 2:
+            wake, state.on_room = state.on_room, None
+            wake()
+        return channel, item
+
+    def block(self, channel: int) -> None:
+        state = self._channels[channel]
+        if not state.blocked:
+            state.blocked = True
+            if state.items:
+                self._ready.remove(channel)
+
+    def unblock_all(self) -> None:
+        for channel, state in enumerate(self._channels):
+            if state.blocked:
+                state.blocked = False
+                if state.items:
+                    self._ready.append(channel)
+                    self.signal.set()
+
+    @property
+    def queued(self) -> int:
+        """Records in all channels."""
+        return sum(state.queued for state in self._channels)
+
+    @property
+    def blocked(self) -> list[int]:
+        return [channel for channel, state in enumerate(self._channels) if state.blocked]

@@ -1,0 +1,293 @@
+"""What a checkpoint consists of, and the envelope in which every small file of a store is kept. Pure: bytes in and out.
+
+Envelope: magic, kind, flags, format version, length and digest of the payload, checksum of this header; then the
+payload (msgpack). The header's layout never changes, so that every version can read the version number of every other.
+
+Versions: another major number means that an older reader would misread, and it refuses. A higher minor number only adds
+fields that an older reader may ignore, and ignores. What a reader must know although the format is the same, because
+ignoring it would lose data (in-flight elements, increments), is named in `Manifest.requires`, and only by manifests
+that use it.
+"""
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
+
+from streamactors.checkpoint.storage import DIGEST_SIZE, Written, is_plain_path
+from streamactors.errors import CorruptCheckpoint, IncompatibleState, UnserialisableValue
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+MAGIC: Final = b"strmactr"
+FORMAT: Final = (1, 0)
+HEADER: Final = struct.Struct(">8s4sBHHQ16sI")
+_CHECKED: Final = HEADER.size - 4
+_TRANSACTIONAL: Final = 1
+
+KNOWN_REQUIREMENTS: Final[frozenset[str]] = frozenset()
+"""What this version can restore beyond the plain format."""
+
+
+# ----------------------------------------------------------------------------------------------------------- structure
+class FileHandle(msgspec.Struct, frozen=True):
+    """A file; `path` is relative to the flow's folder, in a savepoint to its own folder. `size` in bytes."""
+
+    path: str
+    size: int
+    digest: bytes
+
+
+class BlockRef(msgspec.Struct, frozen=True, array_like=True):
+    """The entries of one state and key group, as `length` bytes at `offset` of a file."""
+
+    state: str
+    group: int
+    entries: int
+    offset: int
+    length: int
+
+
+class KeyedHandle(msgspec.Struct, frozen=True):
+    """Keyed state of one operator subtask, in one file."""
+
+    file: FileHandle
+    blocks: tuple[BlockRef, ...]
+
+
+class NodeState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One operator in one subtask. `positions` by split; `pending`: a sink's transactions not known to be committed."""
+
+    uid: str
+    keyed: tuple[KeyedHandle, ...] = ()
+    schemas: dict[str, Any] = msgspec.field(default_factory=dict)
+    positions: dict[str, Any] = msgspec.field(default_factory=dict)
+    pending: tuple[Any, ...] = ()
+    watermark: int | None = None
+
+
+class SubtaskState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A subtask's acknowledgement; its nodes are the operators chained in it. `ended`: it had seen its end of data."""
+
+    vertex: str
+    index: int
+    nodes: tuple[NodeState, ...]
+    ended: bool = False
+
+
+class OperatorMeta(msgspec.Struct, frozen=True):
+    uid: str
+    kind: str
+    parallelism: int
+    max_parallelism: int
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`transactional`: the flow has transactional sinks. `final`: nothing is to be read after this checkpoint.
+    `requires`: what a reader must know (see the module)."""
+
+    flow: str
+    run: int
+    attempt: int
+    checkpoint: int
+    time_ms: int
+    operators: tuple[OperatorMeta, ...]
+    subtasks: tuple[SubtaskState, ...]
+    savepoint: bool = False
+    transactional: bool = False
+    final: bool = False
+    requires: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[FileHandle, ...]:
+        """Every file that it refers to, once."""
+        return tuple({file.path: file for file in self._files()}.values())
+
+    def _files(self) -> Iterator[FileHandle]:
+        for subtask in self.subtasks:
+            for node in subtask.nodes:
+                for keyed in node.keyed:
+                    yield keyed.file
+
+    @property
+    def state_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+    @property
+    def entries(self) -> int:
+        """Entries of keyed state."""
+        return sum(block.entries for _, node in self.nodes() for keyed in node.keyed for block in keyed.blocks)
+
+    def nodes(self, uid: str | None = None) -> Iterator[tuple[SubtaskState, NodeState]]:
+        """Every operator subtask, or those of operator `uid`."""
+        for subtask in self.subtasks:
+            for node in subtask.nodes:
+                if uid is None or node.uid == uid:
+                    yield subtask, node
+
+    def operator(self, uid: str) -> OperatorMeta | None:
+        return next((operator for operator in self.operators if operator.uid == uid), None)
+
+
+class Epoch(msgspec.Struct, frozen=True):
+    """A run's claim to the storage."""
+
+    run: int
+    owner: str
+    time_ms: int
+
+
+class Widest(msgspec.Struct, frozen=True):
+    """The widest parallelism by uid that was ever started, over all runs."""
+
+    parallelism: dict[str, int]
+
+
+class Reference(msgspec.Struct, frozen=True):
+    """Names a checkpoint: by `path` in the flow's folder (which may be moved), else by `uri`; neither: none at all.
+    As a run's base it is what the run was told to start from."""
+
+    uri: str | None = None
+    path: str | None = None
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """All sink transactions up to this checkpoint are committed."""
+
+    checkpoint: int
+    time_ms: int
+
+
+_KINDS: Final[dict[type[msgspec.Struct], bytes]] = {
+    Manifest: b"mani",
+    Epoch: b"epoc",
+    Widest: b"wide",
+    Reference: b"refr",
+    Receipt: b"rcpt",
+}
+
+
+# ------------------------------------------------------------------------------------------------------------ envelope
+class _Header(NamedTuple):
+    magic: bytes
+    kind: bytes
+    flags: int
+    major: int
+    minor: int
+    length: int
+    digest: bytes
+    checksum: int
+
+
+def _digest(payload: bytes) -> bytes:
+    return hashlib.blake2b(payload, digest_size=DIGEST_SIZE).digest()
+
+
+def _seal(kind: bytes, payload: bytes, flags: int = 0, version: tuple[int, int] = FORMAT) -> bytes:
+    header = HEADER.pack(MAGIC, kind, flags, *version, len(payload), _digest(payload), 0)[:_CHECKED]
+    return header + struct.pack(">I", zlib.crc32(header)) + payload
+
+
+def _header(data: bytes, kind: bytes, file: str) -> _Header:
+    if len(data) < HEADER.size:
+        raise CorruptCheckpoint(f"{file} is truncated: expected at least {HEADER.size} bytes, found {len(data)}")
+    header = _Header(*HEADER.unpack_from(data))
+    if header.magic != MAGIC or header.kind != kind:
+        raise CorruptCheckpoint(
+            f"{file} is not the kind of file that it should be: expected it to begin with {MAGIC + kind!r}, "
+            f"found {header.magic + header.kind!r}"
+        )
+    if header.checksum != (found := zlib.crc32(data[:_CHECKED])):
+        raise CorruptCheckpoint(f"{file} is altered: expected header checksum {header.checksum:08x}, found {found:08x}")
+    return header
+
+
+def _unseal(data: bytes, kind: bytes, file: str) -> bytes:
+    header = _header(data, kind, file)
+    if header.major != FORMAT[0]:
+        raise IncompatibleState(
+            f"{file} has format {header.major}.{header.minor}, and this version of streamactors reads {FORMAT[0]}.x: "
+            "use the version that wrote it, or a newer one."
+        )
+    payload = data[HEADER.size :]
+    if len(payload) != header.length:
+        what = "truncated" if len(payload) < header.length else "altered"
+        raise CorruptCheckpoint(f"{file} is {what}: expected {HEADER.size + header.length} bytes, found {len(data)}")
+    if (found := _digest(payload)) != header.digest:
+        raise CorruptCheckpoint(f"{file} is altered: expected digest {header.digest.hex()}, found {found.hex()}")
+    return payload
+
+
+def encode(value: msgspec.Struct) -> bytes:
+    """A small record, such as a `Receipt`, in its envelope."""
+    return _seal(_KINDS[type(value)], msgspec.msgpack.encode(value))
+
+
+def decode(data: bytes, type: type[S], file: str) -> S:
+    """Raises CorruptCheckpoint or IncompatibleState, naming `file`."""
+    payload = _unseal(data, _KINDS[type], file)
+    try:
+        return msgspec.msgpack.decode(payload, type=type)
+    except msgspec.MsgspecError as error:
+        raise CorruptCheckpoint(f"{file} is malformed, though its checksum is right: {error}") from error
+
+
+# ------------------------------------------------------------------------------------------------------------ manifest
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Raises UnserialisableValue, naming the operator, where positions or transactions are not plain msgpack data."""
+    flags = _TRANSACTIONAL if manifest.transactional else 0
+    try:
+        return _seal(_KINDS[Manifest], msgspec.msgpack.encode(manifest), flags)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise UnserialisableValue(
+            f"checkpoint {manifest.checkpoint} can't be written: operator {_unserialisable(manifest)!r} has a "
+            f"position, a pending transaction or a schema that is not plain msgpack data ({error}). Make it of None, "
+            "bool, int, float, str, bytes, lists and dicts."
+        ) from error
+
+
+def _unserialisable(manifest: Manifest) -> str:
+    for _, node in manifest.nodes():
+        try:
+            msgspec.msgpack.encode(node)
+        except (TypeError, ValueError, OverflowError, RecursionError):
+            return node.uid
+    return manifest.flow
+
+
+def decode_manifest(data: bytes, file: str) -> Manifest:
+    """Raises CorruptCheckpoint or IncompatibleState, naming `file`."""
+    manifest = decode(data, Manifest, file)
+    if unknown := sorted(set(manifest.requires) - KNOWN_REQUIREMENTS):
+        raise IncompatibleState(
+            f"{file} needs {', '.join(unknown)}, which this version of streamactors can't restore: "
+            "use the version that wrote it, or a newer one."
+        )
+    for handle in manifest.files:
+        if not is_plain_path(handle.path) or handle.size < 0 or len(handle.digest) != DIGEST_SIZE:
+            raise CorruptCheckpoint(f"{file} is malformed: it refers to {handle}")
+    return manifest
+
+
+def is_transactional(data: bytes) -> bool | None:
+    """Whether a manifest's flow has transactional sinks, also if its payload is damaged; None if that can't be told."""
+    try:
+        return bool(_header(data, _KINDS[Manifest], "").flags & _TRANSACTIONAL)
+    except CorruptCheckpoint:
+        return None
+
+
+def verify(handle: FileHandle, found: Written, file: str) -> None:
+    """Raises CorruptCheckpoint if what was found is not what was written."""
+    verify_size(handle, found.size, file)
+    if found.digest != handle.digest:
+        raise CorruptCheckpoint(f"{file} is altered: expected digest {handle.digest.hex()}, found {found.digest.hex()}")
+
+
+def verify_size(handle: FileHandle, size: int, file: str) -> None:
+    if size != handle.size:
+        what = "truncated" if size < handle.size else "altered"
+        raise CorruptCheckpoint(f"{file} is {what}: expected {handle.size} bytes, found {size}")

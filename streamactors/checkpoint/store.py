@@ -1,0 +1,578 @@
+"""The owning side of a store: everything that a live job writes into its flow's folder of checkpoints.
+
+Invariants, whatever fails or dies at whatever moment:
+1. One live process owns the folder. A run number is taken once, and completes nothing once a higher one is taken.
+2. A checkpoint is complete from the moment its manifest has its name, which is after all its files are durable.
+3. A checkpoint id is used once, also over crashes and aborted checkpoints: it is durable before `writer` returns.
+4. What `complete`, `write_receipt`, `record_base` and `begin_attempt` returned for is found by every later run, until
+   `retire` deletes it; and `retire` leaves whatever a restart would start from.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from types import MappingProxyType, TracebackType
+from typing import Literal, Self
+
+from streamactors.checkpoint import layout, manifest
+from streamactors.checkpoint.layout import Place
+from streamactors.checkpoint.manifest import (
+    BlockRef,
+    Epoch,
+    FileHandle,
+    KeyedHandle,
+    Manifest,
+    Receipt,
+    Reference,
+    Widest,
+)
+from streamactors.checkpoint.restorable import FlowFolder, Found, Restorable, Verify, load
+from streamactors.checkpoint.storage import Chunks, Files, LocalFiles, Lock, is_temporary, this_process
+from streamactors.clock import Clock
+from streamactors.errors import (
+    CheckpointFailed,
+    CorruptCheckpoint,
+    FencedOff,
+    InvalidConfig,
+    StorageFailed,
+)
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointWriter:
+    """The files of one checkpoint in the making. Any number of subtasks write at the same time."""
+
+    def __init__(
+        self, place: Place, files: Files, folder: str, root: str, abort: Callable[[int], Awaitable[None]]
+    ) -> None:
+        """`folder`, relative to `files`, is where the files go; paths in handles are relative to `root`."""
+        self.place = place
+        self.checkpoint = place.checkpoint
+        self.files = files
+        self.folder = folder
+        self._root = root
+        self._abort = abort
+        self._state: Literal["open", "completing", "complete", "aborted"] = "open"
+        self._sequence = 0
+        self._writes: set[asyncio.Task[FileHandle]] = set()
+
+    def path(self, name: str) -> str:
+        return f"{self.folder}/{name}" if self.folder else name
+
+    @property
+    def uri(self) -> str:
+        return self.files.uri_of(self.folder)
+
+    async def write(self, name: str, chunks: Chunks) -> FileHandle:
+        """Write a file; `name` is for people and need not be unique. Raises CheckpointFailed if the checkpoint was or
+        is aborted meanwhile, StorageFailed if the storage refuses; either way nothing is left of the file."""
+        self._check_open()
+        self._sequence += 1
+        task = asyncio.create_task(self._write(self.path(layout.state_file(self._sequence, name)), chunks))
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+        caller = asyncio.current_task()
+        cancelled_before = caller.cancelling() if caller else 0
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if self._state == "aborted" and (caller.cancelling() if caller else 0) == cancelled_before:
+                raise self._aborted() from None
+            raise
+
+    async def _write(self, path: str, chunks: Chunks) -> FileHandle:
+        written = await self.files.write(path, chunks)
+        return FileHandle(path.removeprefix(self._root), written.size, written.digest)
+
+    def _check_open(self) -> None:
+        if self._state == "aborted":
+            raise self._aborted()
+        if self._state != "open":
+            raise CheckpointFailed(f"checkpoint {self.checkpoint} is complete: nothing can be added to it")
+
+    def _aborted(self) -> CheckpointFailed:
+        return CheckpointFailed(f"checkpoint {self.checkpoint} was aborted")
+
+    async def abort(self) -> None:
+        """See `CheckpointStore.abort`."""
+        await self._abort(self.checkpoint)
+
+    @property
+    def savepoint(self) -> bool:
+        """Whether it lies in a folder of its own, outside the store."""
+        return not self.folder
+
+    def begin_completing(self) -> None:
+        self._check_open()
+        self._state = "completing"
+
+    def end_completing(self, *, complete: bool) -> None:
+        self._state = "complete" if complete else "open"
+
+    @property
+    def can_abort(self) -> bool:
+        return self._state == "open"
+
+    async def stop(self) -> None:
+        """End all writes under way, and refuse all later ones."""
+        self._state = "aborted"
+        writes = set(self._writes)
+        for write in writes:
+            write.cancel()
+        if writes:
+            await asyncio.wait(writes)
+
+
+class CheckpointStore:
+    """One flow's folder, owned. Made by `open`; ended by `close`, or by leaving its `async with` block."""
+
+    def __init__(self, files: Files, flow: str, clock: Clock, lock: Lock, owner: str) -> None:
+        self.flow = flow
+        self.run = 0
+        self._files = files
+        self._clock = clock
+        self._lock: Lock | None = lock
+        self._owner = owner
+        self._folder = FlowFolder(files, layout.flow_folder(flow), flow)
+        self._attempt = 0
+        self._widest: dict[str, int] = {}
+        self._last_id = 0
+        self._used = 0
+        """The highest `used-n` mark."""
+        self._writers: dict[int, CheckpointWriter] = {}
+        self._publishing = asyncio.Lock()
+        """Held while a manifest is published, and while an attempt's writers are dropped."""
+        self._begun = 0
+        """The highest id that `writer` was asked for."""
+        self._savepoints: dict[int, Files] = {}
+        """Those that this process has completed."""
+        self._base: Reference | None = None
+        self._damaged: dict[str, CorruptCheckpoint] = {}
+
+    # ------------------------------------------------------------------------------------------------------ ownership
+    @classmethod
+    async def open(cls, uri: str, flow: str, *, clock: Clock, files: Files | None = None) -> "CheckpointStore":
+        """Take ownership and the next run number. `files`: to write with, rooted at `uri`.
+
+        Raises StorageInUse if a live process is the owner, InvalidConfig for a storage or flow name that can't be.
+        """
+        files = files if files is not None else LocalFiles(uri, clock=clock)
+        root = layout.flow_folder(flow)
+        await files.make_folder(root)
+        owner = this_process(clock)
+        what = f"the checkpoints of flow {flow!r} in {files.uri}"
+        lock = await files.lock(f"{root}/{layout.OWNER_LOCK}", what, owner)
+        try:
+            store = cls(files, flow, clock, lock, owner)
+            await store._begin_run()
+        except BaseException:
+            await lock.release()
+            raise
+        return store
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Drop what is in flight and give up ownership. No matter if it is closed."""
+        lock = self._lock
+        if lock is None:
+            return
+        try:
+            await self._drop_writers()
+        finally:
+            self._lock = None
+            await lock.release()
+
+    async def _begin_run(self) -> None:
+        for entry in await self._files.list(self._folder.root):
+            if is_temporary(entry.name):
+                await self._files.delete(self._folder.path(entry.name))
+        await self._settle()
+        self.run = await self._take_run()
+        await self._read_ids()
+        await self._read_widest()
+
+    async def _settle(self) -> None:
+        """A process may have died after it gave a file its name and before that was durable. We see the name, build on
+        it, and must not lose it to a power failure then."""
+        for run in await self._folder.numbers("", "run"):
+            for found in await self._folder.scan(run):
+                await self._files.sync_folder(self._folder.path(found.place.folder))
+            await self._files.sync_folder(self._folder.path(layout.run_folder(run)))
+
+    async def _take_run(self) -> int:
+        """The first number that nobody has taken, created exclusively: it fences also where a lock can't be trusted."""
+        run = max(await self._folder.numbers("", "run"), default=0) + 1
+        while True:
+            await self._files.make_folder(self._folder.path(layout.run_folder(run)))
+            epoch = Epoch(run, self._owner, self._clock.time_ms())
+            if await self._files.create(self._epoch(run), manifest.encode(epoch)):
+                return run
+            run += 1
+
+    def _epoch(self, run: int) -> str:
+        return self._folder.path(f"{layout.run_folder(run)}/{layout.EPOCH}")
+
+    async def ensure_owner(self) -> None:
+        """Raises FencedOff if a newer run has begun, or the lock is lost. To be asked before anything that is visible
+        outside: completing a checkpoint does it by itself."""
+        if self._lock is None:
+            raise FencedOff(f"run {self.run} of flow {self.flow!r} has closed its storage")
+        for run in await self._folder.numbers("", "run"):
+            if run > self.run and await self._files.stat(self._epoch(run)) is not None:
+                raise FencedOff(
+                    f"run {self.run} of flow {self.flow!r} was fenced off: run {run} ({await self._owner_of(run)}) has "
+                    f"taken over {self._files.uri_of(self._folder.root)}. This process completes no checkpoint and "
+                    "commits nothing any more; stop it, unless the other one should not be running."
+                )
+        if not await self._lock.held():
+            raise FencedOff(
+                f"run {self.run} of flow {self.flow!r} lost its lock: {layout.OWNER_LOCK} in "
+                f"{self._files.uri_of(self._folder.root)} was deleted or replaced. Restart the job."
+            )
+
+    async def _owner_of(self, run: int) -> str:
+        try:
+            epoch = manifest.decode(await self._files.read(self._epoch(run)), Epoch, self._epoch(run))
+        except CorruptCheckpoint:
+            return "its owner can't be read"
+        return epoch.owner
+
+    # -------------------------------------------------------------------------------------------------------- attempts
+    @property
+    def attempt(self) -> int:
+        """The attempt begun last, 0 before the first."""
+        return self._attempt
+
+    @property
+    def widest(self) -> Mapping[str, int]:
+        """The widest parallelism by uid that any attempt of any run has begun with."""
+        return MappingProxyType(self._widest)
+
+    async def begin_attempt(self, widest: Mapping[str, int]) -> int:
+        """The next attempt's number. When it returns, `widest` (parallelism by uid) is durable; what an earlier attempt
+        of this process still had in flight is aborted."""
+        await self.ensure_owner()
+        await self._drop_writers()
+        merged = {uid: max(self._widest.get(uid, 0), widest.get(uid, 0)) for uid in {**self._widest, **widest}}
+        attempt = self._attempt + 1
+        folder = self._folder.path(layout.attempt_folder(self.run, attempt))
+        await self._files.make_folder(folder)
+        await self._files.replace(f"{folder}/{layout.WIDEST}", manifest.encode(Widest(merged)))
+        self._attempt, self._widest = attempt, merged
+        return attempt
+
+    async def _read_widest(self) -> None:
+        """Each record holds the maxima up to it; all are merged, since the last one may have been half deleted."""
+        for run in await self._folder.numbers("", "run"):
+            for attempt in await self._folder.numbers(layout.run_folder(run), "attempt"):
+                path = self._folder.path(f"{layout.attempt_folder(run, attempt)}/{layout.WIDEST}")
+                if await self._files.stat(path) is not None:
+                    self._merge_widest(await self._read_widest_record(path))
+
+    def _merge_widest(self, widest: Mapping[str, int]) -> None:
+        for uid, parallelism in widest.items():
+            self._widest[uid] = max(parallelism, self._widest.get(uid, 0))
+
+    async def _read_widest_record(self, path: str) -> Mapping[str, int]:
+        file = self._files.uri_of(path)
+        try:
+            return manifest.decode(await self._files.read(path), Widest, file).parallelism
+        except CorruptCheckpoint as error:
+            raise CorruptCheckpoint(
+                f"{error}. It tells which transactions of sinks may still be open. If no sink ever ran at a higher "
+                "parallelism than now, delete that file and start again."
+            ) from error
+
+    # ------------------------------------------------------------------------------------------------------------- ids
+    def next_checkpoint_id(self) -> int:
+        """Above every id ever used here; counts on with each call. Ids that a coordinator counts on by itself become
+        known by `writer`."""
+        self._last_id += 1
+        return self._last_id
+
+    async def _read_ids(self) -> None:
+        names = [entry.name for entry in await self._files.list(self._folder.root)]
+        self._used = max((found for name in names if (found := layout.number("used", name))), default=0)
+        places = [found.place.checkpoint for found in await self._folder.scan_all()]
+        self._last_id = max([self._used, *places])
+
+    async def _mark_used(self, checkpoint: int) -> None:
+        """Durably, before the last trace of an id goes. A name can't be half written: the mark is an empty file."""
+        if checkpoint <= self._used:
+            return
+        await self._files.create(self._folder.path(layout.used(checkpoint)), b"")
+        before, self._used = self._used, checkpoint
+        if before:
+            await self._files.delete(self._folder.path(layout.used(before)))
+
+    # --------------------------------------------------------------------------------------------------------- writing
+    async def writer(self, checkpoint: int, *, savepoint: str | None = None) -> CheckpointWriter:
+        """Begin a checkpoint, or a savepoint in the new or empty folder `savepoint`. When it returns, the id is
+        durable: await it before the first barrier goes out."""
+        if not self._attempt:
+            raise ValueError("begin_attempt comes first")
+        self._last_id = max(self._last_id, checkpoint)
+        self._begun = max(self._begun, checkpoint)
+        place = Place(self.run, self._attempt, checkpoint)
+        if savepoint is None:
+            folder = self._folder.path(place.folder)
+            writer = CheckpointWriter(place, self._files, folder, f"{self._folder.root}/", self.abort)
+        else:
+            files = self._files.at(savepoint)
+            if await files.list(""):
+                raise InvalidConfig(f"savepoint {files.uri}: the folder is not empty. Name a new one.")
+            await self._mark_used(checkpoint)
+            writer = CheckpointWriter(place, files, "", "", self.abort)
+        self._writers[checkpoint] = writer
+        try:
+            await writer.files.make_folder(writer.folder)
+        except BaseException:
+            await self.abort(checkpoint)
+            raise
+        return writer
+
+    @property
+    def in_flight(self) -> Collection[int]:
+        """The checkpoints begun and neither complete nor aborted."""
+        return tuple(self._writers)
+
+    async def abort(self, checkpoint: int) -> None:
+        """Give a checkpoint up: end its writes, refuse later ones, delete its files. No matter if it is not in flight;
+        one that `complete` is busy with is left to it. What can't be deleted is left to `retire`."""
+        writer = self._writers.get(checkpoint)
+        if writer is None or not writer.can_abort:
+            return
+        try:
+            await writer.stop()
+            await self._discard(writer)
+        except (StorageFailed, FencedOff) as error:
+            log.warning("files of aborted checkpoint %d are left behind: %s", checkpoint, error)
+        finally:
+            self._writers.pop(checkpoint, None)
+
+    async def _discard(self, writer: CheckpointWriter) -> None:
+        if await writer.files.stat(writer.path(layout.MANIFEST)) is not None:
+            await self._withdraw(writer)
+        # The folder stays until the id is remembered otherwise, for which a full disk may need the room.
+        await writer.files.delete_tree(writer.folder, keep_folder=True)
+        await self._mark_used(writer.checkpoint)
+        await writer.files.delete_tree(writer.folder)
+
+    async def _withdraw(self, writer: CheckpointWriter) -> None:
+        """Make a checkpoint incomplete that `complete` published before it failed. Not if a newer run has begun: it may
+        be restoring this very one."""
+        await self.ensure_owner()
+        if writer.savepoint:
+            await self._files.delete(self._folder.path(f"{writer.place.folder}/{layout.SAVEPOINT}"))
+        await writer.files.delete(writer.path(layout.MANIFEST))
+
+    async def _drop_writers(self) -> None:
+        async with self._publishing:
+            for checkpoint in list(self._writers):
+                await self.abort(checkpoint)
+
+    async def complete(self, content: Manifest) -> Restorable:
+        """Make a checkpoint complete; its files are all written. Sinks may be notified once it has returned. If it is
+        cancelled or fails, the checkpoint may be complete nevertheless, until it is aborted.
+
+        Raises FencedOff if this process is no longer the owner, CheckpointFailed if the checkpoint is not in flight.
+        """
+        async with self._publishing:
+            writer = self._writers.get(content.checkpoint)
+            if writer is None:
+                raise CheckpointFailed(f"checkpoint {content.checkpoint} was aborted")
+            self._check_own(content, writer)
+            complete = False
+            writer.begin_completing()
+            try:
+                await self._publish(content, writer)
+                complete = True
+            finally:
+                writer.end_completing(complete=complete)
+            del self._writers[content.checkpoint]
+        return Restorable(content, writer.files, writer.folder)
+
+    def _check_own(self, content: Manifest, writer: CheckpointWriter) -> None:
+        own = (self.flow, self.run, self._attempt, writer.savepoint)
+        if (content.flow, content.run, content.attempt, content.savepoint) != own:
+            raise ValueError(f"a manifest of {own} was expected, not {content}")
+
+    async def _publish(self, content: Manifest, writer: CheckpointWriter) -> None:
+        data = manifest.encode_manifest(content)
+        await self.ensure_owner()
+        await writer.files.sync_folder(writer.folder)
+        path = writer.path(layout.MANIFEST)
+        if not await writer.files.create(path, data):
+            raise StorageFailed(f"{writer.files.uri_of(path)} exists already: what else writes there?")
+        # Again: a newer run that has begun meanwhile may have seen this manifest, and then commits in our place.
+        await self.ensure_owner()
+        if writer.savepoint:
+            await self._note_savepoint(content, writer)
+
+    async def _note_savepoint(self, content: Manifest, writer: CheckpointWriter) -> None:
+        """A savepoint that ends the job commits: "latest" must not mean the checkpoint before it."""
+        self._savepoints[content.checkpoint] = writer.files
+        if content.final:
+            folder = self._folder.path(writer.place.folder)
+            await self._files.make_folder(folder)
+            await self._files.replace(f"{folder}/{layout.SAVEPOINT}", manifest.encode(Reference(uri=writer.uri)))
+
+    # -------------------------------------------------------------------------------------------------------- receipts
+    async def write_receipt(self, checkpoint: int | Restorable) -> None:
+        """Record durably that all sink transactions up to a complete checkpoint are committed: one of this run by its
+        id, or the one that was restored. No matter if it has been deleted since."""
+        await self.ensure_owner()
+        if isinstance(checkpoint, Restorable):
+            path = self._inside(checkpoint.receipt)
+            base = f"{layout.run_folder(self.run)}/{layout.BASE_RECEIPT}"
+            await self._write_receipt(self._files, self._folder.path(path or base), checkpoint.manifest.checkpoint)
+            return
+        if checkpoint in self._savepoints:
+            await self._write_receipt(self._savepoints[checkpoint], layout.RECEIPT, checkpoint)
+        for found in await self._folder.scan(self.run):
+            if found.place.checkpoint == checkpoint:
+                path = self._folder.path(f"{found.place.folder}/{layout.RECEIPT}")
+                await self._write_receipt(self._files, path, checkpoint)
+
+    def _inside(self, uri: str) -> str | None:
+        """The path in this flow's folder. What lies elsewhere may be somebody else's, or read-only."""
+        inside = self._files.uri_of(self._folder.root) + "/"
+        return uri.removeprefix(inside) if uri.startswith(inside) else None
+
+    async def _write_receipt(self, files: Files, path: str, checkpoint: int) -> None:
+        folder = path.rpartition("/")[0]
+        try:
+            await files.create(path, manifest.encode(Receipt(checkpoint, self._clock.time_ms())))
+        except StorageFailed:
+            if await files.stat(folder) is not None:
+                raise
+
+    async def has_receipt(self, run: int, checkpoint: int) -> bool:
+        """Whether all sink transactions up to that checkpoint of this folder are known to be committed."""
+        return await self._folder.has_receipt(run, checkpoint)
+
+    # ------------------------------------------------------------------------------------------------------- restoring
+    async def holds_checkpoints(self) -> bool:
+        """Whether a start from nothing would leave checkpoints of this flow behind."""
+        return any(found.complete for found in await self._folder.scan_all())
+
+    async def record_base(self, base: Restorable | None) -> None:
+        """Note durably what the user told this run to start from, None being afresh: a restart before the first
+        checkpoint returns there. Not for "latest", which is found by itself."""
+        await self.ensure_owner()
+        self._base = self._reference(base)
+        path = self._folder.path(f"{layout.run_folder(self.run)}/{layout.BASE}")
+        await self._files.replace(path, manifest.encode(self._base))
+
+    def _reference(self, base: Restorable | None) -> Reference:
+        if base is None:
+            return Reference()
+        path = self._inside(base.uri)
+        return Reference(uri=base.uri) if path is None else Reference(path=path)
+
+    async def latest(self, *, verify: Verify = "sizes") -> Restorable | None:
+        """See `FlowFolder.latest`."""
+        return self._known(await self._folder.latest(verify, self._damaged))
+
+    async def load(self, uri: str, *, verify: Verify = "sizes") -> Restorable:
+        """See `restorable.load`."""
+        restorable = await load(self._files, uri, flow=self.flow, verify=verify)
+        self._known(restorable)
+        return restorable
+
+    def _known(self, restorable: Restorable | None) -> Restorable | None:
+        """Sinks commit "all up to n", so that ids must go on from what was restored."""
+        if restorable is not None:
+            self._last_id = max(self._last_id, restorable.manifest.checkpoint)
+        return restorable
+
+    async def verify(self, restorable: Restorable, *, verify: Verify = "digests") -> None:
+        """Raises CorruptCheckpoint; then ask `fall_back`."""
+        await restorable.verify(verify)
+
+    async def fall_back(
+        self, damaged: Restorable, reason: CorruptCheckpoint, *, verify: Verify = "sizes"
+    ) -> Restorable:
+        """The latest but those found damaged; raises as `latest` does, and `reason` where the user named this one."""
+        if damaged.explicit:
+            raise reason
+        self._damaged[damaged.uri] = reason
+        restorable = await self.latest(verify=verify)
+        if restorable is None:
+            raise reason
+        return restorable
+
+    async def read_blocks(self, restorable: Restorable, handle: KeyedHandle, blocks: Sequence[BlockRef]) -> list[bytes]:
+        """The bytes of some blocks, verified. Raises CorruptCheckpoint."""
+        return await restorable.read_blocks(handle, blocks)
+
+    # ------------------------------------------------------------------------------------------------------- retention
+    async def retire(self, keep: Collection[int] = (), *, retain: int = 1) -> None:
+        """Delete complete checkpoints but those in `keep` and the latest `retain` (at least 1), and what is left of
+        incomplete ones. Never deletes a savepoint, this run's base, or what is in flight; and nothing complete before
+        this run has completed one of its own. What can't be deleted is logged, and tried again the next time."""
+        in_flight = set(self._writers)
+        begun = self._begun
+        await self.ensure_owner()
+        scanned = [found for found in await self._folder.scan_all() if found.place.run <= self.run]
+        kept = {found.place for found in self._kept(scanned, set(keep), max(retain, 1))}
+        doomed = [
+            found
+            for found in scanned
+            if found.place not in kept
+            and found.place.checkpoint not in in_flight
+            and found.place.checkpoint not in self._writers
+            and (found.place < Place(self.run, self._attempt, 0) or found.place.checkpoint <= begun)
+        ]
+        try:
+            await self._mark_if_last(doomed, kept)
+            for found in reversed(doomed):
+                await self._delete(found)
+            await self._delete_empty(kept)
+        except StorageFailed as error:
+            log.warning("old checkpoints of flow %r are left for later: %s", self.flow, error)
+
+    def _kept(self, scanned: Sequence[Found], keep: Collection[int], retain: int) -> list[Found]:
+        complete = [found for found in scanned if found.complete]
+        if not any(found.place.run == self.run for found in complete):
+            return complete
+        base = self._base.path if self._base is not None else None
+        latest = {found.place for found in complete[:retain]}
+        return [
+            found
+            for found in complete
+            if found.place in latest or found.place.checkpoint in keep or found.place.folder == base
+        ]
+
+    async def _mark_if_last(self, doomed: Sequence[Found], kept: Collection[Place]) -> None:
+        highest = max((found.place.checkpoint for found in doomed), default=0)
+        if highest > max((place.checkpoint for place in kept), default=0):
+            await self._mark_used(highest)
+
+    async def _delete(self, found: Found) -> None:
+        folder = self._folder.path(found.place.folder)
+        # The name that makes it complete first, durably: never a manifest without its files.
+        await self._files.delete(f"{folder}/{layout.SAVEPOINT if found.savepoint else layout.MANIFEST}")
+        await self._files.delete_tree(folder)
+
+    async def _delete_empty(self, kept: Collection[Place]) -> None:
+        """Folders of earlier runs and attempts in which nothing is kept. This attempt's `widest` includes theirs, and a
+        base matters only to runs without a complete checkpoint."""
+        if not self._attempt or not any(place.run == self.run for place in kept):
+            return
+        needed = {place.run for place in kept}
+        for run in await self._folder.numbers("", "run"):
+            if run < self.run and run not in needed:
+                await self._files.delete_tree(self._folder.path(layout.run_folder(run)))
+        occupied = {place.attempt for place in kept if place.run == self.run}
+        for attempt in await self._folder.numbers(layout.run_folder(self.run), "attempt"):
+            if attempt < self._attempt and attempt not in occupied:
+                await self._files.delete_tree(self._folder.path(layout.attempt_folder(self.run, attempt)))

@@ -1,0 +1,548 @@
+"""How a job runs: value objects that are checked when they are made, and what lays their sources over each other.
+
+Durations are `datetime.timedelta`. Every error is InvalidConfig and names the setting by its dotted name, as TOML,
+environment and flags have it.
+"""
+
+import dataclasses
+import datetime as dt
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from os import PathLike
+from typing import Any, ClassVar, Literal, Protocol
+
+from streamactors.durations import EXPECTED as EXPECTED_DURATION
+from streamactors.durations import format_duration, parse_duration
+from streamactors.errors import InvalidConfig
+from streamactors.settings import (
+    Given,
+    Layer,
+    layer_of_environ,
+    layer_of_flags,
+    layer_of_toml,
+    redacted,
+    refuse_unknown,
+)
+
+MAX_KEY_GROUPS = 32768
+
+
+class StateBackend(Protocol):
+    """Where keyed state lives; settings only."""
+
+    @property
+    def name(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Heap(StateBackend):
+    """Keyed state in Python dictionaries."""
+
+    name: ClassVar[str] = "heap"
+
+
+class Deployment(Protocol):
+    """Where subtasks run; settings only."""
+
+    @property
+    def name(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Local(Deployment):
+    """All subtasks in this process, on the loop that starts the job."""
+
+    name: ClassVar[str] = "local"
+
+
+class Restart:
+    """What follows the failure of an attempt: another one, after which delay; or the end of the job."""
+
+    strategy: ClassVar[str]
+
+    @classmethod
+    def none(cls) -> "Restart":
+        return NoRestart()
+
+    @classmethod
+    def fixed(cls, delay: dt.timedelta, attempts: int) -> "Restart":
+        """At most `attempts` restarts in the job's life."""
+        return FixedDelay(delay, attempts)
+
+    @classmethod
+    def exponential(
+        cls,
+        initial: dt.timedelta = dt.timedelta(seconds=1),
+        maximum: dt.timedelta = dt.timedelta(minutes=1),
+        *,
+        jitter: float = 0.1,
+        reset_after: dt.timedelta = dt.timedelta(hours=1),
+    ) -> "Restart":
+        """Without end; the delay doubles up to `maximum`, give or take the share `jitter`. An attempt that has run for
+        `reset_after` begins again with `initial`."""
+        return ExponentialDelay(initial, maximum, jitter=jitter, reset_after=reset_after)
+
+    @classmethod
+    def failure_rate(cls, failures: int, per: dt.timedelta, delay: dt.timedelta) -> "Restart":
+        """As long as no more than `failures` fall within `per`."""
+        return FailureRate(failures, per, delay)
+
+
+@dataclass(frozen=True, slots=True)
+class NoRestart(Restart):
+    strategy: ClassVar[str] = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class FixedDelay(Restart):
+    strategy: ClassVar[str] = "fixed"
+    delay: dt.timedelta
+    attempts: int
+
+    def __post_init__(self) -> None:
+        _check_duration("restart.delay", self.delay)
+        _check_whole("restart.attempts", self.attempts, remedy="use Restart.none() for no restart")
+
+
+@dataclass(frozen=True, slots=True)
+class ExponentialDelay(Restart):
+    strategy: ClassVar[str] = "exponential"
+    initial: dt.timedelta = dt.timedelta(seconds=1)
+    maximum: dt.timedelta = dt.timedelta(minutes=1)
+    _: KW_ONLY
+    jitter: float = 0.1
+    reset_after: dt.timedelta = dt.timedelta(hours=1)
+
+    def __post_init__(self) -> None:
+        _check_duration("restart.initial", self.initial, positive=True)
+        _check_duration("restart.maximum", self.maximum, positive=True)
+        _check_duration("restart.reset_after", self.reset_after)
+        _check_share("restart.jitter", self.jitter)
+        if self.maximum < self.initial:
+            least = f"must be at least restart.initial ({_shown(self.initial)})"
+            raise _invalid("restart.maximum", self.maximum, least)
+
+
+@dataclass(frozen=True, slots=True)
+class FailureRate(Restart):
+    strategy: ClassVar[str] = "failure-rate"
+    failures: int
+    per: dt.timedelta
+    delay: dt.timedelta
+
+    def __post_init__(self) -> None:
+        _check_whole("restart.failures", self.failures, remedy="use Restart.none() for no restart")
+        _check_duration("restart.per", self.per, positive=True)
+        _check_duration("restart.delay", self.delay)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Checkpoints:
+    """Files lie under `<storage>/<flow name>/`.
+
+    `timeout` counts from the trigger; `min_pause` from the end of one to the trigger of the next;
+    `tolerable_failures` in a row; `retain` counts complete checkpoints.
+    """
+
+    storage: str
+    _: KW_ONLY
+    interval: dt.timedelta
+    mode: Literal["exactly-once", "at-least-once"] = "exactly-once"
+    alignment: Literal["aligned", "unaligned"] = "aligned"
+    alignment_timeout: dt.timedelta | None = None
+    timeout: dt.timedelta = dt.timedelta(minutes=10)
+    min_pause: dt.timedelta = dt.timedelta(0)
+    max_concurrent: int = 1
+    tolerable_failures: int = 0
+    retain: int = 3
+    incremental: bool = True
+
+    def __post_init__(self) -> None:
+        _check_text("checkpoints.storage", self.storage, "a URI such as 'file:///var/lib/orders'")
+        _check_duration("checkpoints.interval", self.interval, positive=True)
+        _check_choice("checkpoints.mode", self.mode, ("exactly-once", "at-least-once"))
+        _check_choice("checkpoints.alignment", self.alignment, ("aligned", "unaligned"))
+        if self.alignment_timeout is not None:
+            _check_duration("checkpoints.alignment_timeout", self.alignment_timeout)
+        _check_duration("checkpoints.timeout", self.timeout, positive=True)
+        _check_duration("checkpoints.min_pause", self.min_pause)
+        _check_whole("checkpoints.max_concurrent", self.max_concurrent)
+        _check_whole("checkpoints.tolerable_failures", self.tolerable_failures, least=0)
+        _check_whole("checkpoints.retain", self.retain, remedy="the latest checkpoint is always kept")
+        _check_type("checkpoints.incremental", self.incremental, bool, "True or False")
+
+    def __repr__(self) -> str:
+        settings = [f"{name}={getattr(self, name)!r}" for name in _differing(self) if name != "storage"]
+        return f"Checkpoints({', '.join([repr(redacted(self.storage)), *settings])})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Also from TOML (`Config.from_toml`) and environment (`STREAMACTORS_CHECKPOINTS__INTERVAL=10s`).
+
+    `parallelism` is that of every step which doesn't set its own; `mailbox_capacity` counts records;
+    `max_parallelism` bounds every later rescale.
+    """
+
+    parallelism: int = 1
+    max_parallelism: int | None = None
+    mailbox_capacity: int = 4096
+    execution: Literal["streaming", "batch", "auto"] = "streaming"
+    state_backend: Literal["heap", "rocksdb"] | StateBackend = "heap"
+    checkpoints: Checkpoints | None = None
+    restart: Restart | None = None
+    deployment: Deployment | None = None
+
+    def __post_init__(self) -> None:
+        _check_whole("parallelism", self.parallelism)
+        if self.max_parallelism is not None:
+            _check_max_parallelism(self.max_parallelism, self.parallelism)
+        _check_whole("mailbox_capacity", self.mailbox_capacity)
+        _check_choice("execution", self.execution, ("streaming", "batch", "auto"))
+        if isinstance(self.state_backend, str):
+            _check_choice("state_backend", self.state_backend, ("heap", "rocksdb"))
+        else:
+            _check_instance("state_backend", self.state_backend, "'heap', 'rocksdb' or an instance such as Heap()")
+        if self.deployment is not None:
+            _check_instance("deployment", self.deployment, "an instance such as Local()")
+        if self.checkpoints is not None:
+            _check_type("checkpoints", self.checkpoints, Checkpoints, "Checkpoints('file:///…', interval=…)")
+        if self.restart is not None:
+            _check_type("restart", self.restart, tuple(_STRATEGIES.values()), "such as Restart.fixed(delay, attempts)")
+
+    @classmethod
+    def from_toml(cls, path: str | PathLike[str]) -> "Config":
+        """Raises InvalidConfig for an unknown key, and for a `"${env:NAME}"` whose variable is not set."""
+        return _build(_parsed(layer_of_toml(path, os.environ)))
+
+    @property
+    def effective_restart(self) -> Restart:
+        """`restart`, or what stands for None: exponential under checkpoints, else none."""
+        return self.restart or (Restart.none() if self.checkpoints is None else Restart.exponential())
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting of a resolved Config, for people: `value` is text without secrets, `origin` says who gave it."""
+
+    name: str
+    value: str
+    origin: str
+
+
+def resolve(
+    module: Config | None = None,
+    toml: str | PathLike[str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, str] | None = None,
+) -> tuple[Config, list[Setting]]:
+    """Lay flags over environment over the TOML file over the module's Config over the defaults.
+
+    Settings go one by one: the environment may change nothing but the interval of a module's Checkpoints. Another
+    restart strategy than the one below drops that one's settings. `environ` also serves `${env:NAME}` in TOML.
+    """
+    environ = environ or {}
+    layers = [
+        _layer_of_module(module) if module else {},
+        _parsed(layer_of_toml(toml, environ)) if toml else {},
+        _parsed(layer_of_environ(environ)),
+        _parsed(layer_of_flags(flags or {})),
+    ]
+    merged = _merged(layers)
+    try:
+        config = _build(merged)
+    except InvalidConfig as error:
+        raise InvalidConfig(f"{error}{_origin_of(str(error), merged)}") from error
+    return config, _settings(config, merged)
+
+
+def unsupported(config: Config) -> list[str]:
+    """What `config` asks for and this version has not, each with the way round; empty if all is there."""
+    checkpoints = config.checkpoints
+    found: dict[str, tuple[object, bool, str]] = {
+        "execution": (config.execution, config.execution == "streaming", "use 'streaming'"),
+        "state_backend": (config.state_backend, config.state_backend in ("heap", Heap()), "use 'heap'"),
+        "deployment": (config.deployment, config.deployment in (None, Local()), "use Local()"),
+    }
+    if checkpoints is not None:
+        alignment, limit = checkpoints.alignment, checkpoints.alignment_timeout
+        found["checkpoints.alignment"] = (alignment, alignment == "aligned", "use 'aligned'")
+        found["checkpoints.alignment_timeout"] = (limit, limit is None, "leave it out")
+    return [
+        f"{name} = {_shown(value)} is not available in this version: {remedy}"
+        for name, (value, supported, remedy) in found.items()
+        if not supported
+    ]
+
+
+def require_supported(config: Config) -> None:
+    """Raise InvalidConfig with all that `unsupported` finds."""
+    if problems := unsupported(config):
+        raise InvalidConfig("; ".join(problems))
+
+
+# ------------------------------------------------------------------------------------------------------------ checks
+
+
+def _invalid(name: str, value: object, problem: str) -> InvalidConfig:
+    return InvalidConfig(f"{name} = {_shown(value)}: it {problem}")
+
+
+def _check_whole(name: str, value: object, least: int = 1, remedy: str = "") -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise _invalid(name, value, f"must be a whole number, at least {least}{'; ' if remedy else ''}{remedy}")
+
+
+def _check_max_parallelism(value: int, parallelism: int) -> None:
+    _check_whole("max_parallelism", value)
+    if value > MAX_KEY_GROUPS:
+        raise _invalid("max_parallelism", value, f"must be at most {MAX_KEY_GROUPS}")
+    if value < parallelism:
+        raise _invalid("max_parallelism", value, f"must be at least parallelism ({parallelism})")
+
+
+def _check_duration(name: str, value: object, *, positive: bool = False) -> None:
+    if not isinstance(value, dt.timedelta):
+        raise _invalid(name, value, "must be a datetime.timedelta, such as dt.timedelta(seconds=10)")
+    if value < dt.timedelta(0) or (positive and not value):
+        raise _invalid(name, value, "must be longer than zero" if positive else "must not be negative")
+
+
+def _check_share(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise _invalid(name, value, "must be a number from 0 to 1")
+
+
+def _check_text(name: str, value: object, expected: str) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise _invalid(name, value, f"must be {expected}")
+
+
+def _check_type(name: str, value: object, types: type | tuple[type, ...], expected: str) -> None:
+    if not isinstance(value, types):
+        raise _invalid(name, value, f"must be {expected}")
+
+
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise _invalid(name, value, f"must be one of {', '.join(map(repr, choices))}")
+
+
+def _check_instance(name: str, value: object, expected: str) -> None:
+    if isinstance(value, type) or not isinstance(getattr(value, "name", None), str):
+        raise _invalid(name, value, f"must be {expected}")
+
+
+def _shown(value: object) -> str:
+    """A value as errors and the command line show it, without secrets."""
+    if isinstance(value, dt.timedelta):
+        return f"-{format_duration(-value)}" if value < dt.timedelta(0) else format_duration(value)
+    return repr(redacted(value)) if isinstance(value, str) else repr(value)
+
+
+# ------------------------------------------------------------------------------------------- from text, layer by layer
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What a setting's text must be; `parse` raises ValueError or TypeError for another."""
+
+    expected: str
+    parse: Callable[[Any], object]
+
+
+def _parse_whole(value: Any) -> int:
+    if isinstance(value, bool | float):
+        raise TypeError
+    return int(value)
+
+
+def _parse_number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError
+    return float(value)
+
+
+def _parse_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    return {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}[
+        value.lower()
+    ]
+
+
+def _parse_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _parse_duration(value: Any) -> dt.timedelta:
+    return parse_duration(_parse_text(value))
+
+
+def _one_of(*choices: str) -> _Kind:
+    by_spelling = {spelling: choice for choice in choices for spelling in (choice, choice.replace("-", "_"))}
+    return _Kind(f"one of {', '.join(map(repr, choices))}", lambda value: by_spelling[value])
+
+
+_WHOLE = _Kind("a whole number", _parse_whole)
+_NUMBER = _Kind("a number", _parse_number)
+_BOOL = _Kind("true or false", _parse_bool)
+_TEXT = _Kind("text", _parse_text)
+_DURATION = _Kind(EXPECTED_DURATION, _parse_duration)
+
+_STRATEGIES: dict[str, type[Restart]] = {
+    NoRestart.strategy: NoRestart,
+    FixedDelay.strategy: FixedDelay,
+    ExponentialDelay.strategy: ExponentialDelay,
+    FailureRate.strategy: FailureRate,
+}
+
+KNOWN: dict[str, _Kind] = {
+    "parallelism": _WHOLE,
+    "max_parallelism": _WHOLE,
+    "mailbox_capacity": _WHOLE,
+    "execution": _one_of("streaming", "batch", "auto"),
+    "state_backend": _one_of("heap", "rocksdb"),
+    "deployment": _one_of("local"),
+    "checkpoints.storage": _TEXT,
+    "checkpoints.interval": _DURATION,
+    "checkpoints.mode": _one_of("exactly-once", "at-least-once"),
+    "checkpoints.alignment": _one_of("aligned", "unaligned"),
+    "checkpoints.alignment_timeout": _DURATION,
+    "checkpoints.timeout": _DURATION,
+    "checkpoints.min_pause": _DURATION,
+    "checkpoints.max_concurrent": _WHOLE,
+    "checkpoints.tolerable_failures": _WHOLE,
+    "checkpoints.retain": _WHOLE,
+    "checkpoints.incremental": _BOOL,
+    "restart.strategy": _one_of(*_STRATEGIES),
+    "restart.delay": _DURATION,
+    "restart.attempts": _WHOLE,
+    "restart.initial": _DURATION,
+    "restart.maximum": _DURATION,
+    "restart.jitter": _NUMBER,
+    "restart.reset_after": _DURATION,
+    "restart.failures": _WHOLE,
+    "restart.per": _DURATION,
+}
+"""Every setting by its dotted name, as TOML, environment and flags have it."""
+
+
+def _parsed(layer: Layer) -> Layer:
+    """A layer's texts as typed values."""
+    refuse_unknown(layer, KNOWN)
+    return {name: _parse(name, given) for name, given in layer.items()}
+
+
+def _parse(name: str, given: Given) -> Given:
+    kind = KNOWN[name]
+    try:
+        value = kind.parse(given.value)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        # Not chained: the cause would show the text, which may be a secret.
+        raise InvalidConfig(f"{name} = {given.shown} (from {given.origin}): it must be {kind.expected}") from None
+    return Given(value, given.shown, given.origin)
+
+
+def _layer_of_module(config: Config) -> Layer:
+    """What a Config sets. What equals the default is left to the default."""
+    values: dict[str, object] = {name: getattr(config, name) for name in _differing(config)}
+    checkpoints, restart = values.pop("checkpoints", None), values.pop("restart", None)
+    if isinstance(checkpoints, Checkpoints):
+        values |= {f"checkpoints.{name}": getattr(checkpoints, name) for name in _differing(checkpoints)}
+    if isinstance(restart, Restart):
+        values["restart.strategy"] = restart.strategy
+        values |= {f"restart.{field.name}": getattr(restart, field.name) for field in _fields(restart)}
+    return {name: Given(value, _shown(value), "module") for name, value in values.items()}
+
+
+def _merged(layers: Sequence[Layer]) -> Layer:
+    """The later layer wins, setting by setting."""
+    merged: Layer = {}
+    for layer in layers:
+        if _strategy(layer) not in (None, _strategy(merged)):
+            merged = {name: given for name, given in merged.items() if not name.startswith("restart.")}
+        merged |= layer
+    return merged
+
+
+def _strategy(layer: Layer) -> object:
+    return layer["restart.strategy"].value if "restart.strategy" in layer else None
+
+
+def _build(layer: Layer) -> Config:
+    tables: dict[str, dict[str, Any]] = {"": {}, "checkpoints": {}, "restart": {}}
+    for name, given in layer.items():
+        table, _, leaf = name.rpartition(".")
+        tables[table][leaf] = given.value
+    settings = tables[""]
+    if settings.get("deployment") == Local.name:
+        settings["deployment"] = Local()
+    if tables["checkpoints"]:
+        _refuse_missing("checkpoints", Checkpoints, tables["checkpoints"])
+        settings["checkpoints"] = Checkpoints(**tables["checkpoints"])
+    if tables["restart"]:
+        settings["restart"] = _build_restart(tables["restart"])
+    return Config(**settings)
+
+
+def _build_restart(table: dict[str, Any]) -> Restart:
+    if "strategy" not in table:
+        raise InvalidConfig(f"restart.strategy is missing: it must be {KNOWN['restart.strategy'].expected}")
+    strategy = table["strategy"]
+    settings = {name: value for name, value in table.items() if name != "strategy"}
+    made = _STRATEGIES[strategy]
+    has = [field.name for field in _fields(made)]
+    if foreign := next((name for name in settings if name not in has), None):
+        raise InvalidConfig(
+            f"restart.{foreign} = {_shown(settings[foreign])}: the strategy {strategy!r} has no such setting; "
+            f"it has: {', '.join(has) or 'none'}"
+        )
+    _refuse_missing("restart", made, settings)
+    return made(**settings)
+
+
+def _refuse_missing(table: str, made: Any, settings: Mapping[str, object]) -> None:
+    for field in _fields(made):
+        if field.default is dataclasses.MISSING and field.name not in settings:
+            name = f"{table}.{field.name}"
+            raise InvalidConfig(
+                f"{name} is missing beside {', '.join(f'{table}.{given}' for given in settings) or table}: "
+                f"it must be {KNOWN[name].expected}"
+            )
+
+
+def _origin_of(message: str, layer: Layer) -> str:
+    """Who gave the setting that an error message begins with."""
+    name = message.partition(" = ")[0]
+    return f" (from {layer[name].origin})" if name in layer else ""
+
+
+def _settings(config: Config, layer: Layer) -> list[Setting]:
+    """Every setting of `config`, in the order of `KNOWN`; of the restart strategy those that it has."""
+    values: dict[str, object] = {field.name: getattr(config, field.name) for field in _fields(config)}
+    restart = config.effective_restart
+    for table, part in (("checkpoints", values.pop("checkpoints")), ("restart", restart)):
+        values |= {f"{table}.{field.name}": getattr(part, field.name) for field in _fields(part)}
+    values.pop("restart")
+    values["restart.strategy"] = restart.strategy
+    return [_setting(name, values[name], layer) for name in KNOWN if name in values]
+
+
+def _setting(name: str, value: object, layer: Layer) -> Setting:
+    if name in layer:
+        return Setting(name, layer[name].shown, layer[name].origin)
+    return Setting(name, _shown(value), "default")
+
+
+def _fields(of: Any) -> tuple[Any, ...]:
+    """The fields of a dataclass or its instance; none of anything else."""
+    return dataclasses.fields(of) if dataclasses.is_dataclass(of) else ()
+
+
+def _differing(of: Any) -> list[str]:
+    """The fields whose value is not their default."""
+    return [field.name for field in _fields(of) if getattr(of, field.name) != field.default]

@@ -1,0 +1,105 @@
+"""Every error that streamactors raises on purpose, named by its condition; each message says what to do.
+
+`StreamactorsError` is the root. Errors marked `retryable = False` end the job at once: a restart from the same
+checkpoint would meet the same condition, or could double output.
+"""
+
+
+class StreamactorsError(Exception):
+    """Root of all errors raised by streamactors."""
+
+    retryable: bool = True
+
+
+class JobFailed(StreamactorsError):
+    """The job ended without finishing; its cause is the first failure of the last attempt."""
+
+
+class InvalidDataflow(StreamactorsError):
+    """The flow can't be run as it is built; raised before anything runs."""
+
+    retryable = False
+
+
+class InvalidConfig(StreamactorsError):
+    """A setting is unknown, malformed, or does not go with another."""
+
+    retryable = False
+
+
+class StateAccessError(StreamactorsError):
+    """State was touched outside the call that it belongs to."""
+
+    retryable = False
+
+
+class IncompatibleState(StreamactorsError):
+    """Stored state does not fit the flow: another type, a missing operator, another max parallelism."""
+
+    retryable = False
+
+
+class CorruptCheckpoint(StreamactorsError):
+    """A file of a checkpoint is missing, truncated or altered."""
+
+    retryable = False
+
+
+class StorageInUse(StreamactorsError):
+    """Another live process owns the checkpoint storage of this flow."""
+
+    retryable = False
+
+
+class StorageFailed(StreamactorsError):
+    """The checkpoint storage refused a read or a write (disk full, permission, time-out)."""
+
+
+class FencedOff(StreamactorsError):
+    """A newer run has taken over the storage: this process may write no manifest and commit no transaction."""
+
+    retryable = False
+
+
+class TransactionLost(StreamactorsError):
+    """A prepared transaction of a sink can be neither committed nor shown to have been committed."""
+
+    retryable = False
+
+
+class TransactionAlreadyCommitted(StreamactorsError):
+    """Falling back to an older checkpoint would double output that a later one has already committed."""
+
+    retryable = False
+
+
+class UnserialisableKey(StreamactorsError):
+    """A key whose type has no stable serialisation."""
+
+    retryable = False
+
+
+class UnserialisableValue(StreamactorsError):
+    """A value that its serializer can't write, or that does not fit its declared type."""
+
+    retryable = False
+
+
+class MissingExtra(StreamactorsError):
+    """An optional part was used without its extra installed."""
+
+    retryable = False
+
+
+class RecordFailed(StreamactorsError):
+    """User code or a decoder failed on one record; the cause is the user's exception."""
+
+    def __init__(self, uid: str, what: str, *, key: object = None, origin: str | None = None) -> None:
+        self.uid, self.key, self.origin = uid, key, origin
+        where = f", key {key!r}" if key is not None else ""
+        source = f", record {origin}" if origin else ""
+        super().__init__(f"operator {uid!r} failed{where}{source}: {what}")
+
+
+class CheckpointFailed(StreamactorsError):
+    """A checkpoint that somebody waits for was declined, aborted or timed out."""

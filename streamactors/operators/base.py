@@ -1,0 +1,301 @@
+"""The classes that users derive from, and `Link`: one operator of one subtask, working on batches.
+
+Invariant of a link: `process(batch)` takes the whole batch and returns everything it emitted for it, in order; between
+two calls nothing is held back outside state. That is what lets a barrier pass between two batches.
+"""
+
+import functools
+import inspect
+import logging
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from streamactors.elements import Batch, DeadLetter, ErrorRoute, OutputTag
+from streamactors.errors import InvalidDataflow, RecordFailed, StreamactorsError
+from streamactors.metrics import MetricGroup
+from streamactors.state.backend import Cursor, KeyedBackend
+
+T = TypeVar("T")
+U = TypeVar("U")
+K = TypeVar("K")
+K_co = TypeVar("K_co", covariant=True)
+T_contra = TypeVar("T_contra", contravariant=True)
+
+
+# ---------------------------------------------------------------------------------------------- what users derive from
+class OperatorContext:
+    """Where an operator runs, and what it may use; handed to `open`."""
+
+    def __init__(
+        self,
+        *,
+        uid: str,
+        subtask: int,
+        parallelism: int,
+        metrics: MetricGroup | None = None,
+        resources: Mapping[str, Any] | None = None,
+        flow: str = "",
+    ) -> None:
+        self.uid = uid
+        self.subtask = subtask
+        self.parallelism = parallelism
+        self.metrics = metrics or MetricGroup()
+        self.resources: Mapping[str, Any] = resources or {}
+        """What the caller of run/start handed in by `resources=`, such as one shared HTTP client."""
+        self.log = logging.LoggerAdapter(
+            logging.getLogger("streamactors.operator"), {"flow": flow, "uid": uid, "subtask": subtask}
+        )
+
+
+class Context(Generic[K_co, T_contra]):
+    """What an operator sees of the record in hand. Valid during the call only."""
+
+    __slots__ = ()
+
+    @property
+    def key(self) -> K_co:
+        raise NotBound("Context.key")
+
+    @property
+    def timestamp(self) -> int | None:
+        """Milliseconds since the epoch; None where the stream has no event time."""
+        raise NotBound("Context.timestamp")
+
+    def emit(self, value: T_contra, timestamp: int | None = None) -> None:
+        """Send a value on, with the record's own timestamp unless another is given."""
+        raise NotBound("Context.emit")
+
+    def emit_to(self, tag: OutputTag[T], value: T) -> None:
+        """Send a value to a side output."""
+        raise NotBound("Context.emit_to")
+
+    async def drain(self) -> None:
+        """For one record that turns into very many: waits for room downstream, as StreamWriter.drain does."""
+        raise NotBound("Context.drain")
+
+
+class NotBound(StreamactorsError):
+    """A `Context` that the runtime did not make."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} works only on the context that the runtime hands to an operator")
+
+
+class _Lifecycle:
+    def open(self, ctx: OperatorContext, /) -> Awaitable[None] | None:
+        """Before the first record; get what the operator needs."""
+        return None
+
+    def close(self) -> Awaitable[None] | None:
+        """After the last record, and after a failure."""
+        return None
+
+
+class Operator(_Lifecycle, ABC, Generic[T, U]):
+    """Any hook may be `def` or `async def`; which one is seen once per subtask. A plain `def` is the faster."""
+
+    @abstractmethod
+    def process(self, value: T, ctx: Context[None, U], /) -> Awaitable[None] | None: ...
+
+
+class KeyedOperator(_Lifecycle, ABC, Generic[K, T, U]):
+    """Like `Operator`, on a keyed stream: may declare state, which is bound to the key of the record in hand."""
+
+    @abstractmethod
+    def process(self, value: T, ctx: Context[K, U], /) -> Awaitable[None] | None: ...
+
+
+# ---------------------------------------------------------------------------------------------------- links of a chain
+@dataclass(frozen=True, slots=True)
+class LinkContext:
+    """What a link is made with."""
+
+    uid: str
+    name: str
+    operator: OperatorContext
+    on_error: ErrorRoute = "fail"
+    backend: KeyedBackend | None = None
+    drain: Callable[[Batch | None, dict[str, Batch]], Coroutine[Any, Any, None]] | None = None
+    """Pushes what was emitted so far on, and waits for room downstream."""
+
+
+@dataclass(slots=True)
+class LinkState:
+    """The synchronous part of a link's snapshot."""
+
+    pending: Sequence[Any] = ()
+    schemas: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Link(ABC):
+    """One operator of one subtask."""
+
+    sides: dict[str, Batch]
+    """What the last `process` emitted to side outputs, by tag name; taken by the chain."""
+
+    def __init__(self, ctx: LinkContext) -> None:
+        self.ctx = ctx
+        self.uid = ctx.uid
+        self.sides = {}
+
+    async def open(self) -> None:
+        return None
+
+    @abstractmethod
+    async def process(self, batch: Batch) -> Batch | None:
+        """All that this batch turns into; None or empty for nothing."""
+
+    async def finish(self) -> Batch | None:
+        """End of data: the last output."""
+        return None
+
+    async def close(self) -> None:
+        return None
+
+    def failed(self, error: Exception, batch: Batch, index: int) -> RecordFailed:
+        """The error to raise for record `index` of `batch`, naming operator, key and origin; `error` is its cause."""
+        key = None if batch.keys is None else batch.keys[index]
+        what = f"{type(error).__name__}: {error}"
+        return RecordFailed(self.uid, what, key=key, origin=batch.origin(index))
+
+
+@dataclass(frozen=True)
+class OperatorSpec(ABC):
+    """The part of a logical node that makes links; frozen, shared by all subtasks."""
+
+    @property
+    @abstractmethod
+    def kind(self) -> str: ...
+
+    @property
+    def keyed_state(self) -> bool:
+        """Whether it needs a keyed backend."""
+        return False
+
+    @property
+    def error_tag(self) -> OutputTag[DeadLetter] | None:
+        return None
+
+    def validate(self, uid: str) -> None:
+        """Raise InvalidDataflow for what can be seen to be wrong before anything runs."""
+        return None
+
+    @abstractmethod
+    def link(self, ctx: LinkContext) -> Link: ...
+
+
+# ------------------------------------------------------------------------------------------------------- user callables
+def is_async(fn: Any) -> bool:
+    """Whether calling `fn` gives a coroutine, seen through partials and callable objects."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
+
+
+async def call_hook(hook: Callable[..., Awaitable[None] | None], *args: Any) -> None:
+    """Call a lifecycle hook that may be `def` or `async def`."""
+    result = hook(*args)
+    if inspect.isawaitable(result):
+        await result
+
+
+def make_operator(factory: Callable[[], Any], kinds: tuple[type, ...], uid: str) -> Any:
+    """One operator for one subtask."""
+    operator = factory()
+    if not isinstance(operator, kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise InvalidDataflow(f"operator {uid!r}: the factory made a {type(operator).__name__}, wanted: {wanted}")
+    return operator
+
+
+def refuse_instance(factory: Any, kinds: tuple[type, ...], uid: str) -> None:
+    """An instance would be shared by subtasks."""
+    if isinstance(factory, kinds):
+        raise InvalidDataflow(
+            f"operator {uid!r} is given as an instance, which all subtasks would share: "
+            f"give the class, or functools.partial({type(factory).__name__}, …)"
+        )
+    if not callable(factory):
+        raise InvalidDataflow(f"operator {uid!r}: {factory!r} is neither a class nor a factory without arguments")
+
+
+def done_of(iterator: Any, total: int) -> int:
+    """How many of `total` items a list iterator has handed out: finds the failing record without counting each."""
+    return total - int(iterator.__length_hint__())
+
+
+def dead_letter(uid: str, value: Any, origin: str | None, error: BaseException) -> DeadLetter:
+    trace = "".join(traceback.format_exception(error))
+    return DeadLetter(uid=uid, origin=origin or "", value=value, error=f"{type(error).__name__}: {error}", traceback=trace)
+
+
+class RecordContext(Cursor, Context[Any, Any]):
+    """The one `Context` of a link: the cursor of its state, and the collector of its output."""
+
+    __slots__ = ("_batch_stamps", "_drain", "_sides", "_stamps", "_values", "timestamp")
+
+    def __init__(self, drain: Callable[["RecordContext"], Coroutine[Any, Any, None]]) -> None:
+        super().__init__()
+        self.timestamp: int | None = None
+        self._drain = drain
+        self._values: list[Any] = []
+        self._stamps: list[int | None] | None = None
+        self._sides: dict[str, tuple[list[Any], list[int | None]]] = {}
+
+    def begin(self, *, stamped: bool) -> None:
+        """Start collecting for a batch. One unstamped batch may have left stamps behind, by explicit time-stamps."""
+        self._values = []
+        self._stamps = [] if stamped else None
+        self.timestamp = None
+
+    def emit(self, value: Any, timestamp: int | None = None) -> None:
+        self._values.append(value)
+        stamps = self._stamps
+        if stamps is not None:
+            stamps.append(self.timestamp if timestamp is None else timestamp)
+        elif timestamp is not None:
+            self._stamps = [None] * (len(self._values) - 1) + [timestamp]
+
+    def emit_to(self, tag: OutputTag[T], value: T) -> None:
+        values, stamps = self._sides.setdefault(tag.name, ([], []))
+        values.append(value)
+        stamps.append(self.timestamp)
+
+    async def drain(self) -> None:
+        await self._drain(self)
+
+    def mark(self) -> dict[str | None, int]:
+        """How much has been emitted so far, by side output (None: the main one)."""
+        return {None: len(self._values), **{name: len(values) for name, (values, _) in self._sides.items()}}
+
+    def roll_back(self, mark: dict[str | None, int]) -> None:
+        """Take back what was emitted since: the record in hand failed, and goes to the dead letters instead."""
+        del self._values[mark[None] :]
+        if self._stamps is not None:
+            del self._stamps[mark[None] :]
+        for name, (values, stamps) in self._sides.items():
+            del values[mark.get(name, 0) :], stamps[mark.get(name, 0) :]
+
+    def take(self) -> Batch | None:
+        """The main output so far; the next emit begins a new one."""
+        if not self._values:
+            return None
+        batch = Batch(self._values, self._stamps)
+        self._values = []
+        if self._stamps is not None:
+            self._stamps = []
+        return batch
+
+    def take_sides(self) -> dict[str, Batch]:
+        if not self._sides:
+            return {}
+        sides = {name: Batch(values, _dense(stamps)) for name, (values, stamps) in self._sides.items()}
+        self._sides = {}
+        return sides
+
+
+def _dense(stamps: list[int | None]) -> list[int | None] | None:
+    return None if all(stamp is None for stamp in stamps) else stamps

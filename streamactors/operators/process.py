@@ -1,0 +1,215 @@
+"""`process`, keyed and not, and `reduce`: the steps that run a user's operator, and bind its state."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any
+
+from streamactors.elements import Batch, DeadLetter, ErrorRoute, OutputTag
+from streamactors.errors import InvalidDataflow
+from streamactors.operators.base import (
+    KeyedOperator,
+    Link,
+    LinkContext,
+    Operator,
+    OperatorSpec,
+    RecordContext,
+    call_hook,
+    dead_letter,
+    done_of,
+    is_async,
+    make_operator,
+    refuse_instance,
+)
+from streamactors.state.descriptors import ValueState, declared_states
+
+
+class ProcessLink(Link):
+    """Runs an `Operator` or `KeyedOperator` record by record, without an await per record where `process` is a `def`.
+
+    A record that fails under `on_error=tag` goes to the dead letters; what it had emitted is taken back, what it had
+    written to state stays, as after any handled exception.
+    """
+
+    def __init__(self, ctx: LinkContext, operator: Any, *, keyed: bool) -> None:
+        super().__init__(ctx)
+        self._operator = operator
+        self._keyed = keyed
+        self._process = operator.process
+        self._async = is_async(operator.process)
+        self._context = RecordContext(self._drain)
+        self._opened = False
+        if ctx.backend is not None:
+            ctx.backend.attach(self._context)
+            bind_states(operator, ctx)
+
+    async def open(self) -> None:
+        self._opened = True
+        await call_hook(self._operator.open, self.ctx.operator)
+
+    async def close(self) -> None:
+        if self._opened:
+            self._opened = False
+            await call_hook(self._operator.close)
+
+    async def process(self, batch: Batch) -> Batch | None:
+        context = self._context
+        context.begin(stamped=batch.timestamps is not None)
+        values = iter(batch.values)
+        try:
+            if self.ctx.on_error != "fail":
+                await self._run_routed(batch)
+            elif self._async:
+                await self._run_async(values, batch)
+            else:
+                self._run(values, batch)
+        except Exception as error:
+            raise self.failed(error, batch, done_of(values, len(batch)) - 1) from error
+        finally:
+            context.clear()
+        self.sides = context.take_sides()
+        return context.take()
+
+    def _run(self, values: Iterator[Any], batch: Batch) -> None:
+        process, ctx = self._process, self._context
+        stamps = repeat(None) if batch.timestamps is None else batch.timestamps
+        if self._keyed:
+            assert batch.keys is not None and batch.groups is not None
+            for value, ctx.key, ctx.group, ctx.timestamp in zip(values, batch.keys, batch.groups, stamps, strict=False):
+                process(value, ctx)
+        else:
+            for value, ctx.timestamp in zip(values, stamps, strict=False):
+                process(value, ctx)
+
+    async def _run_async(self, values: Iterator[Any], batch: Batch) -> None:
+        process, ctx = self._process, self._context
+        stamps = repeat(None) if batch.timestamps is None else batch.timestamps
+        if self._keyed:
+            assert batch.keys is not None and batch.groups is not None
+            for value, ctx.key, ctx.group, ctx.timestamp in zip(values, batch.keys, batch.groups, stamps, strict=False):
+                await process(value, ctx)
+        else:
+            for value, ctx.timestamp in zip(values, stamps, strict=False):
+                await process(value, ctx)
+
+    async def _run_routed(self, batch: Batch) -> None:
+        """Slower: a failing record must leave no output behind."""
+        context = self._context
+        for index in range(len(batch)):
+            one = batch.slice(index, index + 1)
+            mark = context.mark()
+            try:
+                if self._async:
+                    await self._run_async(iter(one.values), one)
+                else:
+                    self._run(iter(one.values), one)
+            except Exception as error:
+                context.roll_back(mark)
+                self._to_dead_letters(one, error)
+
+    def _to_dead_letters(self, one: Batch, error: Exception) -> None:
+        route = self.ctx.on_error
+        assert isinstance(route, OutputTag)
+        self.ctx.operator.metrics.counter("dead_letters").inc()
+        self._context.emit_to(route, dead_letter(self.uid, one.values[0], one.origin(0), error))
+
+    async def _drain(self, context: RecordContext) -> None:
+        if self.ctx.drain is not None:
+            await self.ctx.drain(context.take(), context.take_sides())
+
+
+def bind_states(operator: Any, ctx: LinkContext) -> None:
+    """Shadow the class's declarations by state bound to this subtask."""
+    assert ctx.backend is not None
+    for name, declaration in declared_states(operator).items():
+        operator.__dict__[name] = ctx.backend.bind(name, declaration)
+
+
+@dataclass(frozen=True)
+class ProcessSpec(OperatorSpec):
+    """`factory` makes one operator per subtask."""
+
+    factory: Callable[[], Any]
+    keyed: bool
+    on_error: ErrorRoute = "fail"
+
+    @property
+    def kind(self) -> str:
+        return "process"
+
+    @property
+    def keyed_state(self) -> bool:
+        return self.keyed
+
+    @property
+    def error_tag(self) -> OutputTag[DeadLetter] | None:
+        return None if self.on_error == "fail" else self.on_error
+
+    def validate(self, uid: str) -> None:
+        refuse_instance(self.factory, (Operator, KeyedOperator), uid)
+        made = _class_behind(self.factory)
+        if made is not None:
+            self._check(made, uid)
+
+    def _check(self, operator: Any, uid: str) -> None:
+        cls = operator if isinstance(operator, type) else type(operator)
+        if not self.keyed and issubclass(cls, KeyedOperator):
+            raise InvalidDataflow(f"operator {uid!r}: {cls.__name__} is a KeyedOperator on a stream without keys: key_by first")
+        if not issubclass(cls, KeyedOperator) and (states := declared_states(operator)):
+            raise InvalidDataflow(
+                f"operator {uid!r}: {cls.__name__} declares state ({', '.join(states)}), which needs a key: "
+                "derive it from KeyedOperator and use it after key_by"
+            )
+
+    def link(self, ctx: LinkContext) -> Link:
+        operator = make_operator(self.factory, (Operator, KeyedOperator), ctx.uid)
+        self._check(operator, ctx.uid)
+        return ProcessLink(ctx, operator, keyed=self.keyed)
+
+
+def _class_behind(factory: Any) -> type | None:
+    """The operator class, where it can be told without calling the factory."""
+    factory = getattr(factory, "func", factory)
+    return factory if isinstance(factory, type) else None
+
+
+_UNSET: Any = object()
+
+
+def reducer(fn: Callable[[Any, Any], Any], element_type: Any) -> type[KeyedOperator[Any, Any, Any]]:
+    """The operator behind `reduce`: emits the key's running result for every record (Flink: KeyedStream.reduce)."""
+
+    class Reduce(KeyedOperator[Any, Any, Any]):
+        result = ValueState[Any](element_type, default=_UNSET)
+
+        def process(self, value: Any, ctx: Any, /) -> None:
+            before = self.result.get()
+            after = value if before is _UNSET else fn(before, value)
+            self.result.set(after)
+            ctx.emit(after)
+
+    class AsyncReduce(Reduce):
+        async def process(self, value: Any, ctx: Any, /) -> None:  # type: ignore[override]
+            before = self.result.get()
+            after = value if before is _UNSET else await fn(before, value)
+            self.result.set(after)
+            ctx.emit(after)
+
+    return AsyncReduce if is_async(fn) else Reduce
+
+
+@dataclass(frozen=True)
+class ReduceSpec(OperatorSpec):
+    fn: Callable[[Any, Any], Any]
+    element_type: Any
+
+    @property
+    def kind(self) -> str:
+        return "reduce"
+
+    @property
+    def keyed_state(self) -> bool:
+        return True
+
+    def link(self, ctx: LinkContext) -> Link:
+        return ProcessLink(ctx, reducer(self.fn, self.element_type)(), keyed=True)

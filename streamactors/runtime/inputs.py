@@ -1,0 +1,181 @@
+"""Where a subtask's elements come from: its mailbox, or for a source, a split reader.
+
+Invariant of `SourceInput`: `positions()` are exact between two calls of `take`: reading from them again yields exactly
+the records that `take` has not given yet.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from streamactors.actors.mailbox import Mailbox
+from streamactors.elements import END, Batch, DeadLetter, Element
+from streamactors.operators.base import dead_letter
+from streamactors.sources import SourceBatch, SplitReader, UndecodableRecord
+
+
+class Input(Protocol):
+    """What the loop takes from. `take` never waits; whoever has something new sets the actor's signal."""
+
+    channels: int
+    """Input channels that barriers are aligned over; 0 for a source, whose barriers come by control."""
+
+    async def open(self) -> None: ...
+    def take(self) -> tuple[int, Element] | None: ...
+    def stop(self, *, drain: bool) -> None: ...
+    def snapshot(self, checkpoint: int) -> dict[str, Any]: ...
+    async def completed(self, checkpoint: int) -> None: ...
+    def aborted(self, checkpoint: int) -> None: ...
+    async def close(self) -> None: ...
+
+
+class MailboxInput:
+    """Elements from upstream subtasks."""
+
+    def __init__(self, mailbox: Mailbox[Element], channels: int) -> None:
+        self.channels = channels
+        self.take = mailbox.take
+
+    async def open(self) -> None:
+        return None
+
+    def stop(self, *, drain: bool) -> None:
+        raise TypeError("only sources are stopped; the others follow")
+
+    def snapshot(self, checkpoint: int) -> dict[str, Any]:
+        return {}
+
+    async def completed(self, checkpoint: int) -> None:
+        return None
+
+    def aborted(self, checkpoint: int) -> None:
+        return None
+
+    async def close(self) -> None:
+        return None
+
+
+class SourceInput:
+    """Reads ahead by one batch; hands out at most `limit()` records at a time."""
+
+    channels = 0
+
+    def __init__(
+        self,
+        uid: str,
+        reader: SplitReader[Any],
+        restored: Mapping[str, Any] | None,
+        *,
+        wake: Callable[[], None],
+        limit: Callable[[], int],
+        dead_letters: Callable[[Batch], None],
+    ) -> None:
+        self._uid = uid
+        self._reader = reader
+        self._restored = restored
+        self._wake = wake
+        self._limit = limit
+        self._dead_letters = dead_letters
+        self._read: asyncio.Task[SourceBatch[Any] | None] | None = None
+        self._batch: SourceBatch[Any] | None = None
+        self._taken = 0
+        self._undecodable = 0
+        self._positions: dict[str, Any] = {}
+        self._at_checkpoint: dict[int, dict[str, Any]] = {}
+        self._exhausted = False
+        self._stopped = False
+        self._ending = False
+
+    async def open(self) -> None:
+        self._positions = dict(await self._reader.open(self._restored))
+
+    # ------------------------------------------------------------------------------------------------------- reading
+    def take(self) -> tuple[int, Element] | None:
+        if self._ending:
+            self._ending = False
+            self._stopped = True
+            return 0, END
+        if self._stopped:
+            return None
+        if self._batch is None and not self._receive():
+            return None
+        batch = self._next_slice()
+        return (0, batch) if batch is not None else self.take()
+
+    def _receive(self) -> bool:
+        """Whether there is a batch, or the end, to go on with; a read is under way otherwise."""
+        if self._exhausted:
+            return False
+        if self._read is None:
+            self._begin_read()
+            return False
+        if not self._read.done():
+            return False
+        batch = self._read.result()
+        self._read = None
+        if batch is None:
+            self._exhausted = self._ending = True
+            return True
+        self._begin_read()
+        self._batch, self._taken, self._undecodable = batch, 0, 0
+        return True
+
+    def _begin_read(self) -> None:
+        self._read = asyncio.get_running_loop().create_task(self._reader.read(), name=f"read {self._uid}")
+        self._read.add_done_callback(lambda _: self._wake())
+
+    def _next_slice(self) -> Batch | None:
+        source = self._batch
+        if source is None:
+            return None
+        start = self._taken
+        stop = min(start + self._limit(), len(source.values))
+        self._taken = stop
+        self._positions[source.split] = source.position_after(stop)
+        self._route_undecodable(source, stop)
+        if stop == len(source.values):
+            self._batch = None
+        if start == stop:
+            return None
+        batch = Batch(source.values, source.timestamps, None, None, source.origins, source.origin_prefix)
+        return batch.slice(start, stop)
+
+    def _route_undecodable(self, source: SourceBatch[Any], stop: int) -> None:
+        letters: list[DeadLetter] = []
+        while self._undecodable < len(source.undecodable) and source.undecodable[self._undecodable].index <= stop:
+            letters.append(self._letter(source.undecodable[self._undecodable]))
+            self._undecodable += 1
+        if letters:
+            self._dead_letters(Batch(letters))
+
+    def _letter(self, record: UndecodableRecord) -> DeadLetter:
+        return dead_letter(self._uid, record.value, record.origin, record.error)
+
+    def stop(self, *, drain: bool) -> None:
+        """Give nothing more; with `drain`, the end of data."""
+        if drain and not self._stopped:
+            self._ending = True
+        else:
+            self._stopped = True
+        self._wake()
+
+    # --------------------------------------------------------------------------------------------------- checkpoints
+    def snapshot(self, checkpoint: int) -> dict[str, Any]:
+        positions = dict(self._positions)
+        self._at_checkpoint[checkpoint] = positions
+        return positions
+
+    async def completed(self, checkpoint: int) -> None:
+        positions = self._at_checkpoint.pop(checkpoint, None)
+        self._at_checkpoint = {number: kept for number, kept in self._at_checkpoint.items() if number > checkpoint}
+        if positions is not None:
+            await self._reader.checkpoint_completed(checkpoint, positions)
+
+    def aborted(self, checkpoint: int) -> None:
+        self._at_checkpoint.pop(checkpoint, None)
+
+    async def close(self) -> None:
+        if self._read is not None:
+            self._read.cancel()
+            await asyncio.gather(self._read, return_exceptions=True)
+        await self._reader.close()

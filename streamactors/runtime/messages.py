@@ -1,0 +1,126 @@
+"""What goes between a subtask and its job: control messages down (the mailbox's priority lane), reports up."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from streamactors.checkpoint.manifest import SubtaskState
+from streamactors.elements import Barrier
+from streamactors.graph.physical import SubtaskId
+
+
+# -------------------------------------------------------------------------------------------------------------- control
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Every subtask is open and restored: begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerBarrier:
+    """To sources: put the barrier in here."""
+
+    barrier: Barrier
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointComplete:
+    checkpoint: int
+    commit: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointAborted:
+    checkpoint: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopReading:
+    """To sources: read no further. `drain`: and send the end of data."""
+
+    drain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """All is durable: end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Read `state` of operator `uid` for one key, between two records."""
+
+    uid: str
+    state: str
+    key: Any
+    group: int
+    answer: asyncio.Future[Any]
+
+
+Control = Start | TriggerBarrier | CheckpointComplete | CheckpointAborted | StopReading | Finish | Query
+
+
+# -------------------------------------------------------------------------------------------------------------- reports
+@dataclass(frozen=True, slots=True)
+class Ready:
+    subtask: SubtaskId
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotStored:
+    subtask: SubtaskId
+    checkpoint: int
+    state: SubtaskState
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotDeclined:
+    subtask: SubtaskId
+    checkpoint: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionsCommitted:
+    subtask: SubtaskId
+    checkpoint: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndReached:
+    """All inputs have ended, and so has this subtask's output."""
+
+    subtask: SubtaskId
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingStopped:
+    """A source reads no further."""
+
+    subtask: SubtaskId
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    subtask: SubtaskId
+    error: BaseException
+
+
+Report = Ready | SnapshotStored | SnapshotDeclined | TransactionsCommitted | EndReached | ReadingStopped | Failed
+
+
+class Reports(Protocol):
+    """The way up: never blocks."""
+
+    def __call__(self, report: Report, /) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRestore:
+    """What one node of one subtask starts from."""
+
+    blocks: tuple[Any, ...] = ()
+    """(handle, block references) pairs to read."""
+    schemas: Mapping[str, Any] = field(default_factory=dict)
+    positions: Mapping[str, Any] | None = None
+    pending: tuple[Any, ...] = ()

@@ -1,0 +1,250 @@
+"""From the output of a chain into channels.
+
+Invariants. What is emitted leaves on each channel in the order emitted; a barrier or end of data leaves behind all
+that was emitted before it. Records of one input batch leave together: they are staged until it is done (or there are
+`STAGED_LIMIT` of them), so that a quiet stream has no added latency and a busy one sends large batches.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import Any, Protocol
+
+from streamactors.elements import Barrier, Batch, Element
+from streamactors.errors import RecordFailed, StreamactorsError
+from streamactors.graph.logical import Broadcast, Forward, Keyed, Partitioning, Rebalance
+from streamactors.runtime.channel import Channel
+from streamactors.state.key_groups import KeyGrouper, subtask_of
+
+STAGED_LIMIT = 1024
+
+
+class Router(Protocol):
+    def route(self, batch: Batch) -> Iterable[tuple[int, Batch]]:
+        """The parts of a batch with the channel that each goes to."""
+        ...
+
+
+class ForwardRouter:
+    def route(self, batch: Batch) -> Iterable[tuple[int, Batch]]:
+        return ((0, batch),)
+
+
+class BroadcastRouter:
+    def __init__(self, channels: int) -> None:
+        self._channels = range(channels)
+
+    def route(self, batch: Batch) -> Iterable[tuple[int, Batch]]:
+        return ((channel, batch) for channel in self._channels)
+
+
+class RebalanceRouter:
+    """Record by record in turn, by strides of the batch."""
+
+    def __init__(self, channels: int) -> None:
+        self._channels = channels
+        self._next = 0
+
+    def route(self, batch: Batch) -> Iterable[tuple[int, Batch]]:
+        count, first = self._channels, self._next
+        self._next = (first + len(batch)) % count
+        if count == 1:
+            return ((0, batch),)
+        strides = range(min(count, len(batch)))
+        return [((first + start) % count, batch.stride(start, count)) for start in strides]
+
+
+class KeyedRouter:
+    """By key group. Keys and groups travel with the records, so that they are computed once."""
+
+    def __init__(self, uid: str, selector: Callable[[Any], Any], channels: int, max_parallelism: int) -> None:
+        self._uid = uid
+        self._selector = selector
+        self._single = channels == 1
+        self._grouper = KeyGrouper(max_parallelism)
+        self._buckets: list[list[int]] = [[] for _ in range(channels)]
+        # Which bucket takes the records of a key group, as its bound `append`: one call per record.
+        self._append = [self._buckets[subtask_of(group, channels, max_parallelism)].append for group in range(max_parallelism)]
+
+    def route(self, batch: Batch) -> Iterable[tuple[int, Batch]]:
+        batch = self._keyed(batch)
+        if self._single:
+            return ((0, batch),)
+        append = self._append
+        for index, group in enumerate(batch.groups or ()):
+            append[group](index)
+        parts = [(channel, batch.take(bucket)) for channel, bucket in enumerate(self._buckets) if bucket]
+        for bucket in self._buckets:
+            bucket.clear()
+        return parts
+
+    def _keyed(self, batch: Batch) -> Batch:
+        values = iter(batch.values)
+        selector = self._selector
+        try:
+            keys = [selector(value) for value in values]
+        except Exception as error:
+            index = len(batch) - values.__length_hint__() - 1
+            raise RecordFailed(self._uid, f"key_by: {type(error).__name__}: {error}", origin=batch.origin(index)) from error
+        try:
+            return batch.with_keys(keys, self._grouper.groups(keys))
+        except StreamactorsError as error:
+            error.add_note(f"in key_by after operator {self._uid!r}")
+            raise
+
+
+def router(partitioning: Partitioning, uid: str, channels: int, max_parallelism: int) -> Router:
+    match partitioning:
+        case Keyed(selector):
+            return KeyedRouter(uid, selector, channels, max_parallelism)
+        case Rebalance():
+            return RebalanceRouter(channels)
+        case Broadcast():
+            return BroadcastRouter(channels)
+        case Forward():
+            return ForwardRouter()
+
+
+class Output:
+    """One edge out of a chain: stages, routes, and holds what its channels have no room for."""
+
+    def __init__(self, router: Router, channels: Sequence[Channel]) -> None:
+        self._router = router
+        self._channels = channels
+        self._staged: list[Batch] = []
+        self._staged_records = 0
+        self._unsent: list[deque[Element]] = [deque() for _ in channels]
+        self._waiting: set[int] = set()
+
+    def stage(self, batch: Batch) -> None:
+        self._staged.append(batch)
+        self._staged_records += len(batch)
+        if self._staged_records >= STAGED_LIMIT:
+            self.seal()
+
+    def seal(self) -> None:
+        """What is staged may leave."""
+        if not self._staged:
+            return
+        batch = self._staged[0] if len(self._staged) == 1 else concatenate(self._staged)
+        self._staged = []
+        self._staged_records = 0
+        for channel, part in self._router.route(batch):
+            self._unsent[channel].append(part)
+
+    def broadcast(self, element: Element) -> None:
+        """Into every channel, behind everything emitted so far."""
+        self.seal()
+        for unsent in self._unsent:
+            unsent.append(element)
+
+    def flush(self, wake: Callable[[], None], left: Callable[[Barrier], None]) -> bool:
+        """Send what there is room for; whether nothing is left unsent. `wake` is called when there is room again."""
+        empty = True
+        for index, unsent in enumerate(self._unsent):
+            if unsent and not self._send(index, unsent, wake, left):
+                empty = False
+        return empty
+
+    def _send(
+        self, index: int, unsent: deque[Element], wake: Callable[[], None], left: Callable[[Barrier], None]
+    ) -> bool:
+        channel = self._channels[index]
+        while unsent:
+            element = unsent[0]
+            if not isinstance(element, Batch):
+                channel.send(unsent.popleft())
+                if isinstance(element, Barrier):
+                    left(element)
+                continue
+            room = channel.room()
+            # Half a channel at least, unless the batch is smaller: else a full mailbox trickles single records.
+            if room < len(element) and room < channel.quota - channel.quota // 2:
+                channel.notify_room(wake)
+                return False
+            if room >= len(element):
+                channel.send(unsent.popleft())
+            else:
+                channel.send(element.slice(0, room))
+                unsent[0] = element.slice(room, len(element))
+        return True
+
+    @property
+    def fan_out(self) -> int:
+        return len(self._channels)
+
+    @property
+    def unsent(self) -> int:
+        """Records that wait for room, or for their input batch to be done."""
+        waiting = (len(element) for unsent in self._unsent for element in unsent if isinstance(element, Batch))
+        return self._staged_records + sum(waiting)
+
+
+class Outputs:
+    """All edges out of a subtask."""
+
+    def __init__(self, outputs: Sequence[Output], wake: Callable[[], None]) -> None:
+        self._outputs = outputs
+        self._wake = wake
+        self._leaving: dict[int, int] = {}
+        self._fan_out = sum(output.fan_out for output in outputs)
+        self.departed: list[int] = []
+        """Checkpoints whose barrier has left every channel; taken by the subtask."""
+
+    def seal(self) -> None:
+        for output in self._outputs:
+            output.seal()
+
+    def broadcast(self, element: Element) -> None:
+        for output in self._outputs:
+            output.broadcast(element)
+
+    def forward(self, barrier: Barrier) -> None:
+        if not self._fan_out:
+            self.departed.append(barrier.checkpoint)
+            return
+        self._leaving[barrier.checkpoint] = self._fan_out
+        self.broadcast(barrier)
+
+    def flush(self) -> bool:
+        """Whether nothing is left unsent."""
+        empty = True
+        for output in self._outputs:
+            if not output.flush(self._wake, self._left):
+                empty = False
+        return empty
+
+    def _left(self, barrier: Barrier) -> None:
+        missing = self._leaving[barrier.checkpoint] - 1
+        if missing:
+            self._leaving[barrier.checkpoint] = missing
+        else:
+            del self._leaving[barrier.checkpoint]
+            self.departed.append(barrier.checkpoint)
+
+    @property
+    def unsent(self) -> int:
+        return sum(output.unsent for output in self._outputs)
+
+
+def concatenate(batches: Sequence[Batch]) -> Batch:
+    """One batch. A column that only some have: time-stamps are filled with None, origins are dropped."""
+    same_split = len({batch.split for batch in batches}) == 1 and all(batch.origins is not None for batch in batches)
+    return Batch(
+        _joined([batch.values for batch in batches]),
+        _stamps(batches),
+        None,
+        None,
+        _joined([batch.origins or () for batch in batches]) if same_split else None,
+        batches[0].split,
+    )
+
+
+def _joined(columns: Sequence[Sequence[Any]]) -> list[Any]:
+    return list(chain.from_iterable(columns))
+
+
+def _stamps(batches: Sequence[Batch]) -> list[int | None] | None:
+    if all(batch.timestamps is None for batch in batches):
+        return None
+    return _joined([batch.timestamps or (None,) * len(batch) for batch in batches])

@@ -1,0 +1,126 @@
+"""The contract of sources: a source names its splits and assigns them to subtasks; a reader reads batches from them.
+
+Invariant that a connector keeps: reading a split again from the position that `SourceBatch.position_after(n)` gave
+yields exactly the records that follow the first `n` of that batch, in the same order. Positions are plain msgpack data.
+"""
+
+import logging
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from streamactors.elements import DeadLetter, OutputTag
+from streamactors.metrics import MetricGroup
+
+T_co = TypeVar("T_co", covariant=True)
+
+Position = Any
+"""Plain msgpack data, opaque to the runtime."""
+
+
+class Source(Protocol[T_co]):
+    """What `Dataflow.source` takes, for type checkers; a real one derives from `SplitSource`."""
+
+    def _yields(self) -> T_co: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SourceContext:
+    """What a reader knows about where it runs."""
+
+    flow: str
+    uid: str
+    subtask: int
+    parallelism: int
+    checkpointing: bool
+    log: logging.LoggerAdapter[logging.Logger]
+    metrics: MetricGroup
+    resources: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class UndecodableRecord:
+    """A record that the reader could not decode, met after `index` good values of its batch; goes to the dead letters."""
+
+    index: int
+    origin: str
+    value: Any
+    error: BaseException
+
+
+@dataclass(slots=True)
+class SourceBatch(Generic[T_co]):
+    """Records of ONE split, in order.
+
+    `position_after(n)` is where a reader goes on when the first `n` values (0 ≤ n ≤ len) and the undecodable records
+    with `index` ≤ n have been taken. `origins` are the records' numbers (offset, line); `origin_prefix` + number is
+    what errors show. An empty batch is allowed: it announces a split, or moves its position.
+    """
+
+    split: str
+    values: Sequence[T_co]
+    position_after: Callable[[int], Position]
+    timestamps: Sequence[int] | None = None
+    origins: Sequence[int] | None = None
+    origin_prefix: str = ""
+    undecodable: Sequence[UndecodableRecord] = ()
+
+
+class SplitReader(ABC, Generic[T_co]):
+    """Reads the splits of one subtask. One reader lives for one attempt; its calls never overlap, except that
+    `checkpoint_completed` may come while a `read` is pending."""
+
+    @abstractmethod
+    async def open(self, restored: Mapping[str, Position] | None) -> Mapping[str, Position]:
+        """Start. `restored` holds the positions of the splits assigned to this subtask, None on a run without any
+        checkpoint. Returns the positions of all splits it now reads (those restored and those newly found)."""
+
+    @abstractmethod
+    async def read(self) -> SourceBatch[T_co] | None:
+        """The next batch, waiting for one; None once every split of a bounded source has ended. A pending call
+        survives barriers; it is cancelled only when the attempt ends."""
+
+    async def checkpoint_completed(self, checkpoint: int, positions: Mapping[str, Position]) -> None:
+        """`positions` are durable; for monitoring outside only (such as a Kafka group's offsets)."""
+        return None
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Release everything; called exactly once, also after a failed `open`."""
+
+
+class SplitSource(ABC, Generic[T_co]):
+    """Base class of every source. An instance is shared by all subtasks and attempts: it holds settings only."""
+
+    rewindable: ClassVar[bool] = True
+    """Whether reading again from a position gives the same records; needed under checkpoints."""
+
+    def _yields(self) -> T_co:
+        raise TypeError("for type checkers only")
+
+    @property
+    @abstractmethod
+    def bounded(self) -> bool:
+        """Whether it ends by itself."""
+
+    @property
+    def error_tag(self) -> OutputTag[DeadLetter] | None:
+        """The OutputTag that undecodable records go to, None where they fail the job."""
+        return None
+
+    @abstractmethod
+    def reader(self, ctx: SourceContext) -> SplitReader[T_co]: ...
+
+    def assign(self, split: str, parallelism: int) -> int:
+        """The subtask that reads `split`: the same answer in every process."""
+        return zlib.crc32(split.encode()) % parallelism
+
+    def validate(self, *, checkpointing: bool) -> None:
+        """Raise InvalidConfig for settings that can't work; called when the job is planned, before anything opens."""
+        return None
+
+    def describe(self) -> str:
+        """A few words for `explain()`; never a secret."""
+        return type(self).__name__

@@ -1,0 +1,1 @@
+"""Keyed state: declarations, key groups, serializers, and the backends that hold it."""

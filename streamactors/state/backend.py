@@ -1,0 +1,120 @@
+"""What every store of keyed state offers to the runtime. `heap` fulfils it; the contract tests hold for each.
+
+State lives under (state name, key group, key). A backend belongs to one operator subtask and one event loop; it is
+never called from two threads at once.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeVar
+
+from streamactors.state.descriptors import Declaration
+from streamactors.state.key_groups import KeyGroupRange
+
+StateT = TypeVar("StateT", bound=Declaration)
+
+INACTIVE: Final = -1
+"""The group of a cursor that stands on no key."""
+
+BLOCK_SECONDS: Final = 0.0005
+"""What making one block of a snapshot may take, unless told."""
+
+
+class Cursor:
+    """The key in hand.
+
+    The runtime writes `key` and `group` before each record, and calls `clear` after each batch: state reached while it
+    is inactive raises StateAccessError.
+    """
+
+    __slots__ = ("group", "key")
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.key: Any = None
+        self.group: int = INACTIVE
+
+
+@dataclass(frozen=True, slots=True)
+class StateBlock:
+    """Some entries of one key group of one state, in the canonical format that every backend reads."""
+
+    state: str
+    group: int
+    entries: int
+    data: bytes
+
+
+class KeyedSnapshot(Protocol):
+    """The state as it was at `begin_snapshot`, given out bit by bit while processing goes on."""
+
+    @property
+    def checkpoint_id(self) -> int: ...
+
+    def next_block(self, budget_seconds: float = BLOCK_SECONDS, *, max_entries: int | None = None) -> StateBlock | None:
+        """The next block: about as much as can be serialised in `budget_seconds`; None when all was given out.
+
+        Call it between batches. An entry is never split: a long list takes the time that it takes. Raises
+        UnserialisableValue or UnserialisableKey, naming operator, state and key; the snapshot is then aborted.
+        """
+
+    def abort(self) -> None:
+        """Let go of everything. No harm if it has ended."""
+
+
+class KeyedBackend(Protocol):
+    """Keyed state of one operator subtask."""
+
+    @property
+    def groups(self) -> KeyGroupRange: ...
+
+    @property
+    def cursor(self) -> Cursor: ...
+
+    def attach(self, cursor: Cursor) -> None:
+        """Use this cursor from now on, also for states that are bound already."""
+
+    def bind(self, name: str, declaration: StateT) -> StateT:
+        """The declaration's living twin, an instance of the same class. Bind all states before restoring.
+
+        Raises InvalidDataflow for a type that can't be stored, a default that does not fit, or a name taken.
+        """
+
+    def begin_snapshot(self, checkpoint_id: int) -> KeyedSnapshot:
+        """The synchronous part: takes time by the number of key groups, never of keys. Several may run at once."""
+
+    def check_schemas(self, stored: Mapping[str, Any], *, allow_dropped: bool = False) -> None:
+        """Whether the states bound now can read what was written under `stored`: what `schemas` returned then.
+
+        Raises IncompatibleState naming operator, state, field and both types. `allow_dropped` gives up stored states
+        that are no longer declared.
+        """
+
+    def restore(self, blocks: Iterable[StateBlock]) -> None:
+        """Add what the blocks hold; may be called again and again. Blocks of states that are not bound are skipped:
+        `check_schemas` has refused them or was allowed to drop them.
+
+        Raises IncompatibleState for a group outside `groups` or a value that does not fit, CorruptCheckpoint for what
+        can't be read at all.
+        """
+
+    def query(self, name: str, key: Any, group: int) -> Any:
+        """A copy of what a key holds: the value, a list, or a dict. Call it between records.
+
+        A key without a value has the default, or None where that is a bare `object()`.
+        Raises StateAccessError for an unknown state or a group outside `groups`.
+        """
+
+    def scan(self, name: str) -> Iterator[tuple[int, Any, Any]]:
+        """(group, key, copy of what it holds) of every entry of one state."""
+
+    def schemas(self) -> dict[str, Any]:
+        """By state name, plain and msgpack-able; goes into the manifest."""
+
+    def entries(self) -> dict[str, int]:
+        """How many keys each state holds, for metrics."""
+
+    def close(self) -> None:
+        """Abort snapshots and let go of all state; what is bound raises StateAccessError from now on."""

@@ -1,0 +1,369 @@
+"""Self-describing values: whatever is decoded has the type that was encoded, without a declared type.
+
+Plain msgpack, with extension types for what msgpack can't tell apart (tuple from list, set, datetime, Decimal, …) and
+for instances of dataclasses, msgspec Structs, NamedTuples and enums. Those carry their class's name and field names, by
+which it is found again among the classes loaded in the decoding process: a script's `__main__.Order` is `orders.Order`
+under `streamactors run orders:flow`. The one exception: bytearray and memoryview come back as bytes.
+"""
+
+import dataclasses
+import datetime as dt
+import enum
+import importlib
+import io
+import sys
+import uuid
+import zoneinfo
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import PurePath
+from typing import Any, Final
+
+import msgpack  # type: ignore[import-untyped]
+import msgspec
+
+from streamactors.errors import IncompatibleState, UnserialisableValue
+
+# Extension codes: part of the stored format. Never change or reuse one.
+_TUPLE: Final = 1
+_SET: Final = 2
+_FROZENSET: Final = 3
+_BIG_INT: Final = 4
+_DECIMAL: Final = 5
+_UUID: Final = 6
+_DATETIME: Final = 7
+_DATE: Final = 8
+_TIME: Final = 9
+_TIMEDELTA: Final = 10
+_FRACTION: Final = 11
+_INSTANCE: Final = 12
+_ENUM: Final = 13
+_NUMPY: Final = 14
+
+_EPOCH: Final = dt.datetime(1970, 1, 1)
+_MICROSECOND: Final = dt.timedelta(microseconds=1)
+_EXACTLY: Final[dict[str, Any]] = {"strict_types": True, "unicode_errors": "surrogatepass"}
+_PLAIN: Final = frozenset({str, bytes, float, bool, type(None)})
+
+Fields = frozenset[str]
+
+
+# ------------------------------------------------------------------------------------------------ classes by their name
+class ClassNames:
+    """Finds the class of a stored instance: by name, among classes given first, then among all that are loaded.
+
+    Of several with the name, the one at the place that was stored with it, or else the one with the same fields.
+    """
+
+    def __init__(self, known: Iterable[type] = ()) -> None:
+        self._known = tuple(known)
+        self._found: dict[tuple[str, Fields], type] = {}
+
+    def find(self, place: str, fields: Fields) -> type:
+        """`place` as `place_of` gave it. Raises IncompatibleState if no class fits, or if several do."""
+        found = self._found.get((place, fields))
+        if found is None:
+            found = self._found[place, fields] = self._search(place, fields)
+        return found
+
+    def refuse_unfindable(self, cls: type) -> None:
+        """Raises UnserialisableValue if `cls` would not be found again: at its first value, rather than on restore."""
+        place, fields = place_of(cls), field_names(cls)
+        found = self._found[place, fields] = self._search(place, fields)
+        if found is not cls:
+            raise UnserialisableValue(
+                f"{place} can't be stored: a later class has its name and place; make the value with that class"
+            )
+
+    def _search(self, place: str, fields: Fields) -> type:
+        name = place.rpartition(".")[2]
+        for classes in (self._known, _loaded_classes()):
+            named = [cls for cls in classes if cls.__name__ == name and is_record_class(cls)]
+            if named:
+                return _choose(place, fields, named)
+        raise IncompatibleState(
+            f"stored state holds an instance of {place} with the fields ({', '.join(sorted(fields))}), and no class of "
+            "that name is loaded: import the module that defines it before the flow starts"
+        )
+
+
+def _choose(place: str, fields: Fields, named: list[type]) -> type:
+    """At one place, several are versions of one class (a notebook cell run again): the latest counts."""
+    same_place = [cls for cls in named if place_of(cls) == place]
+    fitting = same_place or [cls for cls in named if field_names(cls) == fields] or named
+    places = sorted(set(map(place_of, fitting)))
+    if len(places) > 1:
+        raise IncompatibleState(
+            f"stored state holds an instance of {place}, which is gone, and its successor may be any of "
+            f"{', '.join(places)}: rename all but one"
+        )
+    return fitting[-1]
+
+
+def place_of(cls: type) -> str:
+    """Module and qualified name. It tells classes of one name apart, and is not what identifies them."""
+    module = _main_name() if cls.__module__ == "__main__" else cls.__module__
+    return f"{module}.{cls.__qualname__}"
+
+
+def _main_name() -> str:
+    """The name under which the running script would be imported."""
+    main = sys.modules["__main__"]
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    if spec is not None:
+        return str(spec.name)
+    return "__main__" if file is None else PurePath(file).stem
+
+
+def _loaded_classes() -> Iterator[type]:
+    """Every class in this process, bases before subclasses, each once."""
+    seen: set[type] = set()
+    waiting: deque[type] = deque([object])
+    while waiting:
+        cls = waiting.popleft()
+        below: list[type] = type.__subclasses__(cls)
+        for each in below:
+            if each not in seen:
+                seen.add(each)
+                waiting.append(each)
+                yield each
+
+
+def is_record_class(cls: Any) -> bool:
+    """Whether instances can be taken apart and put together by fields, or, for an enum, by value."""
+    return issubclass(cls, msgspec.Struct | enum.Enum) or is_named_tuple(cls) or dataclasses.is_dataclass(cls)
+
+
+def is_named_tuple(cls: type) -> bool:
+    return issubclass(cls, tuple) and hasattr(cls, "_fields")
+
+
+def field_names(cls: Any) -> Fields:
+    """Names of the fields; empty for an enum."""
+    if issubclass(cls, msgspec.Struct):
+        return frozenset(cls.__struct_fields__)
+    if issubclass(cls, tuple):
+        return frozenset(cls._fields)
+    if dataclasses.is_dataclass(cls):
+        return frozenset(field.name for field in dataclasses.fields(cls))
+    return frozenset()
+
+
+# ------------------------------------------------------------------------------------------------------------ the codec
+class TaggedCodec:
+    """Encodes values of any known kind; decodes to the very same types. `classes` are looked at first for theirs."""
+
+    def __init__(self, classes: Iterable[type] = ()) -> None:
+        self.classes = ClassNames(classes)
+        self._packers: list[msgpack.Packer] = []  # idle: each packs one value at a time, and a value may hold others
+        self._writers: dict[type, Callable[[Any], tuple[int, bytes]]] = dict(_EXTENSIONS)
+        self._writers |= {tuple: self._items(_TUPLE), set: self._items(_SET), frozenset: self._items(_FROZENSET)}
+        self._readers: dict[int, Callable[[bytes], Any]] = dict(_READERS)
+        self._readers |= {
+            _TUPLE: lambda data: tuple(self.decode(data)),
+            _SET: lambda data: set(self.decode(data)),
+            _FROZENSET: lambda data: frozenset(self.decode(data)),
+            _INSTANCE: self._read_instance,
+            _ENUM: self._read_enum,
+        }
+
+    def encode(self, value: Any) -> bytes:
+        """Raises UnserialisableValue for a value, or a part of one, of an unknown class."""
+        packer = self._packers.pop() if self._packers else msgpack.Packer(default=self._extension, **_EXACTLY)
+        try:
+            data: bytes = packer.pack(value)
+            self._packers.append(packer)
+            return data
+        except (ValueError, RecursionError) as error:
+            raise UnserialisableValue(
+                f"a value can't be stored (nested too deeply? holding itself?): {error}"
+            ) from error
+
+    def decode(self, data: bytes) -> Any:
+        """Raises IncompatibleState if an instance's class is not loaded."""
+        return msgpack.unpackb(data, ext_hook=self._read, strict_map_key=False, unicode_errors="surrogatepass")
+
+    def encode_list(self, values: list[Any]) -> bytes:
+        """The same bytes as `encode`, faster for strings, bytes and floats."""
+        if _PLAIN.issuperset(map(type, values)):
+            try:
+                return msgspec.msgpack.encode(values)
+            except UnicodeEncodeError:  # lone surrogates, which only msgpack can be told to take
+                pass
+        return self.encode(values)
+
+    def _extension(self, value: Any) -> msgpack.ExtType:
+        writer = self._writers.get(type(value))
+        if writer is None:
+            writer = self._writers[type(value)] = self._writer_for(type(value))
+        return msgpack.ExtType(*writer(value))
+
+    def _read(self, code: int, data: bytes) -> Any:
+        reader = self._readers.get(code)
+        if reader is None:
+            raise IncompatibleState(f"stored state holds a value of unknown kind {code}: written by a newer version?")
+        return reader(data)
+
+    def _items(self, code: int) -> Callable[[Any], tuple[int, bytes]]:
+        return lambda value: (code, self.encode(list(value)))
+
+    # ------------------------------------------------------------------------------------------- instances of classes
+    def _writer_for(self, cls: type) -> Callable[[Any], tuple[int, bytes]]:
+        if _is_numpy(cls):
+            return _write_numpy
+        if not is_record_class(cls):
+            raise UnserialisableValue(
+                f"a value of type {cls.__module__}.{cls.__qualname__} can't be stored: use builtins, a dataclass, "
+                "a msgspec Struct, or declare the state with sa.Pickle"
+            )
+        self.classes.refuse_unfindable(cls)
+        place = place_of(cls)
+        if issubclass(cls, enum.Enum):
+            return lambda value: (_ENUM, self.encode([place, value.value]))
+        names = sorted(field_names(cls))
+        return lambda value: (_INSTANCE, self.encode([place, {name: getattr(value, name) for name in names}]))
+
+    def _read_instance(self, data: bytes) -> Any:
+        place, fields = self.decode(data)
+        return build(self.classes.find(place, frozenset(fields)), fields)
+
+    def _read_enum(self, data: bytes) -> Any:
+        place, value = self.decode(data)
+        return self.classes.find(place, frozenset())(value)
+
+
+def build(cls: Any, fields: dict[str, Any]) -> Any:
+    """An instance from stored fields: fields that are gone are dropped, new ones take their default."""
+    known = field_names(cls)
+    kept = {name: value for name, value in fields.items() if name in known}
+    try:
+        return _build_dataclass(cls, kept) if dataclasses.is_dataclass(cls) else cls(**kept)
+    except TypeError as error:
+        raise IncompatibleState(
+            f"stored state holds an instance of {cls.__name__} with the fields ({', '.join(sorted(fields))}), which "
+            f"the class no longer takes: {error}; give new fields a default"
+        ) from error
+
+
+def _build_dataclass(cls: Any, fields: dict[str, Any]) -> Any:
+    """Without its __init__: init=False fields are restored as well, and __post_init__ has run before."""
+    instance = object.__new__(cls)
+    for field in dataclasses.fields(cls):
+        object.__setattr__(instance, field.name, fields[field.name] if field.name in fields else _default(field))
+    return instance
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    raise TypeError(f"missing field {field.name!r}")
+
+
+# ------------------------------------------------------------------------------------------------------ leaf by leaf
+def _int_bytes(value: int) -> bytes:
+    return value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True)
+
+
+def _read_int(data: bytes) -> int:
+    return int.from_bytes(data, "big", signed=True)
+
+
+def _zone(zone: dt.tzinfo | None) -> int | str | None:
+    """An offset in microseconds, or a zone's name."""
+    if zone is None:
+        return None
+    if isinstance(zone, dt.timezone):
+        return zone.utcoffset(None) // _MICROSECOND
+    if isinstance(zone, zoneinfo.ZoneInfo) and zone.key is not None:
+        return zone.key
+    raise UnserialisableValue(
+        f"a time in the zone {zone!r} of type {type(zone).__qualname__} can't be stored exactly: use zoneinfo.ZoneInfo "
+        "or datetime.timezone.utc"
+    )
+
+
+def _read_zone(zone: int | str | None) -> dt.tzinfo | None:
+    if zone is None:
+        return None
+    return zoneinfo.ZoneInfo(zone) if isinstance(zone, str) else dt.timezone(dt.timedelta(microseconds=zone))
+
+
+def _write_datetime(value: dt.datetime) -> tuple[int, bytes]:
+    wall = (value.replace(tzinfo=None) - _EPOCH) // _MICROSECOND
+    return _DATETIME, msgpack.packb((wall, value.fold, _zone(value.tzinfo)))
+
+
+def _read_datetime(data: bytes) -> dt.datetime:
+    wall, fold, zone = msgpack.unpackb(data)
+    return (_EPOCH + dt.timedelta(microseconds=wall)).replace(fold=fold, tzinfo=_read_zone(zone))
+
+
+def _write_time(value: dt.time) -> tuple[int, bytes]:
+    return _TIME, msgpack.packb((value.replace(tzinfo=None, fold=0).isoformat(), value.fold, _zone(value.tzinfo)))
+
+
+def _read_time(data: bytes) -> dt.time:
+    wall, fold, zone = msgpack.unpackb(data)
+    return dt.time.fromisoformat(wall).replace(fold=fold, tzinfo=_read_zone(zone))
+
+
+def _write_fraction(value: Fraction) -> tuple[int, bytes]:
+    return _FRACTION, msgpack.packb((_int_bytes(value.numerator), _int_bytes(value.denominator)))
+
+
+def _read_fraction(data: bytes) -> Fraction:
+    numerator, denominator = msgpack.unpackb(data)
+    return Fraction(_read_int(numerator), _read_int(denominator))
+
+
+_EXTENSIONS: dict[type, Callable[[Any], tuple[int, bytes]]] = {
+    int: lambda value: (_BIG_INT, _int_bytes(value)),
+    Decimal: lambda value: (_DECIMAL, str(value).encode()),
+    uuid.UUID: lambda value: (_UUID, value.bytes),
+    dt.datetime: _write_datetime,
+    dt.date: lambda value: (_DATE, value.isoformat().encode()),
+    dt.time: _write_time,
+    dt.timedelta: lambda value: (_TIMEDELTA, b"%d" % (value // _MICROSECOND)),
+    Fraction: _write_fraction,
+}
+
+_READERS: dict[int, Callable[[bytes], Any]] = {
+    _BIG_INT: _read_int,
+    _DECIMAL: lambda data: Decimal(data.decode()),
+    _UUID: lambda data: uuid.UUID(bytes=data),
+    _DATETIME: _read_datetime,
+    _DATE: lambda data: dt.date.fromisoformat(data.decode()),
+    _TIME: _read_time,
+    _TIMEDELTA: lambda data: dt.timedelta(microseconds=int(data)),
+    _FRACTION: _read_fraction,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------- numpy
+def _is_numpy(cls: type) -> bool:
+    """Without importing it: a value of its types exists only where it has been imported."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and (cls is numpy.ndarray or issubclass(cls, numpy.generic))
+
+
+def _write_numpy(value: Any) -> tuple[int, bytes]:
+    numpy = sys.modules["numpy"]
+    buffer = io.BytesIO()
+    try:
+        numpy.save(buffer, value, allow_pickle=False)
+    except ValueError as error:
+        raise UnserialisableValue(f"a numpy array of dtype {value.dtype} can't be stored: {error}") from error
+    return _NUMPY, (b"a" if isinstance(value, numpy.ndarray) else b"s") + buffer.getvalue()
+
+
+def _read_numpy(data: bytes) -> Any:
+    numpy = importlib.import_module("numpy")
+    array = numpy.load(io.BytesIO(data[1:]), allow_pickle=False)
+    return array if data[:1] == b"a" else array[()]
+
+
+_READERS[_NUMPY] = _read_numpy

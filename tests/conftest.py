@@ -1,0 +1,69 @@
+"""Fixtures and checks for all tests: one Kafka broker per session, and nothing left behind by any test."""
+
+import asyncio
+import inspect
+from collections.abc import Generator, Iterator
+
+import pytest
+
+from streamactors.testing import KafkaBroker
+from tests.kafka_topics import Topics
+from tests.leaks import held, leaving_no_task, left_since
+
+FAILED = pytest.StashKey[bool]()
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if "kafka" in getattr(item, "fixturenames", ()):
+        item.add_marker("kafka")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    with pytest.MonkeyPatch.context() as patch:
+        if isinstance(item, pytest.Function):
+            target, name = _coroutine_of(item)
+            if inspect.iscoroutinefunction(test := getattr(target, name)):
+                patch.setattr(target, name, leaving_no_task(test))
+        try:
+            return (yield)
+        except BaseException:
+            item.stash[FAILED] = True
+            raise
+
+
+def _coroutine_of(item: pytest.Function) -> tuple[object, str]:
+    """Where the test itself hangs: hypothesis puts a plain function in front of it."""
+    hypothesis = getattr(item.obj, "hypothesis", None)
+    return (item, "obj") if hypothesis is None else (hypothesis, "inner_test")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Set up first and torn down last, so after the test's event loop and its executor have been closed."""
+    before = held()
+    yield
+    if FAILED in request.node.stash:
+        return  # its traceback keeps alive what it held
+    if left := left_since(before):
+        pytest.fail("left behind: " + "; ".join(left), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[KafkaBroker]:
+    """The session's broker, started by the first test that asks; KAFKA_BOOTSTRAP names another one.
+
+    Tests that stop or kill a broker start their own: `KafkaBroker(own=True)`.
+    """
+    broker = KafkaBroker()
+    # A factory of our own, so that no event loop set by pytest-asyncio is replaced.
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        runner.run(broker.start())
+    yield broker
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        runner.run(broker.close())
+
+
+@pytest.fixture
+def topics(kafka: KafkaBroker) -> Topics:
+    return Topics(kafka)

@@ -1,0 +1,117 @@
+"""Guards over the structure of the code; import-linter (`make check`) holds the layers."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.structure import house
+from tests.structure.house import CODE, ROOT, Module
+
+Rule = Callable[[Module], Iterator[str]]
+
+RULES: list[tuple[Rule, tuple[str, ...]]] = [
+    (house.beside_the_seams, ("streamactors",)),
+    (house.swallowed_errors, (*CODE, "tests")),
+    (house.missing_docstring, CODE),
+    (house.vague_name, (*CODE, "tests")),
+    (house.terminal_outside_cli, ("streamactors", "connectors")),
+    (house.errors_elsewhere, ("streamactors", "connectors")),
+    (house.unfinished, CODE),
+]
+
+
+@pytest.mark.parametrize(("rule", "folders"), RULES, ids=lambda value: getattr(value, "__name__", ""))
+def test_rule_holds(rule: Rule, folders: tuple[str, ...]) -> None:
+    violations = [violation for module in house.modules(*folders) for violation in rule(module)]
+    assert not violations, "\n" + "\n".join(violations)
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        (house.beside_the_seams, "import time"),
+        (house.beside_the_seams, "def f():\n    from concurrent.futures import ThreadPoolExecutor"),
+        (house.beside_the_seams, "import uuid as u\nu.uuid4()"),
+        (house.beside_the_seams, "open('file')"),
+        (house.beside_the_seams, "import os\nos.rename('a', 'b')"),
+        (house.beside_the_seams, "from os import replace as move\nmove('a', 'b')"),
+        (house.beside_the_seams, "import datetime as dt\ndt.datetime.now()"),
+        (house.beside_the_seams, "from datetime import datetime\nnow = datetime.now"),
+        (house.beside_the_seams, "import asyncio\nasync def f():\n    await asyncio.to_thread(print)"),
+        (house.beside_the_seams, "async def f(loop):\n    await loop.run_in_executor(None, print)"),
+        (house.beside_the_seams, "from pathlib import Path\nPath('a').read_text()"),
+        (house.swallowed_errors, "try:\n    f()\nexcept Exception:\n    pass"),
+        (house.swallowed_errors, "try:\n    f()\nexcept:\n    ..."),
+        (house.swallowed_errors, "for x in y:\n  try:\n    f()\n  except (KeyError, BaseException):\n    continue"),
+        (house.swallowed_errors, "import contextlib\nwith contextlib.suppress(Exception):\n    f()"),
+        (house.missing_docstring, "x = 1"),
+        (house.terminal_outside_cli, "def f():\n    from rich.table import Table"),
+        (house.errors_elsewhere, "class Lost(StreamactorsError): ..."),
+        (house.errors_elsewhere, "import builtins\nclass Lost(builtins.ValueError): ..."),
+        (house.unfinished, "def f():\n    raise NotImplementedError('later')"),
+        (house.unfinished, "x = 1  # " + "TODO: more"),
+    ],
+)
+def test_rule_finds_a_violation(rule: Rule, text: str) -> None:
+    assert list(rule(Module.parse("streamactors/some.py", text)))
+
+
+@pytest.mark.parametrize("path", ["streamactors/utils.py", "connectors/common/source.py"])
+def test_vague_names_are_found(path: str) -> None:
+    assert list(house.vague_name(Module.parse(path, "")))
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "text"),
+    [
+        (house.beside_the_seams, "streamactors/clock.py", "import time"),
+        (house.beside_the_seams, "streamactors/checkpoint/storage.py", "open('file')"),
+        (house.beside_the_seams, "streamactors/some.py", "import os\nos.environ['HOME']\nstorage.open('file')"),
+        (house.beside_the_seams, "streamactors/some.py", "from streamactors import time\ntime.now()"),
+        (house.beside_the_seams, "streamactors/some.py", "from uuid import UUID\nUUID(int=0)"),
+        (house.swallowed_errors, "streamactors/some.py", "try:\n    f()\nexcept KeyError:\n    pass"),
+        (house.swallowed_errors, "streamactors/some.py", "try:\n    f()\nexcept Exception as e:\n    log(e)"),
+        (house.terminal_outside_cli, "streamactors/cli.py", "import typer, rich"),
+        (house.errors_elsewhere, "streamactors/errors.py", "class Lost(StreamactorsError): ..."),
+    ],
+)
+def test_rule_accepts(rule: Rule, path: str, text: str) -> None:
+    assert not list(rule(Module.parse(path, text)))
+
+
+def test_importing_streamactors_is_light() -> None:
+    """The command line's terminal libraries and every optional extra stay unloaded until they are used."""
+    script = "import json, sys, streamactors; print(json.dumps(sorted(sys.modules)))"
+    printed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(json.loads(printed.stdout))
+    assert "streamactors" in loaded
+    heavy = {"typer", "rich", "aiokafka", "starlette", "uvicorn", "ray", "rocksdict", "pyarrow", "pytest", "connectors"}
+    assert not loaded & heavy
+
+
+def test_connectors_is_a_namespace_package() -> None:
+    """Others can then add `connectors.x`; each one says by itself that it is typed."""
+    assert not (ROOT / "connectors" / "__init__.py").exists()
+    packages = [path.parent for path in (ROOT / "connectors").glob("*/__init__.py")]
+    assert {package.name for package in packages} >= {"files", "kafka", "memory"}
+    assert [package.name for package in packages if not (package / "py.typed").is_file()] == []
+    assert (ROOT / "streamactors" / "py.typed").is_file()
+
+
+def test_every_module_has_its_layer() -> None:
+    """import-linter says nothing about a module that no layer names."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    named = {name for layer in contracts[0]["layers"] for name in re.findall(r"[a-z_.]+", layer)}
+    for package in ("streamactors", "connectors"):
+        found = {f"{package}.{path.stem}" for path in (ROOT / package).iterdir() if holds_code(path)}
+        assert sorted(found - named - {"streamactors.__init__"}) == [], "add it to the layers in pyproject.toml"
+
+
+def holds_code(path: Path) -> bool:
+    return path.suffix == ".py" or any(path.glob("*.py"))

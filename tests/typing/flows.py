@@ -1,0 +1,156 @@
+"""What mypy --strict and pyright infer for each step. Checked, never run."""
+
+import functools
+from collections.abc import Awaitable, Iterable, Iterator
+from typing import Any, assert_type
+
+import msgspec
+
+import streamactors as sa
+from connectors.memory import ListSink, ListSource
+
+
+class Order(msgspec.Struct):
+    customer: str
+    amount: float
+    ts: int
+
+
+class Total(msgspec.Struct):
+    customer: str
+    total: float
+
+
+class RunningTotal(sa.KeyedOperator[str, Order, Total]):
+    total = sa.ValueState(float, default=0.0)
+    last = sa.ValueState(int)
+    seen = sa.MapState(str, int)
+    tags = sa.ValueState(list[str], default_factory=list)
+    maybe = sa.ValueState[int | None](int | None, default=None)
+    lines = sa.ListState(Order)
+
+    async def open(self, ctx: sa.OperatorContext) -> None:
+        assert_type(ctx.uid, str)
+        assert_type(ctx.resources["http"], Any)
+        assert_type(ctx.metrics.counter("orders"), sa.Counter)
+
+    async def process(self, order: Order, ctx: sa.Context[str, Total]) -> None:
+        assert_type(self.total.get(), float)
+        assert_type(self.last.get(), int | None)
+        assert_type(self.seen["x"], int)
+        assert_type(self.tags.get(), list[str])
+        assert_type(self.maybe.get(), int | None)
+        assert_type(list(self.lines), list[Order])
+        assert_type(ctx.key, str)
+        assert_type(ctx.timestamp, int | None)
+        self.total.set(self.total.get() + order.amount)
+        ctx.emit(Total(ctx.key, self.total.get()))
+        ctx.emit_to(late, order)
+        await ctx.drain()
+
+
+class Fast(sa.KeyedOperator[str, Order, Total]):
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+
+    def process(self, order: Order, ctx: sa.Context[str, Total]) -> None:
+        if order.amount > self.limit:
+            ctx.emit(Total(ctx.key, order.amount))
+
+
+class Splitting(sa.Operator[Order, float]):
+    def process(self, order: Order, ctx: sa.Context[None, float]) -> None:
+        assert_type(ctx.key, None)
+        ctx.emit(order.amount)
+
+
+async def enrich(order: Order) -> Order:
+    return order
+
+
+async def wanted(order: Order) -> bool:
+    return order.amount > 0
+
+
+async def parts(order: Order) -> list[str]:
+    return [order.customer]
+
+
+def characters(order: Order) -> Iterator[str]:
+    yield from order.customer
+
+
+async def total_of(order: Order) -> Total:
+    return Total(order.customer, order.amount)
+
+
+def later(order: Order) -> Awaitable[Total]:
+    return total_of(order)
+
+
+def larger(left: Order, right: Order) -> Order:
+    return max(left, right, key=lambda order: order.amount)
+
+
+def made() -> Splitting:
+    return Splitting()
+
+
+late = sa.OutputTag("late", Order)
+dead = sa.OutputTag("dead", sa.DeadLetter)
+assert_type(late, sa.OutputTag[Order])
+
+flow = sa.Dataflow("orders")
+orders = flow.source("orders", ListSource([Order("a", 1.0, 0)]), parallelism=2)
+assert_type(orders, sa.Stream[Order])
+
+# Stateless steps: `def`, `async def`, lambda, a function that returns an awaitable, a class.
+assert_type(orders.map(enrich), sa.Stream[Order])
+assert_type(orders.map(later), sa.Stream[Total])
+assert_type(orders.map(lambda order: order.amount), sa.Stream[float])
+assert_type(orders.map(lambda order: order.customer).map(len), sa.Stream[int])
+assert_type(orders.map(enrich, name="enrich", parallelism=3, chain=False), sa.Stream[Order])
+assert_type(orders.filter(wanted), sa.Stream[Order])
+assert_type(orders.filter(lambda order: order.amount > 0, name="positive"), sa.Stream[Order])
+assert_type(orders.flat_map(parts), sa.Stream[str])
+assert_type(orders.flat_map(characters), sa.Stream[str])
+assert_type(orders.flat_map(lambda order: [order.amount, 0.0]), sa.Stream[float])
+assert_type(orders.print(), sa.Stream[Order])
+assert_type(orders.print("orders", chain=False), sa.Stream[Order])
+
+# Where records go.
+assert_type(orders.rebalance(), sa.Stream[Order])
+assert_type(orders.broadcast(), sa.Stream[Order])
+assert_type(orders.union(orders, orders.map(enrich)), sa.Stream[Order])
+assert_type(orders.side_output(late), sa.Stream[Order])
+assert_type(orders.side_output(dead), sa.Stream[sa.DeadLetter])
+
+# Keyed.
+keyed = orders.map(enrich).filter(lambda order: order.amount > 0).key_by(lambda order: order.customer)
+assert_type(keyed, sa.KeyedStream[str, Order])
+assert_type(keyed.filter(wanted), sa.KeyedStream[str, Order])
+assert_type(keyed.map(lambda order: order.ts), sa.Stream[int])
+assert_type(keyed.rebalance(), sa.Stream[Order])
+assert_type(keyed.key_by(lambda order: order.ts), sa.KeyedStream[int, Order])
+assert_type(orders.key_by(lambda order: (order.customer, order.ts)), sa.KeyedStream[tuple[str, int], Order])
+
+# Steps with a uid.
+totals = keyed.process("totals", RunningTotal, parallelism=4)
+assert_type(totals, sa.Stream[Total])
+assert_type(keyed.process("fast", functools.partial(Fast, 10.0)), sa.Stream[Total])
+assert_type(keyed.process("unkeyed", Splitting), sa.Stream[float])
+assert_type(orders.process("split", Splitting, on_error=dead), sa.Stream[float])
+assert_type(orders.process("made", made, name="made", chain=False), sa.Stream[float])
+assert_type(keyed.reduce("largest", larger), sa.Stream[Order])
+assert_type(keyed.reduce("first", lambda left, right: left, parallelism=2), sa.Stream[Order])
+
+sink: ListSink[Total] = ListSink()
+assert_type(totals.sink("out", sink), sa.Dataflow)
+assert_type(flow.explain(sa.Config(parallelism=2)), str)
+assert_type(flow.to_mermaid(), str)
+
+
+def a_step_of_ones_own(stream: sa.Stream[Order]) -> sa.Stream[Iterable[float]]:
+    """Steps compose in functions with declared types."""
+    amounts: sa.Stream[Iterable[float]] = stream.map(lambda order: [order.amount])
+    return amounts

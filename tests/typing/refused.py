@@ -1,0 +1,82 @@
+# type: ignore
+"""What mypy --strict and pyright refuse: exactly the lines that say so. The test takes the first line away."""
+
+from typing import assert_type
+
+import streamactors as sa
+from connectors.memory import ListSink, ListSource
+
+
+class Order:
+    customer: str = ""
+    amount: float = 0.0
+
+
+class Totals(sa.KeyedOperator[str, Order, float]):
+    total = sa.ValueState(float, default=0.0)
+
+    def process(self, order: Order, ctx: sa.Context[str, float]) -> None:
+        self.total.set("much")  # refused
+        ctx.emit("much")  # refused
+        ctx.emit_to(late, 1)  # refused
+
+
+class Numbered(sa.KeyedOperator[int, Order, float]):
+    def process(self, order: Order, ctx: sa.Context[int, float]) -> None:
+        ctx.emit(order.amount)
+
+
+class Unkeyed(sa.Operator[Order, float]):
+    def process(self, order: Order, ctx: sa.Context[None, float]) -> None:
+        ctx.emit(order.amount)
+
+
+class OfStrings(sa.Operator[str, float]):
+    def process(self, text: str, ctx: sa.Context[None, float]) -> None:
+        ctx.emit(0.0)
+
+
+def key(order: Order) -> str:
+    return order.customer
+
+
+def longest(left: str, right: str) -> str:
+    return max(left, right, key=len)
+
+
+late = sa.OutputTag("late", str)
+flow = sa.Dataflow("refused")
+orders = flow.source("orders", ListSource([Order()]))
+keyed = orders.key_by(key)
+numbers = ListSink[int]()
+
+orders.map(len)  # refused
+orders.map(lambda order: order.price)  # refused
+orders.filter(key)  # refused
+orders.flat_map(lambda order: order.amount)  # refused
+orders.union(orders.map(key))  # refused
+orders.print(chained=False)  # refused
+
+# State needs a key, and the key's type.
+orders.process("totals", Totals)  # refused
+keyed.process("numbered", Numbered)  # refused
+keyed.process("strings", OfStrings)  # refused
+keyed.reduce("longest", longest)  # refused
+orders.reduce("sum", max)  # refused
+
+# A uid, and a class or factory.
+keyed.process(Totals)  # refused
+orders.process(Unkeyed)  # refused
+orders.process("unkeyed", Unkeyed())  # refused
+orders.process("unkeyed", Unkeyed, 4)  # refused
+orders.process("unkeyed", Unkeyed, on_error="skip")  # refused
+orders.process("unkeyed", Unkeyed, on_error=late)  # refused
+
+# Connectors of another type, or none.
+orders.sink("out", numbers)  # refused
+flow.source("list", [1, 2])  # refused
+flow.source(ListSource([1]))  # refused
+
+# The assertions of flows.py are checked indeed.
+assert_type(orders, sa.Stream[str])  # refused
+assert_type(keyed.process("ok", Totals), sa.Stream[int])  # refused
