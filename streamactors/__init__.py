@@ -24,15 +24,18 @@ from streamactors.errors import (
     UnserialisableValue,
 )
 from streamactors.formats import Decoder, Encoder, Json, MsgPack, Raw, Text
+from streamactors.launch import JobHandle, collect, main, run, start
 from streamactors.metrics import Counter, Histogram, MetricGroup
 from streamactors.operators.base import Context, KeyedOperator, Operator, OperatorContext
+from streamactors.runtime.info import CheckpointInfo
 from streamactors.sinks import Sink
 from streamactors.sources import Source
-from streamactors.state.descriptors import ListState, MapState, ValueState
+from streamactors.state.descriptors import ListState, MapState, Ttl, ValueState
 from streamactors.state.serializers import Pickle
 
 __all__ = [
     "CheckpointFailed",
+    "CheckpointInfo",
     "Checkpoints",
     "Config",
     "Context",
@@ -51,6 +54,7 @@ __all__ = [
     "InvalidConfig",
     "InvalidDataflow",
     "JobFailed",
+    "JobHandle",
     "Json",
     "KeyedOperator",
     "KeyedStream",
@@ -78,7 +82,12 @@ __all__ = [
     "Text",
     "TransactionAlreadyCommitted",
     "TransactionLost",
+    "Ttl",
     "UnserialisableKey",
     "UnserialisableValue",
     "ValueState",
+    "collect",
+    "main",
+    "run",
+    "start",
 ]

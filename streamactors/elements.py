@@ -4,6 +4,7 @@ A `Batch` holds parallel lists. `Barrier` and `EndOfData` are elements between b
 milliseconds since the epoch.
 """
 
+import builtins
 import sys
 from collections.abc import Callable, Sequence
 from itertools import compress
@@ -133,7 +134,7 @@ class OutputTag(Generic[T]):
 
     __slots__ = ("name", "type")
 
-    def __init__(self, name: str, type: type[T]) -> None:
+    def __init__(self, name: str, type: builtins.type[T]) -> None:
         self.name = name
         self.type = type
 

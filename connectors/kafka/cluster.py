@@ -33,7 +33,7 @@ from streamactors.errors import InvalidConfig, StreamactorsError
 CONNECT_SECONDS: Final = 30.0
 OPERATION_SECONDS: Final = 60.0
 # A topic that was created a moment ago, or is being created by the broker because we asked, may not be known yet.
-TOPIC_SECONDS: Final = 5.0
+TOPIC_SECONDS: Final = 3.0
 FIRST_PAUSE: Final = 0.02
 LONGEST_PAUSE: Final = 1.0
 WARN_EVERY_SECONDS: Final = 10.0
@@ -140,11 +140,11 @@ class Cluster:
 
     async def follow(self, topic: str) -> None:
         """Keep `metadata` current for a topic."""
-        await self._client.add_topic(topic)
+        await asyncio.wait([self._client.add_topic(topic)], timeout=OPERATION_SECONDS)
 
     async def refresh(self) -> None:
-        """Ask for `metadata` anew, and wait for the answer, or for its failure."""
-        await self._client.force_metadata_update()
+        """Ask for `metadata` anew, and wait for the answer, for its failure, or for OPERATION_SECONDS."""
+        await asyncio.wait([self._client.force_metadata_update()], timeout=OPERATION_SECONDS)
 
     def request_refresh(self) -> None:
         """Ask for `metadata` anew, soon."""
@@ -219,6 +219,7 @@ class Cluster:
         what: str,
         *,
         codes: Callable[[Any], Iterable[int]] = lambda response: (response.error_code,),
+        busy: frozenset[int] = BUSY,
         seconds: float = OPERATION_SECONDS,
     ) -> Any:
         """The coordinator of a group or transactional id, wherever it is now; an answer without a transient error."""
@@ -232,10 +233,10 @@ class Cluster:
                 self._coordinators.pop((kind, key), None)
                 await retry.pause(error)
                 continue
-            transient = [code for code in codes(response) if code in MOVED or code in BUSY]
+            transient = [code for code in codes(response) if code in MOVED or code in busy]
             if not transient:
                 return response
-            if not BUSY.issuperset(transient):
+            if not busy.issuperset(transient):
                 self._coordinators.pop((kind, key), None)
             await retry.pause(for_code(transient[0]).__name__)
 

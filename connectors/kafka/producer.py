@@ -280,7 +280,7 @@ class Producer:
             elif node not in self._busy_nodes and not partition.held:
                 by_node.setdefault(node, []).append(partition)
         for node, partitions in by_node.items():
-            self._spawn(node, self._deliver(node, self._take(partitions)))
+            self._spawn(node, self._deliver(node, partitions))
         if leaderless and NOBODY not in self._busy_nodes:
             self._spawn(NOBODY, self._find_leaders())
 
@@ -304,6 +304,8 @@ class Producer:
         taken: list[Sending] = []
         size = 0
         for partition in partitions:
+            if partition.held:
+                continue  # its leader has just moved, and the new one was faster
             if partition.sending is None:
                 self._build(partition)
             sending = partition.sending
@@ -331,8 +333,10 @@ class Producer:
         partition.sending = Sending(partition, builder.build(), count, self._loop.time() + DELIVERY_SECONDS)
         self.buffered += len(partition.sending.buffer)
 
-    async def _deliver(self, node: int, batches: list[Sending]) -> None:
-        """Each is acknowledged, or will be sent again; raises for one that can't be delivered."""
+    async def _deliver(self, node: int, partitions: list[Partition]) -> None:
+        """A batch of each is acknowledged, or will be sent again; raises for one that can't be delivered."""
+        if not (batches := self._take(partitions)):
+            return
         if self._coordinator is not None:
             await self._open_transaction([each.partition.tp for each in batches])
         topics: dict[str, list[tuple[int, Any]]] = {}

@@ -17,7 +17,7 @@ from aiokafka.errors import for_code
 from aiokafka.protocol.transaction import AddPartitionsToTxnRequest, EndTxnRequest, InitProducerIdRequest
 from aiokafka.structs import TopicPartition
 
-from connectors.kafka.cluster import DENIED, Cluster, Log, by_topic
+from connectors.kafka.cluster import BUSY, DENIED, OPERATION_SECONDS, UNKNOWN_TOPIC, Cluster, Log, by_topic
 from connectors.kafka.errors import AccessDenied, DeliveryFailed, TransactionsExhausted
 from streamactors.errors import InvalidConfig, StreamactorsError, TransactionLost
 
@@ -114,10 +114,6 @@ class IdPool:
         """The slot that was free for the longest time; None if all are in use."""
         return self._free.pop(0) if self._free else None
 
-    def give_back(self, slot: int) -> None:
-        """Taken, and never listed."""
-        self._free.append(slot)
-
     def occupy(self, slot: int) -> None:
         """The restored checkpoint lists it, and no checkpoint of this attempt will."""
         self._free.remove(slot)
@@ -180,13 +176,17 @@ class TransactionCoordinator:
         transactional_id = _named(session)
         request = AddPartitionsToTxnRequest(transactional_id, session.producer_id, session.epoch, by_topic(partitions))
         response = await self._ask(
-            transactional_id, request, f"adding partitions to transaction {transactional_id!r}", _codes_of_partitions
+            transactional_id,
+            request,
+            f"adding partitions to transaction {transactional_id!r}",
+            codes=_codes_of_partitions,
+            busy=BUSY | {UNKNOWN_TOPIC},  # the coordinator may hear of a new topic later than we do
         )
         for topic, results in response.errors:
             for partition, code in results:
                 self._refuse(code, transactional_id, f"adding {topic}[{partition}] to the transaction")
 
-    async def end(self, session: Session, *, commit: bool, seconds: float | None = None) -> int:
+    async def end(self, session: Session, *, commit: bool, seconds: float = OPERATION_SECONDS) -> int:
         """Commit or abort; 0 also if it was so already, else the error code (in `OVER`) of one that ended otherwise."""
         transactional_id = _named(session)
         request = EndTxnRequest(transactional_id, session.producer_id, session.epoch, commit)
@@ -197,10 +197,7 @@ class TransactionCoordinator:
             self._refuse(code, transactional_id, what)
         return code
 
-    async def _ask(
-        self, transactional_id: str, request: Any, what: str, codes: Any = None, seconds: float | None = None
-    ) -> Any:
-        options = ({} if codes is None else {"codes": codes}) | ({} if seconds is None else {"seconds": seconds})
+    async def _ask(self, transactional_id: str, request: Any, what: str, **options: Any) -> Any:
         return await self._cluster.ask_coordinator(
             CoordinationType.TRANSACTION, transactional_id, request, what, **options
         )
@@ -251,7 +248,6 @@ class Transactions:
         self._slots = slots
         self._pool = IdPool(slots)
         self._current: Session | None = None
-        self._current_slot = -1
         self._prepared: list[Prepared] = []
 
     async def recover(self, restored: Sequence[Mapping[str, Any]], *, committed: bool, widest: int) -> None:
@@ -283,7 +279,6 @@ class Transactions:
                 "The job goes back to its last checkpoint; see why they fail, or allow for more of them by "
                 "Checkpoints(tolerable_failures=…)"
             )
-        self._current_slot = slot
         self._current = await self._coordinator.begin(self._id(self._subtask, slot))
         return self._current
 

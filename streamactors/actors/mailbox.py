@@ -29,6 +29,7 @@ class Mailbox(Generic[M]):
     """`capacity` (records) and `byte_capacity` are shared fairly by `channels` input channels."""
 
     def __init__(self, channels: int, capacity: int, byte_capacity: int = 64 << 20) -> None:
+        self.channels = channels
         self.signal = Signal()
         self.control: deque[Any] = deque()
         self.quota = max(1, capacity // max(1, channels))

@@ -1,6 +1,6 @@
 """Structured supervision: a group of actor tasks of which the first failure is reported, and which always ends empty.
 
-Like `asyncio.TaskGroup`, but a failure is handed to `on_failure` instead of cancelling the host's task, and waiting
+Like `asyncio.TaskGroup`, but an actor's end is handed to `on_end` instead of cancelling the host's task, and waiting
 for cancelled actors is bounded: user code may swallow a cancellation.
 """
 
@@ -15,8 +15,9 @@ log = logging.getLogger("streamactors.actors")
 class Supervisor:
     """Owns tasks from `spawn` to `shut_down`."""
 
-    def __init__(self, on_failure: Callable[[str, BaseException], None]) -> None:
-        self._on_failure = on_failure
+    def __init__(self, on_end: Callable[[str, BaseException | None], None]) -> None:
+        """`on_end(name, error)`: an actor has ended by itself; error is None if it did so in peace."""
+        self._on_end = on_end
         self._tasks: dict[asyncio.Task[None], str] = {}
 
     def spawn(self, name: str, actor: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -29,9 +30,7 @@ class Supervisor:
         name = self._tasks.pop(task)
         if task.cancelled():
             return
-        error = task.exception()
-        if error is not None:
-            self._on_failure(name, error)
+        self._on_end(name, task.exception())
 
     async def shut_down(self, patience: float) -> list[str]:
         """Cancel and await every task, at most `patience` seconds; returns the names of those that did not end."""
@@ -44,8 +43,3 @@ class Supervisor:
         for name in stuck:
             log.error("actor %s did not end within %.1f s of its cancellation: its code swallows CancelledError", name, patience)
         return stuck
-
-    async def join(self) -> None:
-        """Until every task has ended by itself."""
-        while self._tasks:
-            await asyncio.wait(list(self._tasks))

@@ -12,9 +12,16 @@ from streamactors.sinks import SinkContext, SinkWriter, WriterSink
 class SinkLink(Link):
     """Two-phase commit is the writer's; when to prepare and to commit is the subtask's."""
 
-    def __init__(self, ctx: LinkContext, writer: SinkWriter[Any]) -> None:
+    def __init__(
+        self, ctx: LinkContext, writer: SinkWriter[Any], restored: Sequence[Any], *, committed: bool
+    ) -> None:
         super().__init__(ctx)
         self.writer = writer
+        self._restored = restored
+        self._committed = committed
+
+    async def open(self) -> None:
+        await self.writer.open(self._restored, committed=self._committed)
 
     async def process(self, batch: Batch) -> Batch | None:
         await self.writer.write(batch.values, batch.timestamps)
@@ -38,8 +45,8 @@ class SinkSpec(OperatorSpec):
     def kind(self) -> str:
         return "sink"
 
-    def sink_link(self, ctx: LinkContext, sink: SinkContext) -> SinkLink:
-        return SinkLink(ctx, self.sink.writer(sink))
+    def sink_link(self, ctx: LinkContext, sink: SinkContext, restored: Sequence[Any], committed: bool) -> SinkLink:
+        return SinkLink(ctx, self.sink.writer(sink), restored, committed=committed)
 
     def link(self, ctx: LinkContext) -> Link:
         raise TypeError("a sink's link is made by sink_link")

@@ -8,6 +8,7 @@ and between two steps nothing is in hand but the stack. Order within a link is t
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from streamactors.elements import Batch
+from streamactors.metrics import MetricGroup
 from streamactors.operators.base import Link
 from streamactors.runtime.routing import Output
 
@@ -21,10 +22,13 @@ class LinkSlot:
 
     `link` is None in the place of a source."""
 
-    __slots__ = ("link", "main", "records_in", "records_out", "sides", "slice", "undelivered")
+    __slots__ = ("link", "main", "metrics", "records_in", "records_out", "sides", "slice", "undelivered")
 
-    def __init__(self, link: Link | None, main: Sequence[Output], sides: Mapping[str, Sequence[Output]]) -> None:
+    def __init__(
+        self, link: Link | None, main: Sequence[Output], sides: Mapping[str, Sequence[Output]], metrics: MetricGroup
+    ) -> None:
         self.link = link
+        self.metrics = metrics
         self.main = main
         self.sides = sides
         self.slice = 64
@@ -42,14 +46,19 @@ class LinkSlot:
 
 
 class Chain:
-    """Slots in order; the first takes the input."""
+    """Slots in order; the first takes the input. They are added after the chain, since links reach back into it."""
 
-    def __init__(self, slots: Sequence[LinkSlot], monotonic: Callable[[], float], make_room: Callable[[], Awaitable[None]]) -> None:
-        self.slots = slots
-        self._last = len(slots) - 1
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self.slots: list[LinkSlot] = []
+        self.make_room: Callable[[], Awaitable[None]] | None = None
+        """Waits for room downstream; the subtask's."""
+        self._last = -1
         self._monotonic = monotonic
-        self._make_room = make_room
         self._stack: list[tuple[int, Batch]] = []
+
+    def add(self, slot: LinkSlot) -> None:
+        self.slots.append(slot)
+        self._last += 1
 
     @property
     def busy(self) -> bool:
@@ -108,7 +117,8 @@ class Chain:
         self.emit_sides(index, sides)
         while self._stack and self._stack[-1][0] > index:
             await self.step()
-        await self._make_room()
+        if self.make_room is not None:
+            await self.make_room()
 
     async def open(self) -> None:
         """Downstream first, so that a link may emit as soon as it is open."""

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from streamactors.actors.mailbox import Mailbox
 from streamactors.elements import END, Batch, DeadLetter, Element
+from streamactors.errors import RecordFailed
 from streamactors.operators.base import dead_letter
 from streamactors.sources import SourceBatch, SplitReader, UndecodableRecord
 
@@ -68,8 +69,9 @@ class SourceInput:
         *,
         wake: Callable[[], None],
         limit: Callable[[], int],
-        dead_letters: Callable[[Batch], None],
+        dead_letters: Callable[[Batch], None] | None,
     ) -> None:
+        """`dead_letters` None: an undecodable record fails the job."""
         self._uid = uid
         self._reader = reader
         self._restored = restored
@@ -131,9 +133,9 @@ class SourceInput:
         start = self._taken
         stop = min(start + self._limit(), len(source.values))
         self._taken = stop
-        self._positions[source.split] = source.position_after(stop)
         self._route_undecodable(source, stop)
         if stop == len(source.values):
+            self._positions[source.split] = source.position_after(stop)
             self._batch = None
         if start == stop:
             return None
@@ -145,10 +147,13 @@ class SourceInput:
         while self._undecodable < len(source.undecodable) and source.undecodable[self._undecodable].index <= stop:
             letters.append(self._letter(source.undecodable[self._undecodable]))
             self._undecodable += 1
-        if letters:
+        if letters and self._dead_letters is not None:
             self._dead_letters(Batch(letters))
 
     def _letter(self, record: UndecodableRecord) -> DeadLetter:
+        if self._dead_letters is None:
+            what = f"undecodable: {type(record.error).__name__}: {record.error}"
+            raise RecordFailed(self._uid, what, origin=record.origin) from record.error
         return dead_letter(self._uid, record.value, record.origin, record.error)
 
     def stop(self, *, drain: bool) -> None:
@@ -162,6 +167,8 @@ class SourceInput:
     # --------------------------------------------------------------------------------------------------- checkpoints
     def snapshot(self, checkpoint: int) -> dict[str, Any]:
         positions = dict(self._positions)
+        if self._batch is not None:
+            positions[self._batch.split] = self._batch.position_after(self._taken)
         self._at_checkpoint[checkpoint] = positions
         return positions
 

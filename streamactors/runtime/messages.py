@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from streamactors.checkpoint.manifest import SubtaskState
+from streamactors.checkpoint.manifest import BlockRef, KeyedHandle, SubtaskState
 from streamactors.elements import Barrier
 from streamactors.graph.physical import SubtaskId
 
@@ -101,12 +101,21 @@ class ReadingStopped:
 
 
 @dataclass(frozen=True, slots=True)
+class Stopped:
+    """The actor has ended, and released everything."""
+
+    subtask: SubtaskId
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     subtask: SubtaskId
     error: BaseException
 
 
-Report = Ready | SnapshotStored | SnapshotDeclined | TransactionsCommitted | EndReached | ReadingStopped | Failed
+Report = (
+    Ready | SnapshotStored | SnapshotDeclined | TransactionsCommitted | EndReached | ReadingStopped | Stopped | Failed
+)
 
 
 class Reports(Protocol):
@@ -119,8 +128,9 @@ class Reports(Protocol):
 class NodeRestore:
     """What one node of one subtask starts from."""
 
-    blocks: tuple[Any, ...] = ()
-    """(handle, block references) pairs to read."""
+    blocks: tuple[tuple[KeyedHandle, tuple[BlockRef, ...]], ...] = ()
     schemas: Mapping[str, Any] = field(default_factory=dict)
     positions: Mapping[str, Any] | None = None
+    """None: the source was never part of a checkpoint."""
     pending: tuple[Any, ...] = ()
+    allow_dropped: bool = False

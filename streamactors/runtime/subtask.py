@@ -78,6 +78,7 @@ class Subtask:
         self.id = id
         self.mailbox = mailbox
         self.chain = chain
+        chain.make_room = self.make_room
         self.outputs = outputs
         self.nodes = nodes
         self._input = source

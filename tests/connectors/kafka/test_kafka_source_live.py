@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,11 +13,13 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError
 from aiokafka.structs import TopicPartition
 
 from connectors.kafka import KafkaSource, OffsetExpired
+from streamactors.metrics import MetricGroup
 from streamactors.sources import SourceBatch, SplitReader
 from streamactors.testing import KafkaBroker
 from tests.connectors.kafka.driving import (
     NUMBERS,
     PATIENCE,
+    SOURCE,
     eventually,
     opened,
     positions_after,
@@ -141,6 +144,21 @@ async def test_a_position_moves_over_control_records(kafka: KafkaBroker, topics:
     assert batch is not None
     assert list(batch.values) == []
     assert positions_after(positions, [batch]) == {f"{topic}[0]": {"offset": 3}}
+
+
+async def test_the_lag_is_measured(kafka: KafkaBroker, topics: Topics) -> None:
+    topic = await topics.new()
+    await produce(kafka.bootstrap, topic, *(b"%d" % number for number in range(10)))
+    metrics = MetricGroup()
+    source = KafkaSource(kafka.bootstrap, topic, value=NUMBERS, client={"max_poll_records": 4})
+    reader = source.reader(replace(SOURCE, metrics=metrics))
+    try:
+        await reader.open(None)
+        assert len(values(await some(reader, 1))) == 4
+        assert metrics.read()["kafka.lag"] == 6
+    finally:
+        await reader.close()
+    assert metrics.read()["kafka.lag"] == 0
 
 
 async def test_a_pending_read_survives_a_checkpoint(kafka: KafkaBroker, topics: Topics) -> None:

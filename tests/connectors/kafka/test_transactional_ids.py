@@ -113,7 +113,10 @@ def test_a_restored_id_waits_for_a_checkpoint_of_this_attempt() -> None:
 def test_ids_are_used_in_turn() -> None:
     pool = IdPool(3)
     assert pool.take() == 0
-    pool.give_back(0)
+    pool.listed([0], 1)
+    pool.completed(1)
+    pool.listed([], 2)
+    pool.completed(2)
     assert [pool.take(), pool.take(), pool.take(), pool.take()] == [1, 2, 0, None]
 
 

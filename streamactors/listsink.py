@@ -70,7 +70,7 @@ class _DirectWriter(SinkWriter[T]):
     async def open(self, restored: Sequence[Pending], *, committed: bool) -> None:
         return None
 
-    async def write(self, values: Sequence[T], timestamps: Sequence[int] | None) -> None:
+    async def write(self, values: Sequence[T], timestamps: Sequence[int | None] | None) -> None:
         self._values += values
 
     async def prepare(self, checkpoint: int) -> Sequence[Pending]:
@@ -99,7 +99,7 @@ class _TransactionWriter(SinkWriter[T]):
         if len(own) < len(restored) and not committed:
             self._ctx.log.warning("results of another process were in its ListSink and are gone with it")
 
-    async def write(self, values: Sequence[T], timestamps: Sequence[int] | None) -> None:
+    async def write(self, values: Sequence[T], timestamps: Sequence[int | None] | None) -> None:
         self._open += values
 
     async def prepare(self, checkpoint: int) -> Sequence[Pending]:

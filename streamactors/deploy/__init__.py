@@ -1,0 +1,1 @@
+"""Where subtasks run: in this process (`local`)."""

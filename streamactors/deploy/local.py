@@ -1,0 +1,88 @@
+"""All subtasks in this process, on the loop that starts the job."""
+
+import functools
+from typing import Any
+
+from streamactors.actors.governor import Governor
+from streamactors.actors.mailbox import Mailbox
+from streamactors.actors.supervisor import Supervisor
+from streamactors.clock import Clock
+from streamactors.elements import Element
+from streamactors.graph.physical import ChannelId, SubtaskId
+from streamactors.runtime.assembly import AttemptSpec, Surroundings, assemble
+from streamactors.runtime.channel import Channel, MailboxChannel
+from streamactors.runtime.messages import Control, Failed, Reports, Stopped
+from streamactors.runtime.snapshot import SnapshotStorage
+from streamactors.runtime.subtask import Subtask
+
+PATIENCE = 10.0
+"""Seconds that a cancelled subtask may take to release what it holds."""
+
+
+class LocalAttempt:
+    """The subtasks of one attempt and the tasks that run them."""
+
+    def __init__(self, spec: AttemptSpec, storage: SnapshotStorage | None, reports: Reports, clock: Clock) -> None:
+        self._reports = reports
+        self._supervisor = Supervisor(self._ended)
+        plan = spec.plan
+        inputs = {id: plan.channels_in(id) for id in plan.subtasks}
+        self._mailboxes: dict[SubtaskId, Mailbox[Element]] = {
+            id: Mailbox(len(channels), spec.mailbox_capacity) for id, channels in inputs.items()
+        }
+        places = {channel: place for channels in inputs.values() for place, channel in enumerate(channels)}
+        around = Surroundings(
+            functools.partial(self._channel, places), storage, reports, Governor.of_running_loop(), clock
+        )
+        self._names = {str(id): id for id in plan.subtasks}
+        self._subtasks = {id: assemble(spec, id, self._mailboxes[id], around) for id in plan.subtasks}
+
+    def start(self) -> None:
+        for id, subtask in self._subtasks.items():
+            self._supervisor.spawn(str(id), subtask.run())
+
+    def send(self, subtask: SubtaskId, message: Control) -> None:
+        self._mailboxes[subtask].send_control(message)
+
+    def metrics(self) -> dict[str, Any]:
+        return {str(id): read_metrics(subtask) for id, subtask in self._subtasks.items()}
+
+    async def shut_down(self) -> None:
+        await self._supervisor.shut_down(PATIENCE)
+
+    def _channel(self, places: dict[ChannelId, int], id: ChannelId) -> Channel:
+        return MailboxChannel(self._mailboxes[id.receiver], places[id])
+
+    def _ended(self, name: str, error: BaseException | None) -> None:
+        id = self._names[name]
+        self._reports(Stopped(id) if error is None else Failed(id, error))
+
+
+async def deploy_locally(
+    spec: AttemptSpec, storage: SnapshotStorage | None, reports: Reports, clock: Clock
+) -> LocalAttempt:
+    attempt = LocalAttempt(spec, storage, reports, clock)
+    attempt.start()
+    return attempt
+
+
+def read_metrics(subtask: Subtask) -> dict[str, Any]:
+    """Counts of one subtask: records in and out by node, what is queued, what is unsent."""
+    nodes = {
+        node.uid: {
+            "records_in": slot.records_in,
+            "records_out": slot.records_out,
+            "undelivered": slot.undelivered,
+            "entries": dict(node.entries()),
+            **slot.metrics.read(),
+        }
+        for node, slot in zip(subtask.nodes, subtask.chain.slots, strict=True)
+    }
+    return {
+        "queued": subtask.mailbox.queued,
+        "capacity": subtask.mailbox.quota * subtask.mailbox.channels,
+        "blocked": subtask.mailbox.blocked,
+        "unsent": subtask.outputs.unsent,
+        "snapshot_seconds": subtask.snapshot_seconds,
+        "nodes": nodes,
+    }

@@ -1,0 +1,347 @@
+"""From a flow to a running job: `run`, `start`, `main`, `collect`, and the handle that a host holds."""
+
+import asyncio
+import datetime as dt
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Literal, TypeVar, overload
+
+from streamactors.api.dataflow import Dataflow
+from streamactors.api.stream import Stream, graph_with_sink
+from streamactors.checkpoint.storage import Files
+from streamactors.clock import SYSTEM, Clock
+from streamactors.config import Config, require_supported, resolve
+from streamactors.deploy.local import deploy_locally
+from streamactors.errors import CheckpointFailed, InvalidConfig, JobFailed, StreamactorsError
+from streamactors.graph.logical import LogicalGraph
+from streamactors.graph.physical import PhysicalPlan
+from streamactors.graph.planner import plan
+from streamactors.listsink import ListSink
+from streamactors.runtime.info import CheckpointInfo
+from streamactors.runtime.job import Job, JobSpec, Status
+from streamactors.state.descriptors import ValueState
+
+T = TypeVar("T")
+log = logging.getLogger("streamactors.job")
+
+EXIT_TIMEOUT = dt.timedelta(seconds=20)
+"""Inside the 30 s that Kubernetes gives a pod to end."""
+
+
+class JobHandle:
+    """A running job, for the program that started it."""
+
+    def __init__(self, job: Job, task: "asyncio.Task[None]") -> None:
+        self._job = job
+        self._task = task
+
+    @property
+    def name(self) -> str:
+        return self._job.name
+
+    @property
+    def status(self) -> Status:
+        return self._job.status
+
+    async def wait(self) -> None:
+        """Until the job ends; raises JobFailed with the user's exception as its cause."""
+        await asyncio.wait([self._task])
+        _raise_failure(self._task)
+
+    async def checkpoint(self) -> CheckpointInfo:
+        """Take one now. Raises CheckpointFailed; InvalidConfig where checkpoints are off."""
+        return await self._job.checkpoint()
+
+    async def stop(self, savepoint: str | None = None, *, drain: bool = False) -> str | None:
+        """Stop reading, take a last checkpoint, commit, finish; returns its URI. `drain` first ends the data: only for
+        a job that will not be resumed. Savepoints are not available in this version."""
+        if savepoint is not None:
+            raise InvalidConfig("savepoints are not available in this version: stop() takes a last checkpoint")
+        if self._task.done():
+            _raise_failure(self._task)
+            return None
+        info = await self._or_end(self._job.stop(drain=drain))
+        await self.wait()
+        return info.uri if info is not None else None
+
+    async def _or_end(self, request: Any) -> Any:
+        """The answer to a request, or the job's failure if it ends before it answers."""
+        asked = asyncio.ensure_future(request)
+        try:
+            await asyncio.wait([asked, self._task], return_when=asyncio.FIRST_COMPLETED)
+            if not asked.done():
+                _raise_failure(self._task)
+            return await asked
+        finally:
+            asked.cancel()
+
+    async def cancel(self) -> None:
+        """End at once, without a checkpoint; what was not committed comes again on the next start."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    def metrics(self) -> Mapping[str, Any]:
+        """Status, restarts, the last checkpoint, and counts by subtask."""
+        return self._job.metrics()
+
+    @overload
+    async def query(self, uid: str, state: ValueState[T], key: Any) -> T: ...
+    @overload
+    async def query(self, uid: str, state: str, key: Any) -> Any: ...
+    async def query(self, uid: str, state: ValueState[Any] | str, key: Any) -> Any:
+        """A copy of what `key` holds in a state of operator `uid`, consistent per key. Raises StateAccessError."""
+        name = state if isinstance(state, str) else state.name
+        return await self._or_end(self._job.query(uid, name, key))
+
+
+def _raise_failure(task: "asyncio.Task[None]") -> None:
+    if task.cancelled():
+        return
+    error = task.exception()
+    if error is not None:
+        raise error
+
+
+def _job(
+    graph: LogicalGraph,
+    config: Config | None,
+    *,
+    restore: str | None,
+    fresh: bool,
+    resources: Mapping[str, Any] | None,
+    drop_state: Collection[str] = (),
+    clock: Clock = SYSTEM,
+    files: Files | None = None,
+) -> Job:
+    config = config or Config()
+    require_supported(config)
+
+    def make_plan(max_parallelism: int | None) -> PhysicalPlan:
+        return plan(
+            graph,
+            parallelism=config.parallelism,
+            max_parallelism=max_parallelism,
+            checkpointing=config.checkpoints is not None,
+        )
+
+    make_plan(config.max_parallelism)  # what is wrong with the flow is said before anything is opened
+    spec = JobSpec(graph.name, make_plan, config, restore, fresh, tuple(drop_state), resources or {})
+    return Job(spec, deploy=deploy_locally, clock=clock, files=files)
+
+
+async def run(
+    flow: Dataflow,
+    config: Config | None = None,
+    *,
+    restore: str | None = "latest",
+    fresh: bool = False,
+    resources: Mapping[str, Any] | None = None,
+    drop_state: Collection[str] = (),
+) -> None:
+    """Run a flow until it ends. Raises JobFailed with the user's exception as its cause.
+
+    `restore`: "latest", a checkpoint's URI, or None; `fresh` leaves stored checkpoints behind. `drop_state` names
+    operators (uids) that the flow no longer has and whose stored state may be given up.
+    """
+    job = _job(flow.graph(), config, restore=restore, fresh=fresh, resources=resources, drop_state=drop_state)
+    await job.run()
+
+
+@asynccontextmanager
+async def start(
+    flow: Dataflow,
+    config: Config | None = None,
+    *,
+    restore: str | None = "latest",
+    fresh: bool = False,
+    resources: Mapping[str, Any] | None = None,
+    drop_state: Collection[str] = (),
+    on_failure: Callable[[BaseException], Any] | None = None,
+    on_exit: Literal["checkpoint", "cancel"] = "checkpoint",
+    exit_timeout: dt.timedelta = EXIT_TIMEOUT,
+) -> AsyncIterator[JobHandle]:
+    """Run a flow beside the host's own work, for as long as the block lasts.
+
+    Entering waits until the job runs (or restarts); what keeps it from starting at all is raised there. A job that
+    fails later cancels nothing: it logs CRITICAL, calls `on_failure`, and raises from `wait()` and on leaving the block.
+    Leaving in peace takes a last checkpoint within `exit_timeout`; leaving by an exception cancels.
+    """
+    job = _job(flow.graph(), config, restore=restore, fresh=fresh, resources=resources, drop_state=drop_state)
+    async with _supervised(job, on_failure, on_exit, exit_timeout) as handle:
+        yield handle
+
+
+@asynccontextmanager
+async def _supervised(
+    job: Job,
+    on_failure: Callable[[BaseException], Any] | None,
+    on_exit: Literal["checkpoint", "cancel"],
+    exit_timeout: dt.timedelta,
+) -> AsyncIterator[JobHandle]:
+    task = asyncio.get_running_loop().create_task(job.run(), name=f"job {job.name}")
+    handle = JobHandle(job, task)
+    try:
+        await _started(job, task)
+        task.add_done_callback(lambda ended: _tell_failure(job, ended, on_failure))
+        yield handle
+        await _leave(handle, task, on_exit, exit_timeout)
+    finally:
+        if not task.done():
+            await handle.cancel()
+
+
+async def _started(job: Job, task: "asyncio.Task[None]") -> None:
+    settled = asyncio.ensure_future(job.settled.wait())
+    try:
+        await asyncio.wait([settled, task], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        settled.cancel()
+    if task.done():
+        _raise_failure(task)
+
+
+async def _leave(
+    handle: JobHandle, task: "asyncio.Task[None]", on_exit: Literal["checkpoint", "cancel"], exit_timeout: dt.timedelta
+) -> None:
+    if on_exit == "checkpoint" and not task.done():
+        try:
+            async with asyncio.timeout(exit_timeout.total_seconds()):
+                await handle.stop()
+        except TimeoutError:
+            log.error("%s: no last checkpoint within %s: cancelled; the job goes on from the one before", handle.name, exit_timeout)
+    if task.done():
+        _raise_failure(task)
+
+
+def _tell_failure(job: Job, task: "asyncio.Task[None]", on_failure: Callable[[BaseException], Any] | None) -> None:
+    if task.cancelled() or (error := task.exception()) is None:
+        return
+    log.critical("%s: the job has failed: %s", job.name, error, exc_info=error)
+    if on_failure is not None:
+        on_failure(error)
+
+
+async def collect(stream: Stream[T], config: Config | None = None) -> list[T]:
+    """Run the flow up to `stream` and return its values: for notebooks and tests, on bounded sources."""
+    sink: ListSink[T] = ListSink()
+    graph = graph_with_sink(stream, "collect", sink)
+    job = _job(graph, config, restore="latest", fresh=False, resources=None)
+    await job.run()
+    return sink.values
+
+
+# --------------------------------------------------------------------------------------------------------- as a program
+EXIT_OK, EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def main(flow: Dataflow, config: Config | None = None) -> None:
+    """A script's last line: uvloop where there is one, logging, SIGTERM/SIGINT to a clean stop, exit code.
+
+    Settings from the environment (`STREAMACTORS_…`) come before `config`. Exit codes: 0 finished or stopped, 1 failed,
+    2 refused before it began, 130 interrupted a second time.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-8s %(name)s: %(message)s")
+    try:
+        resolved, _ = resolve(config, environ=os.environ)
+        code = run_loop(run_until_signalled(flow, resolved))
+    except StreamactorsError as error:
+        log.critical("%s", error)
+        raise SystemExit(EXIT_REFUSED) from error
+    raise SystemExit(code)
+
+
+def run_loop(main_coroutine: Any) -> int:
+    """`asyncio.run` on uvloop where there is one."""
+    try:
+        import uvloop  # noqa: PLC0415 (not on Windows)
+    except ImportError:
+        factory = None
+    else:
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        result: int = runner.run(main_coroutine)
+        return result
+
+
+async def run_until_signalled(
+    flow: Dataflow,
+    config: Config,
+    *,
+    restore: str | None = "latest",
+    fresh: bool = False,
+    drop_state: Collection[str] = (),
+    watch: Callable[[JobHandle], Any] | None = None,
+) -> int:
+    """Run until the end, or until SIGINT/SIGTERM: then stop cleanly; a second signal cancels. Returns the exit code.
+
+    `watch` is called with the handle once the job runs."""
+    job = _job(flow.graph(), config, restore=restore, fresh=fresh, resources=None, drop_state=drop_state)
+    signalled = _Signals(asyncio.get_running_loop())
+    try:
+        async with _supervised(job, None, "cancel", EXIT_TIMEOUT) as handle:
+            if watch is not None:
+                watch(handle)
+            return await _wait_or_stop(handle, signalled)
+    except JobFailed:
+        return EXIT_FAILED
+    finally:
+        signalled.restore()
+
+
+async def _wait_or_stop(handle: JobHandle, signalled: "_Signals") -> int:
+    ended = asyncio.ensure_future(handle.wait())
+    first = asyncio.ensure_future(signalled.first.wait())
+    second = asyncio.ensure_future(signalled.second.wait())
+    tasks = [ended, first, second]
+    try:
+        await asyncio.wait([ended, first], return_when=asyncio.FIRST_COMPLETED)
+        if ended.done():
+            await ended
+            return EXIT_OK
+        log.info("%s: stopping; a second signal cancels", handle.name)
+        stopping = asyncio.ensure_future(handle.stop())
+        tasks.append(stopping)
+        await asyncio.wait([stopping, second], return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            await handle.cancel()
+            return EXIT_INTERRUPTED
+        await _stopped(stopping, handle)
+        return EXIT_OK
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _stopped(stopping: "asyncio.Future[str | None]", handle: JobHandle) -> None:
+    try:
+        uri = await stopping
+        log.info("%s: stopped%s", handle.name, f"; goes on from {uri}" if uri else "")
+    except CheckpointFailed:
+        await handle.wait()  # it finished, or failed, by itself meanwhile
+
+
+class _Signals:
+    """SIGINT and SIGTERM as events; `restore` gives the old handlers back."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+        self._loop = loop
+        self._installed: list[int] = []
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                loop.add_signal_handler(number, self._received)
+            except (NotImplementedError, RuntimeError, ValueError):
+                continue  # not the main thread, or Windows: the default handling stays
+            self._installed.append(number)
+
+    def _received(self) -> None:
+        (self.second if self.first.is_set() else self.first).set()
+
+    def restore(self) -> None:
+        for number in self._installed:
+            self._loop.remove_signal_handler(number)

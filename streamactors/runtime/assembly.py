@@ -1,0 +1,223 @@
+"""Building one subtask from the plan: its links, state, input, outputs and protocol. Nothing runs yet."""
+
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from streamactors.actors.governor import Governor
+from streamactors.actors.mailbox import Mailbox
+from streamactors.checkpoint.aligned import AlignedBarriers
+from streamactors.checkpoint.at_least_once import CountedBarriers
+from streamactors.checkpoint.protocol import BarrierProtocol
+from streamactors.clock import Clock
+from streamactors.config import Checkpoints
+from streamactors.elements import Batch, Element
+from streamactors.graph.logical import Node, SourceSpec
+from streamactors.graph.physical import ChannelId, PhysicalPlan, SubtaskId, Vertex
+from streamactors.metrics import MetricGroup
+from streamactors.operators.base import Link, LinkContext, OperatorContext, OperatorSpec
+from streamactors.operators.sink import SinkSpec
+from streamactors.runtime.chain import Chain, LinkSlot
+from streamactors.runtime.channel import Channel
+from streamactors.runtime.inputs import Input, MailboxInput, SourceInput
+from streamactors.runtime.messages import NodeRestore, Reports
+from streamactors.runtime.nodes import NodeRuntime
+from streamactors.runtime.restore import Restores
+from streamactors.runtime.routing import Output, Outputs, router
+from streamactors.runtime.snapshot import Snapshots, SnapshotStorage
+from streamactors.runtime.subtask import Subtask
+from streamactors.sinks import SinkContext
+from streamactors.sources import SourceContext
+from streamactors.state.backend import KeyedBackend
+from streamactors.state.heap import HeapBackend
+
+
+@dataclass(frozen=True)
+class AttemptSpec:
+    """What all subtasks of one attempt have in common. `checkpoints` None: none are taken."""
+
+    plan: PhysicalPlan
+    run: int
+    attempt: int
+    checkpoints: Checkpoints | None
+    mailbox_capacity: int
+    restores: Restores = field(default_factory=dict)
+    committed: bool = False
+    """A receipt says that the restored transactions are committed."""
+    widest: Mapping[str, int] = field(default_factory=dict)
+    resources: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a subtask is given to reach the others."""
+
+    channel: Callable[[ChannelId], Channel]
+    storage: SnapshotStorage | None
+    reports: Reports
+    governor: Governor
+    clock: Clock
+
+
+def assemble(spec: AttemptSpec, id: SubtaskId, mailbox: Mailbox[Element], around: Surroundings) -> Subtask:
+    return _Assembly(spec, id, mailbox, around).build()
+
+
+class _Assembly:
+    """The parts of one subtask while they are put together."""
+
+    def __init__(self, spec: AttemptSpec, id: SubtaskId, mailbox: Mailbox[Element], around: Surroundings) -> None:
+        self._spec = spec
+        self._id = id
+        self._mailbox = mailbox
+        self._around = around
+        self._vertex: Vertex = spec.plan.vertex[id.vertex]
+        self._chain = Chain(around.clock.monotonic)
+        self._outputs: list[Output] = []
+        self._metrics = {node.uid: MetricGroup() for node in self._vertex.nodes}
+
+    def build(self) -> Subtask:
+        backends = {node.uid: self._backend(node) for node in self._vertex.nodes}
+        for place, node in enumerate(self._vertex.nodes):
+            self._chain.add(self._slot(place, node, backends[node.uid]))
+        source = self._input()
+        return Subtask(
+            self._id,
+            mailbox=self._mailbox,
+            source=source,
+            chain=self._chain,
+            outputs=Outputs(self._outputs, self._mailbox.signal.set),
+            nodes=[self._node(node, backends[node.uid]) for node in self._vertex.nodes],
+            protocol=self._protocol(source.channels),
+            snapshots=self._snapshots(),
+            reports=self._around.reports,
+            governor=self._around.governor,
+            monotonic=self._around.clock.monotonic,
+        )
+
+    # ---------------------------------------------------------------------------------------------------------- links
+    def _backend(self, node: Node) -> KeyedBackend | None:
+        if not isinstance(node.spec, OperatorSpec) or not node.spec.keyed_state:
+            return None
+        groups = self._vertex.key_groups(self._id.index)
+        return HeapBackend(groups, self._vertex.max_parallelism, uid=node.uid, clock=self._around.clock)
+
+    def _slot(self, place: int, node: Node, backend: KeyedBackend | None) -> LinkSlot:
+        main: list[Output] = []
+        sides: dict[str, list[Output]] = {}
+        for number, edge in enumerate(self._spec.plan.edges):
+            if (edge.upstream, edge.link) == (self._vertex.uid, place):
+                output = self._output(number, node)
+                (main if edge.tag is None else sides.setdefault(edge.tag, [])).append(output)
+        return LinkSlot(self._link(place, node, backend), main, sides, self._metrics[node.uid])
+
+    def _output(self, number: int, node: Node) -> Output:
+        plan = self._spec.plan
+        edge = plan.edges[number]
+        channels: Sequence[Channel] = [self._around.channel(id) for id in plan.channels_out(number, self._id)]
+        downstream = plan.vertex[edge.downstream]
+        output = Output(router(edge.partitioning, node.uid, len(channels), downstream.max_parallelism), channels)
+        self._outputs.append(output)
+        return output
+
+    def _link(self, place: int, node: Node, backend: KeyedBackend | None) -> Link | None:
+        if isinstance(node.spec, SourceSpec):
+            return None
+        context = LinkContext(
+            node.uid,
+            node.name,
+            OperatorContext(
+                uid=node.uid,
+                subtask=self._id.index,
+                parallelism=self._vertex.parallelism,
+                metrics=self._metrics[node.uid],
+                resources=self._spec.resources,
+                flow=self._spec.plan.name,
+            ),
+            backend=backend,
+            drain=functools.partial(self._chain.drain, place),
+        )
+        if isinstance(node.spec, SinkSpec):
+            return node.spec.sink_link(context, self._sink_context(node), self._start(node).pending, self._spec.committed)
+        return node.spec.link(context)
+
+    def _sink_context(self, node: Node) -> SinkContext:
+        checkpoints = self._spec.checkpoints
+        return SinkContext(
+            flow=self._spec.plan.name,
+            uid=node.uid,
+            subtask=self._id.index,
+            parallelism=self._vertex.parallelism,
+            widest_parallelism=max(self._vertex.parallelism, self._spec.widest.get(node.uid, 0)),
+            checkpointing=checkpoints is not None,
+            exactly_once=checkpoints is not None and checkpoints.mode == "exactly-once",
+            max_concurrent=checkpoints.max_concurrent if checkpoints else 1,
+            tolerable_failures=checkpoints.tolerable_failures if checkpoints else 0,
+            checkpoint_timeout=checkpoints.timeout.total_seconds() if checkpoints else 0.0,
+            run=self._spec.run,
+            attempt=self._spec.attempt,
+            log=self._log(node),
+            metrics=self._metrics[node.uid],
+            resources=self._spec.resources,
+        )
+
+    # ---------------------------------------------------------------------------------------------------------- input
+    def _input(self) -> Input:
+        node = self._vertex.nodes[0]
+        if not isinstance(node.spec, SourceSpec):
+            return MailboxInput(self._mailbox, len(self._spec.plan.channels_in(self._id)))
+        context = SourceContext(
+            flow=self._spec.plan.name,
+            uid=node.uid,
+            subtask=self._id.index,
+            parallelism=self._vertex.parallelism,
+            checkpointing=self._spec.checkpoints is not None,
+            log=self._log(node),
+            metrics=self._metrics[node.uid],
+            resources=self._spec.resources,
+        )
+        return SourceInput(
+            node.uid,
+            node.spec.source.reader(context),
+            self._start(node).positions,
+            wake=self._mailbox.signal.set,
+            limit=lambda: self._chain.slice,
+            dead_letters=self._dead_letters(node.spec),
+        )
+
+    def _dead_letters(self, spec: SourceSpec) -> Callable[[Batch], None] | None:
+        tag = spec.source.error_tag
+        if tag is None:
+            return None
+        name = tag.name
+        return lambda letters: self._chain.emit_sides(0, {name: letters})
+
+    # --------------------------------------------------------------------------------------------------- checkpointing
+    def _start(self, node: Node) -> NodeRestore:
+        return self._spec.restores.get((self._id, node.uid), NodeRestore())
+
+    def _node(self, node: Node, backend: KeyedBackend | None) -> NodeRuntime:
+        return NodeRuntime(
+            node.uid,
+            is_source=node.is_source,
+            backend=backend,
+            start=self._start(node),
+            storage=self._around.storage,
+            governor=self._around.governor,
+        )
+
+    def _protocol(self, channels: int) -> BarrierProtocol:
+        if self._spec.checkpoints is not None and self._spec.checkpoints.mode == "at-least-once":
+            return CountedBarriers(channels)
+        return AlignedBarriers(channels)
+
+    def _snapshots(self) -> Snapshots | None:
+        if self._spec.checkpoints is None or self._around.storage is None:
+            return None
+        return Snapshots(self._id, self._around.storage, self._around.governor, self._around.reports)
+
+    def _log(self, node: Node) -> logging.LoggerAdapter[logging.Logger]:
+        about = {"flow": self._spec.plan.name, "uid": node.uid, "subtask": self._id.index}
+        return logging.LoggerAdapter(logging.getLogger("streamactors.connector"), about)

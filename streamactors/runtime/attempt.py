@@ -1,0 +1,380 @@
+"""One attempt at running a plan: executes what the coordinator decides, until the plan ends or something fails.
+
+Invariant: reports and requests are handled one at a time, in the order they come; nothing that a decision waits for
+(writing a manifest, opening a checkpoint's folder) is waited for here: it runs beside, and comes back as an event.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any, Protocol
+
+from streamactors.actors.signal import Signal
+from streamactors.checkpoint import coordinator as decide
+from streamactors.checkpoint.coordinator import CheckpointCoordinator
+from streamactors.checkpoint.manifest import BlockRef, FileHandle, KeyedHandle, Manifest, OperatorMeta, SubtaskState
+from streamactors.checkpoint.restorable import Restorable
+from streamactors.checkpoint.store import CheckpointStore, CheckpointWriter
+from streamactors.clock import Clock
+from streamactors.config import Checkpoints
+from streamactors.elements import Barrier
+from streamactors.errors import CheckpointFailed, StorageFailed, StreamactorsError
+from streamactors.graph.physical import PhysicalPlan, SubtaskId
+from streamactors.operators.sink import SinkSpec
+from streamactors.runtime.assembly import AttemptSpec
+from streamactors.runtime.info import CheckpointInfo
+from streamactors.runtime.messages import (
+    CheckpointAborted,
+    CheckpointComplete,
+    Control,
+    EndReached,
+    Failed,
+    Finish,
+    ReadingStopped,
+    Ready,
+    Report,
+    Reports,
+    SnapshotDeclined,
+    SnapshotStored,
+    Start,
+    Stopped,
+    StopReading,
+    TransactionsCommitted,
+    TriggerBarrier,
+)
+from streamactors.runtime.snapshot import SnapshotStorage
+
+log = logging.getLogger("streamactors.job")
+
+
+class Deployed(Protocol):
+    """Subtasks that have been placed and started, wherever they are."""
+
+    def send(self, subtask: SubtaskId, message: Control) -> None: ...
+    def metrics(self) -> dict[str, Any]: ...
+    async def shut_down(self) -> None:
+        """Cancel what still runs, and wait until nothing is left."""
+
+
+class Deploy(Protocol):
+    """Places and starts every subtask of an attempt; their reports go to `reports`."""
+
+    async def __call__(
+        self, spec: AttemptSpec, storage: SnapshotStorage | None, reports: Reports, clock: Clock
+    ) -> Deployed: ...
+
+
+class StoredSnapshots:
+    """The snapshot storage of one attempt. Dies with it: a zombie's writes are refused by the closed writers."""
+
+    def __init__(self, restored: Restorable | None) -> None:
+        self._restored = restored
+        self.writers: dict[int, CheckpointWriter] = {}
+
+    async def write(self, barrier: Barrier, name: str, chunks: AsyncIterator[bytes]) -> FileHandle:
+        writer = self.writers.get(barrier.checkpoint)
+        if writer is None:
+            raise CheckpointFailed(f"checkpoint {barrier.checkpoint} is no longer in flight")
+        return await writer.write(name, chunks)
+
+    async def read(self, handle: KeyedHandle, blocks: Sequence[BlockRef]) -> list[bytes]:
+        assert self._restored is not None
+        return await self._restored.read_blocks(handle, blocks)
+
+
+class Attempt:
+    """Runs once. `store` and `checkpoints` are None where none are taken."""
+
+    def __init__(
+        self,
+        spec: AttemptSpec,
+        *,
+        deploy: Deploy,
+        store: CheckpointStore | None,
+        restored: Restorable | None,
+        clock: Clock,
+        on_running: Callable[[], None],
+        on_checkpoint: Callable[[CheckpointInfo], None],
+    ) -> None:
+        self._spec = spec
+        self._plan: PhysicalPlan = spec.plan
+        self._deploy = deploy
+        self._store = store
+        self._restored = restored
+        self._clock = clock
+        self._on_running = on_running
+        self._on_checkpoint = on_checkpoint
+        self._storage = StoredSnapshots(restored)
+        self._committers = _committers(spec.plan) if spec.checkpoints is not None else []
+        self._coordinator = self._make_coordinator(spec.checkpoints) if spec.checkpoints and store else None
+        self._inbox: deque[Report | decide.Event] = deque()
+        self._signal = Signal()
+        self._beside: set[asyncio.Task[None]] = set()
+        self._tickets: dict[int, asyncio.Future[CheckpointInfo]] = {}
+        self._started_at: dict[int, float] = {}
+        self._infos: dict[int, CheckpointInfo] = {}
+        self._deployed: Deployed | None = None
+        self._ready: set[SubtaskId] = set()
+        self._stopped: set[SubtaskId] = set()
+        self._reading_stopped: set[SubtaskId] = set()
+        self._stop_ticket: int | None = None
+        self._failure: BaseException | None = None
+        self._running = False
+
+    def _make_coordinator(self, checkpoints: Checkpoints) -> CheckpointCoordinator[SubtaskId]:
+        assert self._store is not None
+        settings = decide.Settings(
+            interval=checkpoints.interval.total_seconds(),
+            timeout=checkpoints.timeout.total_seconds(),
+            min_pause=checkpoints.min_pause.total_seconds(),
+            max_concurrent=checkpoints.max_concurrent,
+            tolerable_failures=checkpoints.tolerable_failures,
+        )
+        first = self._store.next_checkpoint_id()
+        return CheckpointCoordinator(settings, self._plan.subtasks, self._committers, first)
+
+    # ------------------------------------------------------------------------------------------------------ lifetime
+    async def run(self) -> None:
+        """Until every subtask has ended; raises the first failure."""
+        try:
+            self._deployed = await self._deploy(self._spec, self._storage, self._receive, self._clock)
+            while len(self._stopped) < len(self._plan.subtasks):
+                await self._step()
+        finally:
+            await self._end()
+
+    async def _end(self) -> None:
+        for task in self._beside:
+            task.cancel()
+        if self._beside:
+            await asyncio.wait(self._beside)
+        if self._deployed is not None:
+            await self._deployed.shut_down()
+        reason = str(self._failure) if self._failure else "the job has ended"
+        self._answer(tuple(self._tickets), CheckpointFailed(f"the checkpoint was not completed: {reason}"))
+
+    async def _step(self) -> None:
+        while self._inbox:
+            self._handle(self._inbox.popleft())
+            if self._failure is not None:
+                raise self._failure
+        if len(self._stopped) < len(self._plan.subtasks):
+            await self._wait()
+
+    async def _wait(self) -> None:
+        deadline = self._coordinator.deadline() if self._coordinator is not None and self._running else None
+        delay = None if deadline is None else max(0.0, deadline - self._clock.monotonic())
+        try:
+            async with asyncio.timeout(delay):
+                await self._signal.wait()
+        except TimeoutError:
+            self._inbox.append(decide.Tick())
+
+    def _receive(self, message: Report | decide.Event) -> None:
+        self._inbox.append(message)
+        self._signal.set()
+
+    # ------------------------------------------------------------------------------------------------------ requests
+    def checkpoint(self, target: str | None = None) -> asyncio.Future[CheckpointInfo]:
+        """Ask for a checkpoint now."""
+        ticket, answer = self._new_ticket()
+        self._receive(decide.Requested(ticket, target))
+        return answer
+
+    def stop(self, *, drain: bool) -> asyncio.Future[CheckpointInfo] | None:
+        """Read no further; the attempt ends by itself once all is durable. None where no checkpoints are taken."""
+        if self._coordinator is None:
+            self._to_sources(StopReading(drain=True))
+            return None
+        self._stop_ticket, answer = self._new_ticket()
+        self._to_sources(StopReading(drain=drain))
+        if drain:
+            self._receive(decide.SourcesStopped(self._stop_ticket, drain=True))
+        return answer
+
+    @property
+    def deployed(self) -> Deployed | None:
+        return self._deployed
+
+    @property
+    def running(self) -> bool:
+        return self._running
+
+    def _new_ticket(self) -> tuple[int, asyncio.Future[CheckpointInfo]]:
+        ticket = max(self._tickets, default=0) + 1
+        answer: asyncio.Future[CheckpointInfo] = asyncio.get_running_loop().create_future()
+        self._tickets[ticket] = answer
+        return ticket, answer
+
+    def _answer(self, tickets: Sequence[int], answer: CheckpointInfo | CheckpointFailed) -> None:
+        for ticket in tickets:
+            future = self._tickets.pop(ticket, None)
+            if future is None or future.done():
+                continue
+            if isinstance(answer, CheckpointInfo):
+                future.set_result(answer)
+            else:
+                future.set_exception(answer)
+                future.exception()  # retrieved: whoever asked may have gone
+
+    # ------------------------------------------------------------------------------------------------------- reports
+    def _handle(self, message: Report | decide.Event) -> None:
+        match message:
+            case Ready(subtask):
+                self._ready.add(subtask)
+                if len(self._ready) == len(self._plan.subtasks):
+                    self._begin()
+            case Stopped(subtask):
+                self._stopped.add(subtask)
+            case Failed(_, error):
+                self._failure = error
+            case ReadingStopped(subtask):
+                self._reading_stopped.add(subtask)
+                if len(self._reading_stopped) == len(self._plan.sources) and self._stop_ticket is not None:
+                    self._decide(decide.SourcesStopped(self._stop_ticket))
+            case SnapshotStored(subtask, checkpoint, state):
+                self._decide(decide.Acknowledged(subtask, checkpoint, state))
+            case SnapshotDeclined(subtask, checkpoint, reason):
+                self._decide(decide.Declined(subtask, checkpoint, reason))
+            case TransactionsCommitted(subtask, checkpoint):
+                self._decide(decide.Committed(subtask, checkpoint))
+            case EndReached(subtask):
+                self._decide(decide.DataEnded(subtask))
+            case _:
+                self._decide(message)
+
+    def _begin(self) -> None:
+        """Every subtask is restored, and every restored transaction committed."""
+        restored, store = self._restored, self._store
+        if restored is not None and store is not None and not restored.committed and self._committers:
+            self._run_beside("receipt", store.write_receipt(restored))
+        self._running = True
+        self._on_running()
+        self._broadcast(Start())
+        self._decide(decide.Started())
+
+    def _decide(self, event: decide.Event) -> None:
+        if self._coordinator is None:
+            return
+        for action in self._coordinator.on(event, self._clock.monotonic()):
+            self._execute(action)
+
+    # ------------------------------------------------------------------------------------------------------- actions
+    def _execute(self, action: decide.Action) -> None:
+        match action:
+            case decide.Trigger(barrier):
+                self._started_at[barrier.checkpoint] = self._clock.monotonic()
+                self._run_beside(f"checkpoint {barrier.checkpoint}", self._trigger(barrier))
+            case decide.WriteManifest():
+                self._run_beside(f"manifest {action.barrier.checkpoint}", self._write_manifest(action))
+            case decide.Notify(checkpoint, commit, tickets):
+                self._broadcast(CheckpointComplete(checkpoint, commit))
+                info = self._infos.pop(checkpoint)
+                self._on_checkpoint(info)
+                self._answer(tickets, info)
+            case decide.Abort(checkpoint, reason, tickets):
+                log.warning("%s: checkpoint %d was given up: %s", self._plan.name, checkpoint, reason)
+                self._broadcast(CheckpointAborted(checkpoint))
+                self._run_beside(f"abort {checkpoint}", self._abort(checkpoint))
+                self._answer(tickets, CheckpointFailed(f"checkpoint {checkpoint} was given up: {reason}"))
+            case decide.WriteReceipt(checkpoint):
+                self._run_beside(f"receipt {checkpoint}", self._write_receipt(checkpoint))
+            case decide.Retire(in_flight):
+                self._run_beside("retention", self._retire(in_flight))
+            case decide.FailAttempt(reason):
+                self._failure = self._failure or CheckpointFailed(reason)
+            case decide.Finish():
+                self._broadcast(Finish())
+
+    def _run_beside(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=f"{self._plan.name}: {name}")
+        self._beside.add(task)
+        task.add_done_callback(self._beside_done)
+
+    def _beside_done(self, task: asyncio.Task[None]) -> None:
+        self._beside.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._receive(Failed(self._plan.subtasks[0], error))
+
+    async def _trigger(self, barrier: Barrier) -> None:
+        assert self._store is not None
+        try:
+            self._storage.writers[barrier.checkpoint] = await self._store.writer(barrier.checkpoint)
+        except StorageFailed as error:
+            self._receive(decide.ManifestFailed(barrier.checkpoint, str(error)))
+            return
+        self._to_sources(TriggerBarrier(barrier))
+
+    async def _write_manifest(self, action: decide.WriteManifest) -> None:
+        assert self._store is not None
+        number = action.barrier.checkpoint
+        manifest = self._manifest(action)
+        try:
+            stored = await self._store.complete(manifest)
+        except StreamactorsError as error:
+            if not error.retryable:
+                raise
+            self._receive(decide.ManifestFailed(number, str(error)))
+            return
+        self._storage.writers.pop(number, None)
+        duration = self._clock.monotonic() - self._started_at.pop(number, action.started)
+        size = manifest.state_bytes
+        self._infos[number] = CheckpointInfo.of(number, stored.uri, duration, size, size)
+        self._receive(decide.ManifestWritten(number))
+
+    def _manifest(self, action: decide.WriteManifest) -> Manifest:
+        assert self._store is not None
+        states: list[SubtaskState] = [action.states[subtask] for subtask in self._plan.subtasks]
+        return Manifest(
+            flow=self._plan.name,
+            run=self._store.run,
+            attempt=self._store.attempt,
+            checkpoint=action.barrier.checkpoint,
+            time_ms=self._clock.time_ms(),
+            operators=tuple(
+                OperatorMeta(uid, node.kind, vertex.parallelism, vertex.max_parallelism)
+                for uid, (vertex, node) in self._plan.node.items()
+            ),
+            subtasks=tuple(states),
+            savepoint=action.barrier.savepoint,
+            transactional=bool(self._committers),
+            final=action.final,
+        )
+
+    async def _abort(self, checkpoint: int) -> None:
+        assert self._store is not None
+        self._storage.writers.pop(checkpoint, None)
+        self._started_at.pop(checkpoint, None)
+        await self._store.abort(checkpoint)
+
+    async def _write_receipt(self, checkpoint: int) -> None:
+        assert self._store is not None
+        await self._store.write_receipt(checkpoint)
+        self._receive(decide.ReceiptWritten(checkpoint))
+
+    async def _retire(self, in_flight: tuple[int, ...]) -> None:
+        assert self._store is not None and self._spec.checkpoints is not None
+        await self._store.retire(in_flight, retain=self._spec.checkpoints.retain)
+
+    # -------------------------------------------------------------------------------------------------------- sending
+    def _to_sources(self, message: Control) -> None:
+        self._send(self._plan.sources, message)
+
+    def _broadcast(self, message: Control) -> None:
+        self._send(self._plan.subtasks, message)
+
+    def _send(self, subtasks: Sequence[SubtaskId], message: Control) -> None:
+        assert self._deployed is not None
+        for subtask in subtasks:
+            self._deployed.send(subtask, message)
+
+
+def _committers(plan: PhysicalPlan) -> list[SubtaskId]:
+    """The subtasks that hold a transactional sink."""
+    return [
+        subtask
+        for vertex in plan.vertices
+        if any(isinstance(node.spec, SinkSpec) and node.spec.sink.transactional for node in vertex.nodes)
+        for subtask in vertex.subtasks()
+    ]

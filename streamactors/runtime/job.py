@@ -1,0 +1,273 @@
+"""A job: attempts at running a flow, one after another, until it has finished, failed for good, or been cancelled.
+
+Invariant: at most one attempt is alive, and it starts from the latest complete checkpoint; nothing of an attempt (task,
+file, transaction still open) is left when the next one begins.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from streamactors.checkpoint.restorable import Restorable
+from streamactors.checkpoint.storage import Files
+from streamactors.checkpoint.store import CheckpointStore
+from streamactors.clock import Clock
+from streamactors.config import Config
+from streamactors.errors import (
+    CheckpointFailed,
+    CorruptCheckpoint,
+    IncompatibleState,
+    InvalidConfig,
+    InvalidDataflow,
+    JobFailed,
+    StateAccessError,
+    StreamactorsError,
+)
+from streamactors.graph.physical import PhysicalPlan, SubtaskId
+from streamactors.operators.sink import SinkSpec
+from streamactors.runtime.assembly import AttemptSpec
+from streamactors.runtime.attempt import Attempt, Deploy
+from streamactors.runtime.info import CheckpointInfo
+from streamactors.runtime.messages import Query
+from streamactors.runtime.restart import RestartPolicy
+from streamactors.runtime.restore import plan_restore, stored_max_parallelism
+from streamactors.state.key_groups import key_group, subtask_of
+
+log = logging.getLogger("streamactors.job")
+
+Status = Literal["starting", "running", "restarting", "finished", "failed", "cancelled"]
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What to run. `plan` makes the physical plan for a max parallelism (None: the default)."""
+
+    name: str
+    plan: Callable[[int | None], PhysicalPlan]
+    config: Config
+    restore: str | None = "latest"
+    fresh: bool = False
+    drop_state: Collection[str] = ()
+    resources: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Job:
+    """Runs once, by `run`. `files` replaces the local file system under the checkpoint storage."""
+
+    def __init__(self, spec: JobSpec, *, deploy: Deploy, clock: Clock, files: Files | None = None) -> None:
+        self.status: Status = "starting"
+        self.restarts = 0
+        self.last_checkpoint: CheckpointInfo | None = None
+        self.failures: list[BaseException] = []
+        """What ended earlier attempts, the latest last; the ten latest are kept."""
+        self._spec = spec
+        self._deploy = deploy
+        self._clock = clock
+        self._files = files
+        self._store: CheckpointStore | None = None
+        self._policy = RestartPolicy.of(spec.config.effective_restart)
+        self._attempt: Attempt | None = None
+        self._plan: PhysicalPlan | None = None
+        self._stopping = False
+        self.running = asyncio.Event()
+        """Set while an attempt runs."""
+        self.settled = asyncio.Event()
+        """Set once it is known whether the job can start: the first attempt runs, or has failed."""
+
+    @property
+    def name(self) -> str:
+        return self._spec.name
+
+    # ------------------------------------------------------------------------------------------------------ lifetime
+    async def run(self) -> None:
+        """Until finished; raises JobFailed, or what says that the job can't start at all."""
+        try:
+            await self._open_store()
+            await self._run_attempts(await self._choose_restore())
+            self.status = "finished"
+        except asyncio.CancelledError:
+            self.status = "cancelled"
+            raise
+        except BaseException:
+            self.status = "failed"
+            raise
+        finally:
+            self.running.clear()
+            if self._store is not None:
+                await self._store.close()
+
+    async def _open_store(self) -> None:
+        checkpoints = self._spec.config.checkpoints
+        if checkpoints is not None:
+            self._store = await CheckpointStore.open(
+                checkpoints.storage, self._spec.name, clock=self._clock, files=self._files
+            )
+        elif self._spec.restore not in (None, "latest"):
+            raise InvalidConfig(
+                f"restore={self._spec.restore!r} needs checkpoints: give Config(checkpoints=Checkpoints(storage, …)), "
+                "so that the job can go on from where it was"
+            )
+
+    async def _choose_restore(self) -> Restorable | None:
+        store, restore = self._store, self._spec.restore
+        if store is None:
+            return None
+        if self._spec.fresh:
+            if restore not in (None, "latest"):
+                raise InvalidConfig(f"fresh=True and restore={restore!r} exclude each other")
+            await store.record_base(None)
+            return None
+        if restore == "latest":
+            return await store.latest()
+        if restore is not None:
+            restored = await store.load(restore)
+            await store.record_base(restored)
+            return restored
+        if await store.holds_checkpoints():
+            raise InvalidConfig(
+                f"restore=None, but the storage already holds checkpoints of flow {self._spec.name!r}: go on from the "
+                'last one by restore="latest", or begin anew, leaving them behind, by fresh=True'
+            )
+        return None
+
+    async def _run_attempts(self, restored: Restorable | None) -> None:
+        while True:
+            try:
+                await self._run_attempt(restored)
+                return
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                restored = await self._recover(error, restored)
+
+    async def _run_attempt(self, restored: Restorable | None) -> None:
+        spec = await self._prepare(restored)
+        self._plan = spec.plan
+        if restored is not None:
+            log.info("%s: restoring %s", self.name, restored.uri)
+        attempt = Attempt(
+            spec,
+            deploy=self._deploy,
+            store=self._store,
+            restored=restored,
+            clock=self._clock,
+            on_running=self._now_running,
+            on_checkpoint=self._now_checkpointed,
+        )
+        self._attempt = attempt
+        try:
+            await attempt.run()
+        finally:
+            self._attempt = None
+            self.running.clear()
+
+    async def _prepare(self, restored: Restorable | None) -> AttemptSpec:
+        config = self._spec.config
+        kept = stored_max_parallelism(restored.manifest) if restored is not None else None
+        plan = self._spec.plan(config.max_parallelism or kept)
+        restores = {}
+        if restored is not None:
+            restores = plan_restore(restored.manifest, plan, self._spec.drop_state)
+        run, attempt, widest = 0, self.restarts + 1, dict[str, int]()
+        if self._store is not None:
+            sinks = {
+                uid: vertex.parallelism
+                for uid, (vertex, node) in plan.node.items()
+                if isinstance(node.spec, SinkSpec)
+            }
+            attempt = await self._store.begin_attempt(sinks)
+            run, widest = self._store.run, dict(self._store.widest)
+        return AttemptSpec(
+            plan,
+            run,
+            attempt,
+            config.checkpoints,
+            config.mailbox_capacity,
+            restores,
+            restored.committed if restored is not None else False,
+            widest,
+            self._spec.resources,
+        )
+
+    def _now_running(self) -> None:
+        self.status = "running"
+        self.running.set()
+        self.settled.set()
+
+    def _now_checkpointed(self, info: CheckpointInfo) -> None:
+        self.last_checkpoint = info
+        log.info("%s: checkpoint %d complete in %.3f s, %d bytes", self.name, info.id, info.duration.total_seconds(), info.state_bytes)
+
+    # ------------------------------------------------------------------------------------------------------- failure
+    async def _recover(self, error: Exception, restored: Restorable | None) -> Restorable | None:
+        """What the next attempt starts from; raises JobFailed if there is to be none."""
+        self.failures = [*self.failures[-9:], error]
+        if isinstance(error, IncompatibleState | InvalidConfig | InvalidDataflow):
+            raise error  # refused before anything ran
+        if isinstance(error, CorruptCheckpoint) and restored is not None and self._store is not None:
+            return await self._store.fall_back(restored, error)
+        await self._wait_for_restart(error)
+        return await self._store.latest() if self._store is not None else None
+
+    async def _wait_for_restart(self, error: Exception) -> None:
+        delay = None
+        if self._worth_a_restart(error):
+            delay = self._policy.delay_after_failure(self._clock.monotonic(), self._clock.random())
+        if delay is None:
+            raise JobFailed(f"job {self.name!r} failed: {error}") from error
+        self.status = "restarting"
+        self.settled.set()
+        self.restarts += 1
+        log.warning("%s: attempt failed, restarting in %.2f s: %s", self.name, delay, error, exc_info=error)
+        await self._clock.sleep(delay)
+
+    def _worth_a_restart(self, error: Exception) -> bool:
+        return not self._stopping and (not isinstance(error, StreamactorsError) or error.retryable)
+
+    # ------------------------------------------------------------------------------------------------------ requests
+    async def checkpoint(self) -> CheckpointInfo:
+        """Take one now. Raises CheckpointFailed, InvalidConfig if checkpoints are off."""
+        if self._spec.config.checkpoints is None:
+            raise InvalidConfig("checkpoints are off: give Config(checkpoints=Checkpoints(storage, interval=…))")
+        return await (await self._current()).checkpoint()
+
+    async def stop(self, *, drain: bool) -> CheckpointInfo | None:
+        """Ask the sources to read no further, and wait for the last checkpoint. The job then finishes."""
+        attempt = await self._current()
+        self._stopping = True
+        answer = attempt.stop(drain=drain)
+        return None if answer is None else await answer
+
+    async def query(self, uid: str, state: str, key: Any) -> Any:
+        """A copy of what `key` holds, as of between two records. Raises StateAccessError."""
+        attempt = await self._current()
+        assert self._plan is not None and attempt.deployed is not None
+        if uid not in self._plan.node:
+            raise StateAccessError(f"the flow has no operator {uid!r}; it has: {', '.join(self._plan.node)}")
+        vertex, _ = self._plan.node[uid]
+        group = key_group(key, vertex.max_parallelism)
+        subtask = SubtaskId(vertex.uid, subtask_of(group, vertex.parallelism, vertex.max_parallelism))
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        attempt.deployed.send(subtask, Query(uid, state, key, group, answer))
+        return await answer
+
+    async def _current(self) -> Attempt:
+        """The running attempt, waiting for one while the job starts or restarts."""
+        while self._attempt is None or not self._attempt.running:
+            if self.status in ("finished", "failed", "cancelled"):
+                raise CheckpointFailed(f"job {self.name!r} has {self.status}")
+            await self.running.wait()
+        return self._attempt
+
+    def metrics(self) -> dict[str, Any]:
+        subtasks: dict[str, Any] = {}
+        if self._attempt is not None and self._attempt.deployed is not None:
+            subtasks = self._attempt.deployed.metrics()
+        return {
+            "status": self.status,
+            "restarts": self.restarts,
+            "last_checkpoint": self.last_checkpoint,
+            "subtasks": subtasks,
+        }
