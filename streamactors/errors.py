@@ -103,3 +103,12 @@ class RecordFailed(StreamactorsError):
 
 class CheckpointFailed(StreamactorsError):
     """A checkpoint that somebody waits for was declined, aborted or timed out."""
+
+
+class NotBound(StreamactorsError):
+    """A `Context` that the runtime did not make."""
+
+    retryable = False
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} works only on the context that the runtime hands to an operator")

@@ -42,7 +42,7 @@ class SourceContext:
 
 @dataclass(frozen=True, slots=True)
 class UndecodableRecord:
-    """A record that the reader could not decode, met after `index` good values of its batch; goes to the dead letters."""
+    """A record that the reader could not decode, met after `index` good values of its batch: for the dead letters."""
 
     index: int
     origin: str

@@ -92,7 +92,7 @@ class _PartWriter(SinkWriter[T]):
         if self._ctx.checkpointing:
             await self._blocking(self._remove_leftovers)
 
-    async def write(self, values: Sequence[T], timestamps: Sequence[int] | None) -> None:
+    async def write(self, values: Sequence[T], timestamps: Sequence[int | None] | None) -> None:
         if not values:
             return
         data = self._lines.encode(values)

@@ -30,6 +30,7 @@ DELIVERY_SECONDS: Final = 120.0
 REQUEST_MS: Final = 40_000
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 1.0
+WARN_EVERY_ATTEMPTS: Final = 8
 
 NO_SESSION: Final = Session(None, -1, -1)
 DUPLICATE: Final = 46
@@ -385,7 +386,7 @@ class Producer:
                 ) from reason
             pause = min(FIRST_PAUSE * 2 ** min(each.attempts, 10), LONGEST_PAUSE)
             self._pauses[each.partition] = self._loop.call_later(pause, self._release, each.partition)
-        if (attempts := batches[0].attempts).bit_count() == 1:
+        if (attempts := batches[0].attempts) % WARN_EVERY_ATTEMPTS == 1:
             self._log.warning("writing to %s again, attempt %d (%s)", _names(batches), attempts + 1, reason)
 
     def _release(self, partition: Partition) -> None:
@@ -431,7 +432,7 @@ class Producer:
                     "check that its brokers are up, and that the topic was not deleted"
                 )
             attempts += 1
-            if attempts.bit_count() == 1 and attempts > 1:
+            if attempts % WARN_EVERY_ATTEMPTS == 2:
                 self._log.warning("%s has no leader; waiting for one (attempt %d)", leaderless[0], attempts)
             await asyncio.sleep(min(FIRST_PAUSE * 2 ** min(attempts, 10), LONGEST_PAUSE))
             await self._cluster.refresh()

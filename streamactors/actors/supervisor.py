@@ -41,5 +41,5 @@ class Supervisor:
             await asyncio.wait(tasks, timeout=patience)
         stuck = [self._tasks[task] for task in tasks if not task.done()]
         for name in stuck:
-            log.error("actor %s did not end within %.1f s of its cancellation: its code swallows CancelledError", name, patience)
+            log.error("actor %s swallows CancelledError: it did not end within %.1f s", name, patience)
         return stuck

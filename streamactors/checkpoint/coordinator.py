@@ -13,7 +13,7 @@ Invariants:
 """
 
 from collections.abc import Collection, Hashable, Mapping
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -311,7 +311,8 @@ class CheckpointCoordinator(Generic[S]):
         self._last_end = now
         actions: list[Action] = []
         if not pending.barrier.savepoint:
-            actions += [self._give_up(earlier, "a later checkpoint completed first") for earlier in self._earlier(checkpoint)]
+            subsumed = [number for number in self._pending if number < checkpoint]
+            actions += [self._give_up(number, "a later checkpoint completed first") for number in subsumed]
         # A savepoint that the job lives on after does not commit: the next checkpoint does (Flink: FLIP-203).
         commit = pending.final or not pending.barrier.savepoint
         actions.append(Notify(checkpoint, commit, tuple(pending.tickets)))
@@ -323,9 +324,6 @@ class CheckpointCoordinator(Generic[S]):
         else:
             actions += self._finish_if_final(checkpoint)
         return actions + self._write_next_manifest()
-
-    def _earlier(self, checkpoint: int) -> list[int]:
-        return [number for number in self._pending if number < checkpoint]
 
     def _give_up(self, checkpoint: int, reason: str) -> Abort:
         pending = self._pending.pop(checkpoint)

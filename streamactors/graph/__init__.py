@@ -1,1 +1,1 @@
-"""Graphs as frozen data: what the user built (`logical`), how it runs (`planner` → `physical`), and both as text (`render`)."""
+"""Graphs as frozen data: what was built (`logical`), how it runs (`planner` → `physical`), both as text (`render`)."""

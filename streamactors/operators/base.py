@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from streamactors.elements import Batch, DeadLetter, ErrorRoute, OutputTag
-from streamactors.errors import InvalidDataflow, RecordFailed, StreamactorsError
+from streamactors.errors import InvalidDataflow, NotBound, RecordFailed
 from streamactors.metrics import MetricGroup
 from streamactors.state.backend import Cursor, KeyedBackend
 
@@ -75,13 +75,6 @@ class Context(Generic[K_co, T_contra]):
     async def drain(self) -> None:
         """For one record that turns into very many: waits for room downstream, as StreamWriter.drain does."""
         raise NotBound("Context.drain")
-
-
-class NotBound(StreamactorsError):
-    """A `Context` that the runtime did not make."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what} works only on the context that the runtime hands to an operator")
 
 
 class _Lifecycle:

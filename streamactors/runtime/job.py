@@ -198,7 +198,8 @@ class Job:
 
     def _now_checkpointed(self, info: CheckpointInfo) -> None:
         self.last_checkpoint = info
-        log.info("%s: checkpoint %d complete in %.3f s, %d bytes", self.name, info.id, info.duration.total_seconds(), info.state_bytes)
+        seconds = info.duration.total_seconds()
+        log.info("%s: checkpoint %d complete in %.3f s, %d bytes", self.name, info.id, seconds, info.state_bytes)
 
     # ------------------------------------------------------------------------------------------------------- failure
     async def _recover(self, error: Exception, restored: Restorable | None) -> Restorable | None:

@@ -6,7 +6,7 @@ modulo the new parallelism (which is how a sink fences what an older attempt may
 is refused by name.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from streamactors.checkpoint.manifest import Manifest, NodeState, OperatorMeta
@@ -76,18 +76,16 @@ def _restore(manifest: Manifest, uid: str, vertex: Vertex, index: int, *, droppe
         for transaction in node.pending
     )
     schemas = {name: schema for _, node in states for name, schema in node.schemas.items()}
-    return NodeRestore(
-        blocks, schemas, _positions(states_of=(node for _, node in states), vertex=vertex, index=index), pending, dropped
-    )
+    return NodeRestore(blocks, schemas, _positions([node for _, node in states], vertex, index), pending, dropped)
 
 
-def _positions(*, states_of: Iterator[NodeState], vertex: Vertex, index: int) -> dict[str, Any] | None:
+def _positions(nodes: Sequence[NodeState], vertex: Vertex, index: int) -> dict[str, Any] | None:
     spec = vertex.nodes[0].spec
     if not isinstance(spec, SourceSpec):
         return None
     return {
         split: position
-        for node in states_of
+        for node in nodes
         for split, position in node.positions.items()
         if spec.source.assign(split, vertex.parallelism) == index
     }

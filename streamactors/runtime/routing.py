@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from streamactors.elements import Barrier, Batch, Element
 from streamactors.errors import RecordFailed, StreamactorsError
 from streamactors.graph.logical import Broadcast, Forward, Keyed, Partitioning, Rebalance
+from streamactors.operators.base import done_of
 from streamactors.runtime.channel import Channel
 from streamactors.state.key_groups import KeyGrouper, subtask_of
 
@@ -64,7 +65,8 @@ class KeyedRouter:
         self._grouper = KeyGrouper(max_parallelism)
         self._buckets: list[list[int]] = [[] for _ in range(channels)]
         # Which bucket takes the records of a key group, as its bound `append`: one call per record.
-        self._append = [self._buckets[subtask_of(group, channels, max_parallelism)].append for group in range(max_parallelism)]
+        owners = (subtask_of(group, channels, max_parallelism) for group in range(max_parallelism))
+        self._append = [self._buckets[owner].append for owner in owners]
 
     def route(self, batch: Batch) -> Iterable[tuple[int, Batch]]:
         batch = self._keyed(batch)
@@ -84,8 +86,8 @@ class KeyedRouter:
         try:
             keys = [selector(value) for value in values]
         except Exception as error:
-            index = len(batch) - values.__length_hint__() - 1
-            raise RecordFailed(self._uid, f"key_by: {type(error).__name__}: {error}", origin=batch.origin(index)) from error
+            origin = batch.origin(done_of(values, len(batch)) - 1)
+            raise RecordFailed(self._uid, f"key_by: {type(error).__name__}: {error}", origin=origin) from error
         try:
             return batch.with_keys(keys, self._grouper.groups(keys))
         except StreamactorsError as error:
