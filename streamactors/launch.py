@@ -166,7 +166,7 @@ async def start(
     """Run a flow beside the host's own work, for as long as the block lasts.
 
     Entering waits until the job runs (or restarts); what keeps it from starting at all is raised there. A job that
-    fails later cancels nothing: it logs CRITICAL, calls `on_failure`, and is raised by `wait()` and on leaving the block.
+    fails later cancels nothing: it logs CRITICAL, calls `on_failure`, and is raised by `wait()` and on leaving.
     Leaving in peace takes a last checkpoint within `exit_timeout`; leaving by an exception cancels.
     """
     job = _job(flow.graph(), config, restore=restore, fresh=fresh, resources=resources, drop_state=drop_state)
@@ -211,7 +211,7 @@ async def _leave(
             async with asyncio.timeout(exit_timeout.total_seconds()):
                 await handle.stop()
         except TimeoutError:
-            log.error("%s: no last checkpoint within %s: cancelled; goes on from the one before", handle.name, exit_timeout)
+            log.error("%s: no last checkpoint in %s, goes on from the one before", handle.name, exit_timeout)
     if task.done():
         _raise_failure(task)
 

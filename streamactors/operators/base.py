@@ -222,7 +222,8 @@ def done_of(iterator: Any, total: int) -> int:
 
 def dead_letter(uid: str, value: Any, origin: str | None, error: BaseException) -> DeadLetter:
     trace = "".join(traceback.format_exception(error))
-    return DeadLetter(uid=uid, origin=origin or "", value=value, error=f"{type(error).__name__}: {error}", traceback=trace)
+    what = f"{type(error).__name__}: {error}"
+    return DeadLetter(uid=uid, origin=origin or "", value=value, error=what, traceback=trace)
 
 
 class RecordContext(Cursor, Context[Any, Any]):

@@ -122,7 +122,7 @@ def bind_states(operator: Any, ctx: LinkContext) -> None:
     """Shadow the class's declarations by state bound to this subtask."""
     assert ctx.backend is not None
     for name, declaration in declared_states(operator).items():
-        # setattr keeps the compact attribute layout of the instance; writing into __dict__ would cost every access 10 ns.
+        # setattr keeps the compact attribute layout of the instance: 10 ns less an access than by __dict__.
         setattr(operator, name, ctx.backend.bind(name, declaration))
 
 
@@ -155,7 +155,9 @@ class ProcessSpec(OperatorSpec):
     def _check(self, operator: Any, uid: str) -> None:
         cls = operator if isinstance(operator, type) else type(operator)
         if not self.keyed and issubclass(cls, KeyedOperator):
-            raise InvalidDataflow(f"operator {uid!r}: {cls.__name__} is a KeyedOperator on a stream without keys: key_by first")
+            raise InvalidDataflow(
+                f"operator {uid!r}: {cls.__name__} is a KeyedOperator on a stream without keys: key_by first"
+            )
         if not issubclass(cls, KeyedOperator) and (states := declared_states(operator)):
             raise InvalidDataflow(
                 f"operator {uid!r}: {cls.__name__} declares state ({', '.join(states)}), which needs a key: "

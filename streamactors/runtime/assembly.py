@@ -140,7 +140,8 @@ class _Assembly:
             drain=functools.partial(self._chain.drain, place),
         )
         if isinstance(node.spec, SinkSpec):
-            return node.spec.sink_link(context, self._sink_context(node), self._start(node).pending, self._spec.committed)
+            pending = self._start(node).pending
+            return node.spec.sink_link(context, self._sink_context(node), pending, self._spec.committed)
         return node.spec.link(context)
 
     def _sink_context(self, node: Node) -> SinkContext:

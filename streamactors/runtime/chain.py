@@ -39,10 +39,8 @@ class LinkSlot:
     def took(self, records: int, seconds: float) -> None:
         """Adapt the slice to how long the last one took."""
         self.records_in += records
-        if seconds > 2 * SLICE_SECONDS:
-            self.slice = max(1, self.slice // 2)
-        elif seconds < SLICE_SECONDS / 2 and records == self.slice:
-            self.slice = min(LARGEST_SLICE, self.slice * 2)
+        fitting = int(records * SLICE_SECONDS / seconds) if seconds > 0 else LARGEST_SLICE
+        self.slice = max(1, min(fitting, 2 * self.slice, LARGEST_SLICE))
 
 
 class Chain:

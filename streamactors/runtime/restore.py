@@ -37,8 +37,9 @@ def _check_known(manifest: Manifest, plan: PhysicalPlan, drop_state: Collection[
     for _, node in manifest.nodes():
         if _holds_state(node) and node.uid not in plan.node and node.uid not in drop_state:
             raise IncompatibleState(
-                f"the checkpoint holds state of operator {node.uid!r}, which the flow no longer has. If it was renamed, "
-                f"give it its old uid; to give its state up, say so: drop_state=[{node.uid!r}] (--drop-state {node.uid})."
+                f"the checkpoint holds state of operator {node.uid!r}, which the flow no longer has. If it was "
+                f"renamed, give it its old uid; to give its state up, say so: drop_state=[{node.uid!r}] "
+                f"(--drop-state {node.uid})."
             )
 
 

@@ -83,7 +83,7 @@ class Writer(SinkWriter[int]):
     async def open(self, restored: Sequence[Pending], *, committed: bool) -> None:
         await self.inner.open(restored, committed=committed)
 
-    async def write(self, values: Sequence[int], timestamps: Sequence[int] | None) -> None:
+    async def write(self, values: Sequence[int], timestamps: Sequence[int | None] | None) -> None:
         await self.inner.write(values, timestamps)
 
     async def prepare(self, checkpoint: int) -> Sequence[Pending]:

@@ -1,0 +1,116 @@
+"""`make bench`: prints records/s beside a plain Python loop over the same events, in the same process.
+
+Ratios are taken round by round, and their median is shown: machines are noisy, ratios less so.
+"""
+
+import argparse
+import asyncio
+import gc
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from benchmarks import events, flows, kafka, plain
+from rich.console import Console
+from rich.table import Table
+from streamactors.testing.kafka_broker import KafkaBroker
+
+EVENTS = 1_000_000
+KEYS = 100_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: seconds by round, of the loop and of the flow."""
+
+    name: str
+    records: int
+    loop: Sequence[float]
+    flow: Sequence[float]
+    target: float | None
+
+    @property
+    def ratio(self) -> float:
+        return statistics.median(loop / flow for loop, flow in zip(self.loop, self.flow, strict=True))
+
+
+def measure(lines: Sequence[bytes], rounds: int) -> list[Row]:
+    """(a) and (b)."""
+    cases: list[tuple[str, Callable[[], float], Callable[[], float], float | None]] = [
+        ("(a) parse-filter-map", lambda: plain.stateless(lines), lambda: _stateless(lines, False), 0.5),
+        ("(a) with checkpoints", lambda: plain.stateless(lines), lambda: _stateless(lines, True), None),
+        ("(b) running sum, p=1", lambda: plain.running_sum(lines), lambda: _sum(lines, 1, False), 0.45),
+        ("(b) p=1, checkpoints", lambda: plain.running_sum(lines), lambda: _sum(lines, 1, True), None),
+        ("(b) running sum, p=4", lambda: plain.running_sum(lines), lambda: _sum(lines, 4, False), 0.3),
+        ("(b) p=4, checkpoints", lambda: plain.running_sum(lines), lambda: _sum(lines, 4, True), None),
+    ]
+    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name, *_ in cases}
+    for _ in range(rounds):
+        for name, loop, flow, _ in cases:
+            gc.collect()
+            times[name][0].append(loop())
+            gc.collect()
+            times[name][1].append(flow())
+    return [Row(name, len(lines), *times[name], target) for name, _, _, target in cases]
+
+
+def _stateless(lines: Sequence[bytes], checkpoints: bool) -> float:
+    return flows.seconds(flows.stateless(lines, flows.Discard()), checkpoints=checkpoints)
+
+
+def _sum(lines: Sequence[bytes], parallelism: int, checkpoints: bool) -> float:
+    return flows.seconds(flows.running_sum(lines, flows.Discard(), parallelism), checkpoints=checkpoints)
+
+
+async def measure_kafka(lines: Sequence[bytes], rounds: int) -> Row:
+    """(c)."""
+    async with KafkaBroker() as broker:
+        results = await kafka.measure(broker, lines, rounds)
+    loops, flow = zip(*results, strict=True)
+    return Row("(c) Kafka → sum → Kafka, exactly-once", len(lines), loops, flow, 0.6)
+
+
+def table(rows: Sequence[Row]) -> Table:
+    shown = Table(title=f"records/s; ratio to a plain loop in the same run (median of rounds); {KEYS:,} keys, skewed")
+    for column in ("benchmark", "plain loop", "streamactors", "ratio", "to reach"):
+        shown.add_column(column, justify="left" if column == "benchmark" else "right")
+    for row in rows:
+        target = "" if row.target is None else f"≥ {row.target}"
+        shown.add_row(row.name, _rate(row, row.loop), _rate(row, row.flow), f"{row.ratio:.2f}", target)
+    return shown
+
+
+def _rate(row: Row, seconds: Sequence[float]) -> str:
+    return f"{row.records / statistics.median(seconds) / 1e6:.2f} M"
+
+
+def overheads(rows: Sequence[Row]) -> str:
+    """What checkpoints each second cost, of the same flow without."""
+    by_name = {row.name: row for row in rows}
+    pairs = [(f"(b) running sum, p={p}", f"(b) p={p}, checkpoints") for p in (1, 4)]
+    shares = [
+        statistics.median(
+            on / off - 1 for off, on in zip(by_name[without].flow, by_name[with_].flow, strict=True)
+        )
+        for without, with_ in pairs
+    ]
+    return "checkpoints each second cost (b): " + ", ".join(f"{share:+.0%}" for share in shares) + " of the time"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--events", type=int, default=EVENTS)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-kafka", action="store_true", help="leave (c) out")
+    options = parser.parse_args()
+    lines = events.orders(options.events, KEYS)
+    rows = measure(lines, options.rounds)
+    if not options.no_kafka:
+        rows.append(asyncio.run(measure_kafka(lines, min(options.rounds, 3))))
+    console = Console(width=110)
+    console.print(table(rows))
+    console.print(overheads(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""The job that the recovery tests run in a process of its own: `python -m tests.recovery.jobs '{"storage": …}'`.
+
+Orders in (files or Kafka), one running total per customer and order out, exactly once. What each output record says
+about the orders before it is enough to tell a lost, a doubled and a misplaced one from any other.
+"""
+
+import asyncio
+import datetime as dt
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+import streamactors as sa
+from connectors.files import FileSink, FileSource
+from connectors.kafka import KafkaSink, KafkaSource
+
+FLOW = "orders"
+PACED = 64
+"""Records between two pauses of a paced job."""
+OPENED = "operator opened"
+"""Printed by each subtask of the stateful step, so that a test sees how far a start has come."""
+
+
+class Settings(msgspec.Struct, kw_only=True, frozen=True):
+    """What one run of the job is given."""
+
+    storage: str
+    sources: list[str]
+    """Folders, or topics where there are `brokers`; several are joined by union."""
+    output: str
+    brokers: str = ""
+    source_parallelism: int = 1
+    parallelism: int = 2
+    interval_ms: int = 100
+    mailbox_capacity: int = 4096
+    flat: bool = False
+    """Each order becomes two lines, by flat_map."""
+    rebalanced: bool = False
+    exchanged: bool = False
+    """A second exchange by key, between the totals and the sink."""
+    pace: float = 0.0
+    """Records per second and subtask; 0: as fast as it goes."""
+    endless: bool = False
+    """The Kafka source waits for more."""
+    restarts: int = 0
+    prefix: str | None = None
+    """Of the sink's transactional ids: what other tests on the same broker don't use."""
+
+
+class Order(msgspec.Struct, gc=False):
+    id: int
+    customer: str
+    amount: int
+
+
+class Line(msgspec.Struct, gc=False):
+    id: str
+    customer: str
+    amount: int
+
+
+class Total(msgspec.Struct, gc=False):
+    """`count` and `total` include this line."""
+
+    id: str
+    customer: str
+    amount: int
+    count: int
+    total: int
+
+
+class Running(msgspec.Struct):
+    count: int = 0
+    total: int = 0
+
+
+class Totals(sa.KeyedOperator[str, Line, Total]):
+    running = sa.ValueState(Running, default=None)
+    seen = sa.MapState(str, int)
+
+    def open(self, ctx: sa.OperatorContext, /) -> None:
+        print(OPENED, ctx.subtask, file=sys.stderr, flush=True)
+
+    def process(self, line: Line, ctx: sa.Context[str, Total], /) -> None:
+        before = self.running.get() or Running()
+        after = Running(before.count + 1, before.total + line.amount)
+        self.running.set(after)
+        if self.seen.get(line.id) is not None:
+            raise ValueError(f"{line} is in the restored state already: it was read twice")
+        self.seen[line.id] = after.count
+        ctx.emit(Total(line.id, line.customer, line.amount, after.count, after.total))
+
+
+def whole(order: Order) -> list[Line]:
+    return [Line(f"{order.id}", order.customer, order.amount)]
+
+
+def halves(order: Order) -> Iterator[Line]:
+    yield Line(f"{order.id}a", order.customer, order.amount // 2)
+    yield Line(f"{order.id}b", order.customer, order.amount - order.amount // 2)
+
+
+def paced(rate: float) -> Callable[[Total], Any]:
+    """Slow enough that there is something to be killed, and mailboxes fill up."""
+    count = 0
+
+    async def wait(total: Total) -> Total:
+        nonlocal count
+        count += 1
+        if count % PACED == 0:
+            await asyncio.sleep(PACED / rate)
+        return total
+
+    return wait
+
+
+def customer_key(total: Total) -> bytes:
+    return total.customer.encode()
+
+
+def source_of(settings: Settings, name: str) -> Any:
+    if settings.brokers:
+        return KafkaSource(settings.brokers, name, value=sa.Json(Order), bounded=not settings.endless)
+    return FileSource(name, value=sa.Json(Order))
+
+
+def sink_of(settings: Settings) -> Any:
+    if not settings.brokers:
+        return FileSink(settings.output, value=sa.Json(Total))
+    return KafkaSink(
+        settings.brokers,
+        settings.output,
+        value=sa.Json(Total),
+        key=customer_key,
+        transactional_id_prefix=settings.prefix,
+    )
+
+
+def flow_of(settings: Settings) -> sa.Dataflow:
+    flow = sa.Dataflow(FLOW)
+    streams = [
+        flow.source(f"orders-{number}", source_of(settings, name), parallelism=settings.source_parallelism)
+        for number, name in enumerate(settings.sources)
+    ]
+    orders = streams[0].union(*streams[1:]) if len(streams) > 1 else streams[0]
+    lines: Any = orders.flat_map(halves if settings.flat else whole)
+    if settings.rebalanced:
+        lines = lines.rebalance().map(lambda line: line, parallelism=settings.parallelism)
+    totals: Any = lines.key_by(lambda line: line.customer).process("totals", Totals)
+    if settings.pace:
+        totals = totals.map(paced(settings.pace))
+    if settings.exchanged:
+        totals = totals.key_by(lambda total: total.customer)
+    totals.sink("out", sink_of(settings))
+    return flow
+
+
+def config_of(settings: Settings) -> sa.Config:
+    restart = sa.Restart.fixed(dt.timedelta(seconds=1), settings.restarts) if settings.restarts else sa.Restart.none()
+    return sa.Config(
+        parallelism=settings.parallelism,
+        mailbox_capacity=settings.mailbox_capacity,
+        checkpoints=sa.Checkpoints(settings.storage, interval=dt.timedelta(milliseconds=settings.interval_ms)),
+        restart=restart,
+    )
+
+
+if __name__ == "__main__":
+    given = msgspec.json.decode(sys.argv[1], type=Settings)
+    sa.main(flow_of(given), config_of(given))

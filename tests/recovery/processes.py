@@ -1,0 +1,174 @@
+"""Runs the job of `jobs` in a process, watches what it logs, and kills it at random moments until it has finished."""
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from tests.recovery.jobs import OPENED, Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 120.0
+"""Seconds for what takes a few on an idle machine."""
+CHECKPOINTED = " complete in "
+RESTORING = ": restoring "
+
+
+def new_seed() -> int:
+    """Another one each time: KILL_SEED repeats the choices of a failed test, though not the machine's timing."""
+    return int(os.environ.get("KILL_SEED") or random.SystemRandom().randrange(2**32))
+
+
+class Child:
+    """A running job; `lines` is what it has logged so far."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.lines: list[str] = []
+        self._process = process
+        self._news = asyncio.Event()
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            self.lines.append(line.decode(errors="replace").rstrip())
+            self._news.set()
+
+    async def logged(self, text: str, times: int = 1, *, patience: float = PATIENCE) -> bool:
+        """Until it has logged `text` so many times: True; False if it ends before, or `patience` seconds pass."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while self.count(text) < times and not self._reading.done():
+                    self._news.clear()
+                    news = asyncio.create_task(self._news.wait())
+                    try:
+                        await asyncio.wait([news, self._reading], return_when=asyncio.FIRST_COMPLETED)
+                    finally:
+                        news.cancel()
+        return self.count(text) >= times
+
+    def count(self, text: str) -> int:
+        return sum(text in line for line in self.lines)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    async def ended(self) -> int:
+        """Its exit code, once all it has logged is read."""
+        async with asyncio.timeout(PATIENCE):
+            await self._reading
+            return await self._process.wait()
+
+    async def close(self) -> None:
+        if self._process.returncode is None:
+            self.send(signal.SIGKILL)
+        await self._reading
+        await self._process.wait()
+
+    @property
+    def log(self) -> str:
+        return "\n".join(self.lines[-60:])
+
+
+@asynccontextmanager
+async def started(settings: Settings, module: str = "tests.recovery.jobs") -> AsyncIterator[Child]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-X",
+        "dev" if os.environ.get("CHILD_DEV") else "faulthandler",
+        "-m",
+        module,
+        msgspec.json.encode(settings).decode(),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    child = Child(process)
+    try:
+        yield child
+    finally:
+        await child.close()
+
+
+async def finish(settings: Settings) -> list[str]:
+    """Run to the end, undisturbed; what it logged."""
+    async with started(settings) as child:
+        assert await child.ended() == 0, child.log
+        return child.lines
+
+
+@dataclass
+class Story:
+    """What happened, for the message of a failed test."""
+
+    seed: int
+    chapters: list[str] = field(default_factory=list)
+    kills: int = 0
+    restores: int = 0
+
+    def __str__(self) -> str:
+        return "\n".join([f"KILL_SEED={self.seed}, {self.kills} kills:", *self.chapters])
+
+
+@dataclass(frozen=True)
+class Moment:
+    """After `text` was logged `times` times (at most `patience` seconds), `delay` seconds more."""
+
+    text: str
+    times: int
+    delay: float
+
+    async def arrive(self, child: Child) -> None:
+        await child.logged(self.text, self.times, patience=15.0)
+        await asyncio.sleep(self.delay)  # a random moment is what is wanted here
+
+    def __str__(self) -> str:
+        return f"{self.delay:.3f} s after {self.times} x {self.text!r}"
+
+
+def random_moment(rng: random.Random) -> Moment:
+    """Anywhere from the start of the process to the fourth checkpoint, most of them where checkpoints are under way."""
+    kind = rng.random()
+    if kind < 0.1:
+        return Moment("", 0, rng.uniform(0.0, 0.8))
+    if kind < 0.25:
+        return Moment(OPENED, 1, rng.uniform(0.0, 0.05))
+    if kind < 0.5:
+        return Moment(OPENED, 1, rng.uniform(0.0, 0.5))
+    return Moment(CHECKPOINTED, rng.randint(1, 4), rng.uniform(0.0, 0.1))
+
+
+async def kill_until_finished(
+    settings: Callable[[random.Random], Settings], *, pace: float, kills: int, seed: int
+) -> Story:
+    """Start the job again and again, each time with what `settings` gives, and kill it; the last run is let finish."""
+    story, rng = Story(seed), random.Random(seed)
+    while story.kills < kills:
+        given, moment = msgspec.structs.replace(settings(rng), pace=pace), random_moment(rng)
+        story.chapters.append(f"{given}, killed {moment}")
+        async with started(given) as child:
+            await moment.arrive(child)
+            child.send(signal.SIGKILL)
+            code = await child.ended()
+            story.restores += child.count(RESTORING) > 0
+            assert code == -signal.SIGKILL, f"it ended by itself, with {code}, before it was killed\n{child.log}\n{story}"
+        story.kills += 1
+    given = settings(rng)
+    story.chapters.append(f"{given}, to the end")
+    async with started(given) as child:
+        assert await child.ended() == 0, f"{child.log}\n{story}"
+        story.restores += child.count(RESTORING) > 0
+    return story
