@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import uvloop
 from benchmarks import events, flows, kafka, plain
 from rich.console import Console
 from rich.table import Table
@@ -106,7 +107,8 @@ def main() -> None:
     lines = events.orders(options.events, KEYS)
     rows = measure(lines, options.rounds)
     if not options.no_kafka:
-        rows.append(asyncio.run(measure_kafka(lines, min(options.rounds, 3))))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            rows.append(runner.run(measure_kafka(lines, min(options.rounds, 3))))
     console = Console(width=110)
     console.print(table(rows))
     console.print(overheads(rows))

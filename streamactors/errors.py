@@ -112,3 +112,7 @@ class NotBound(StreamactorsError):
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what} works only on the context that the runtime hands to an operator")
+
+
+class AttemptEnded(StreamactorsError):
+    """Whoever was asked is gone with its attempt; the next one may answer."""

@@ -225,10 +225,11 @@ def _tell_failure(job: Job, task: "asyncio.Task[None]", on_failure: Callable[[Ba
 
 
 async def collect(stream: Stream[T], config: Config | None = None) -> list[T]:
-    """Run the flow up to `stream` and return its values: for notebooks and tests, on bounded sources."""
+    """Run the flow, bounded, and return the values of `stream`: for notebooks and tests. Always begins afresh."""
     sink: ListSink[T] = ListSink()
     graph = graph_with_sink(stream, "collect", sink)
-    job = _job(graph, config, restore="latest", fresh=False, resources=None)
+    fresh = config is not None and config.checkpoints is not None
+    job = _job(graph, config, restore="latest", fresh=fresh, resources=None)
     await job.run()
     return sink.values
 
@@ -274,18 +275,25 @@ async def run_until_signalled(
     fresh: bool = False,
     drop_state: Collection[str] = (),
     watch: Callable[[JobHandle], Any] | None = None,
+    on_failure: Callable[[BaseException], Any] | None = None,
 ) -> int:
     """Run until the end, or until SIGINT/SIGTERM: then stop cleanly; a second signal cancels. Returns the exit code.
 
-    `watch` is called with the handle once the job runs."""
+    `watch` is called with the handle once the job runs, `on_failure` with the JobFailed for which it returns 1."""
     job = _job(flow.graph(), config, restore=restore, fresh=fresh, resources=None, drop_state=drop_state)
     signalled = _Signals(asyncio.get_running_loop())
+    entered = False
     try:
         async with _supervised(job, None, "cancel", EXIT_TIMEOUT) as handle:
+            entered = True
             if watch is not None:
                 watch(handle)
             return await _wait_or_stop(handle, signalled)
-    except JobFailed:
+    except JobFailed as failure:
+        if not entered:  # it never ran, and nobody has logged it yet
+            log.critical("%s: the job has failed: %s", job.name, failure, exc_info=failure)
+        if on_failure is not None:
+            on_failure(failure)
         return EXIT_FAILED
     finally:
         signalled.restore()
@@ -335,7 +343,7 @@ class _Signals:
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 loop.add_signal_handler(number, self._received)
-            except (NotImplementedError, RuntimeError, ValueError):
+            except (RuntimeError, ValueError):
                 continue  # not the main thread, or Windows: the default handling stays
             self._installed.append(number)
 

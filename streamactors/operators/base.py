@@ -229,24 +229,26 @@ def dead_letter(uid: str, value: Any, origin: str | None, error: BaseException) 
 class RecordContext(Cursor, Context[Any, Any]):
     """The one `Context` of a link: the cursor of its state, and the collector of its output."""
 
-    __slots__ = ("_batch_stamps", "_drain", "_sides", "_stamps", "_values", "timestamp")
+    __slots__ = ("_append", "_drain", "_sides", "_stamps", "_values", "timestamp")
 
     def __init__(self, drain: Callable[["RecordContext"], Coroutine[Any, Any, None]]) -> None:
         super().__init__()
         self.timestamp: int | None = None
         self._drain = drain
         self._values: list[Any] = []
+        self._append = self._values.append
         self._stamps: list[int | None] | None = None
         self._sides: dict[str, tuple[list[Any], list[int | None]]] = {}
 
     def begin(self, *, stamped: bool) -> None:
         """Start collecting for a batch. One unstamped batch may have left stamps behind, by explicit time-stamps."""
         self._values = []
+        self._append = self._values.append
         self._stamps = [] if stamped else None
         self.timestamp = None
 
     def emit(self, value: Any, timestamp: int | None = None) -> None:
-        self._values.append(value)
+        self._append(value)
         stamps = self._stamps
         if stamps is not None:
             stamps.append(self.timestamp if timestamp is None else timestamp)
@@ -279,6 +281,7 @@ class RecordContext(Cursor, Context[Any, Any]):
             return None
         batch = Batch(self._values, self._stamps)
         self._values = []
+        self._append = self._values.append
         if self._stamps is not None:
             self._stamps = []
         return batch

@@ -73,12 +73,16 @@ class ProcessLink(Link):
     def _run(self, values: Iterator[Any], batch: Batch) -> None:
         process, ctx = self._process, self._context
         stamps = repeat(None) if batch.timestamps is None else batch.timestamps
-        if self._keyed:
-            assert batch.keys is not None and batch.groups is not None
-            for value, ctx.key, ctx.group, ctx.timestamp in zip(values, batch.keys, batch.groups, stamps, strict=False):
+        if not self._keyed:
+            for value, ctx.timestamp in zip(values, stamps, strict=False):
+                process(value, ctx)
+            return
+        assert batch.keys is not None and batch.groups is not None
+        if batch.timestamps is None:  # the hot path: one attribute less to write per record
+            for value, ctx.key, ctx.group in zip(values, batch.keys, batch.groups, strict=False):
                 process(value, ctx)
         else:
-            for value, ctx.timestamp in zip(values, stamps, strict=False):
+            for value, ctx.key, ctx.group, ctx.timestamp in zip(values, batch.keys, batch.groups, stamps, strict=False):
                 process(value, ctx)
 
     async def _run_async(self, values: Iterator[Any], batch: Batch) -> None:

@@ -19,7 +19,7 @@ from streamactors.checkpoint.store import CheckpointStore, CheckpointWriter
 from streamactors.clock import Clock
 from streamactors.config import Checkpoints
 from streamactors.elements import Barrier
-from streamactors.errors import CheckpointFailed, StorageFailed, StreamactorsError
+from streamactors.errors import AttemptEnded, CheckpointFailed, StorageFailed, StreamactorsError
 from streamactors.graph.physical import PhysicalPlan, SubtaskId
 from streamactors.operators.sink import SinkSpec
 from streamactors.runtime.assembly import AttemptSpec
@@ -31,6 +31,7 @@ from streamactors.runtime.messages import (
     EndReached,
     Failed,
     Finish,
+    Query,
     ReadingStopped,
     Ready,
     Report,
@@ -44,6 +45,7 @@ from streamactors.runtime.messages import (
     TriggerBarrier,
 )
 from streamactors.runtime.snapshot import SnapshotStorage
+from streamactors.state.key_groups import key_group, subtask_of
 
 log = logging.getLogger("streamactors.job")
 
@@ -112,6 +114,7 @@ class Attempt:
         self._signal = Signal()
         self._beside: set[asyncio.Task[None]] = set()
         self._tickets: dict[int, asyncio.Future[CheckpointInfo]] = {}
+        self._queries: set[asyncio.Future[Any]] = set()
         self._started_at: dict[int, float] = {}
         self._infos: dict[int, CheckpointInfo] = {}
         self._deployed: Deployed | None = None
@@ -153,6 +156,8 @@ class Attempt:
             await self._deployed.shut_down()
         reason = str(self._failure) if self._failure else "the job has ended"
         self._answer(tuple(self._tickets), CheckpointFailed(f"the checkpoint was not completed: {reason}"))
+        for query in list(self._queries):
+            query.set_exception(AttemptEnded())
 
     async def _step(self) -> None:
         while self._inbox:
@@ -193,9 +198,23 @@ class Attempt:
             self._receive(decide.SourcesStopped(self._stop_ticket, drain=True))
         return answer
 
+    def query(self, uid: str, state: str, key: Any) -> asyncio.Future[Any]:
+        """Asks the subtask that owns the key; AttemptEnded if there will be no answer."""
+        vertex, _ = self._plan.node[uid]
+        group = key_group(key, vertex.max_parallelism)
+        subtask = SubtaskId(vertex.uid, subtask_of(group, vertex.parallelism, vertex.max_parallelism))
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._queries.add(answer)
+        answer.add_done_callback(self._queries.discard)
+        self._send([subtask], Query(uid, state, key, group, answer))
+        return answer
+
+    def metrics(self) -> dict[str, Any]:
+        return {} if self._deployed is None else self._deployed.metrics()
+
     @property
-    def deployed(self) -> Deployed | None:
-        return self._deployed
+    def plan(self) -> PhysicalPlan:
+        return self._plan
 
     @property
     def running(self) -> bool:
@@ -295,7 +314,7 @@ class Attempt:
     def _beside_done(self, task: asyncio.Task[None]) -> None:
         self._beside.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._receive(Failed(self._plan.subtasks[0], error))
+            self._receive(Failed(None, error))
 
     async def _trigger(self, barrier: Barrier) -> None:
         assert self._store is not None

@@ -16,6 +16,7 @@ from streamactors.checkpoint.store import CheckpointStore
 from streamactors.clock import Clock
 from streamactors.config import Config
 from streamactors.errors import (
+    AttemptEnded,
     CheckpointFailed,
     CorruptCheckpoint,
     IncompatibleState,
@@ -25,15 +26,13 @@ from streamactors.errors import (
     StateAccessError,
     StreamactorsError,
 )
-from streamactors.graph.physical import PhysicalPlan, SubtaskId
+from streamactors.graph.physical import PhysicalPlan
 from streamactors.operators.sink import SinkSpec
 from streamactors.runtime.assembly import AttemptSpec
 from streamactors.runtime.attempt import Attempt, Deploy
 from streamactors.runtime.info import CheckpointInfo
-from streamactors.runtime.messages import Query
 from streamactors.runtime.restart import RestartPolicy
 from streamactors.runtime.restore import plan_restore, stored_max_parallelism
-from streamactors.state.key_groups import key_group, subtask_of
 
 log = logging.getLogger("streamactors.job")
 
@@ -69,7 +68,6 @@ class Job:
         self._store: CheckpointStore | None = None
         self._policy = RestartPolicy.of(spec.config.effective_restart)
         self._attempt: Attempt | None = None
-        self._plan: PhysicalPlan | None = None
         self._stopping = False
         self.running = asyncio.Event()
         """Set while an attempt runs."""
@@ -144,7 +142,6 @@ class Job:
 
     async def _run_attempt(self, restored: Restorable | None) -> None:
         spec = await self._prepare(restored)
-        self._plan = spec.plan
         if restored is not None:
             log.info("%s: restoring %s", self.name, restored.uri)
         attempt = Attempt(
@@ -243,16 +240,14 @@ class Job:
 
     async def query(self, uid: str, state: str, key: Any) -> Any:
         """A copy of what `key` holds, as of between two records. Raises StateAccessError."""
-        attempt = await self._current()
-        assert self._plan is not None and attempt.deployed is not None
-        if uid not in self._plan.node:
-            raise StateAccessError(f"the flow has no operator {uid!r}; it has: {', '.join(self._plan.node)}")
-        vertex, _ = self._plan.node[uid]
-        group = key_group(key, vertex.max_parallelism)
-        subtask = SubtaskId(vertex.uid, subtask_of(group, vertex.parallelism, vertex.max_parallelism))
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        attempt.deployed.send(subtask, Query(uid, state, key, group, answer))
-        return await answer
+        while True:
+            attempt = await self._current()
+            if uid not in attempt.plan.node:
+                raise StateAccessError(f"the flow has no operator {uid!r}; it has: {', '.join(attempt.plan.node)}")
+            try:
+                return await attempt.query(uid, state, key)
+            except AttemptEnded:
+                await asyncio.sleep(0)  # the next attempt may answer
 
     async def _current(self) -> Attempt:
         """The running attempt, waiting for one while the job starts or restarts."""
@@ -263,9 +258,7 @@ class Job:
         return self._attempt
 
     def metrics(self) -> dict[str, Any]:
-        subtasks: dict[str, Any] = {}
-        if self._attempt is not None and self._attempt.deployed is not None:
-            subtasks = self._attempt.deployed.metrics()
+        subtasks = self._attempt.metrics() if self._attempt is not None else {}
         return {
             "status": self.status,
             "restarts": self.restarts,

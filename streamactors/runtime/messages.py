@@ -109,7 +109,9 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    subtask: SubtaskId
+    """`subtask` None: something of the job itself."""
+
+    subtask: SubtaskId | None
     error: BaseException
 
 

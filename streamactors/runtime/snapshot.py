@@ -100,7 +100,9 @@ class Snapshots:
                 node.abort()
             self._report_failure(checkpoint, error)
             return
-        snapshot = self._in_flight[checkpoint]
+        snapshot = self._in_flight.get(checkpoint)
+        if snapshot is None:
+            return  # discarded at the very end
         snapshot.state = SubtaskState(self._subtask.vertex, self._subtask.index, tuple(states), ended=ended)
         self._report_if_done(checkpoint, snapshot)
 

@@ -8,6 +8,7 @@ Invariant: between two iterations every record taken from the input is either fu
 or staged or unsent in an output.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -56,6 +57,8 @@ from streamactors.runtime.nodes import NodeRuntime
 from streamactors.runtime.routing import Outputs
 from streamactors.runtime.snapshot import CapturedNode, Snapshots
 
+log = logging.getLogger("streamactors.job")
+
 
 class Subtask:
     """One subtask of one vertex during one attempt. `snapshots` is None where the job takes no checkpoints."""
@@ -102,8 +105,18 @@ class Subtask:
         try:
             await self._open()
             await self._loop()
-        finally:
+        except BaseException as error:
+            await self._close_after(error)
+            raise
+        await self._close()
+
+    async def _close_after(self, error: BaseException) -> None:
+        """What fails on closing must not hide why it came to that."""
+        try:
             await self._close()
+        except Exception as closing:
+            log.exception("%s: closing failed too, after: %r", self.id, error)
+            error.add_note(f"closing failed too: {type(closing).__name__}: {closing}")
 
     async def _open(self) -> None:
         for node in self.nodes:

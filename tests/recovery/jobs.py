@@ -8,7 +8,7 @@ import asyncio
 import datetime as dt
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -16,6 +16,7 @@ import streamactors as sa
 from connectors.files import FileSink, FileSource
 from connectors.kafka import KafkaSink, KafkaSource
 
+T = TypeVar("T")
 FLOW = "orders"
 PACED = 64
 """Records between two pauses of a paced job."""
@@ -41,7 +42,9 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     exchanged: bool = False
     """A second exchange by key, between the totals and the sink."""
     pace: float = 0.0
-    """Records per second and subtask; 0: as fast as it goes."""
+    """Records per second, of all subtasks; 0: as fast as it goes."""
+    brake: Literal["orders", "totals"] = "orders"
+    """Which of them are paced: with the totals, all mailboxes before them are full, and barriers take their time."""
     endless: bool = False
     """The Kafka source waits for more."""
     restarts: int = 0
@@ -102,16 +105,16 @@ def halves(order: Order) -> Iterator[Line]:
     yield Line(f"{order.id}b", order.customer, order.amount - order.amount // 2)
 
 
-def paced(rate: float) -> Callable[[Total], Any]:
+def paced(rate: float) -> Callable[[T], Any]:
     """Slow enough that there is something to be killed, and mailboxes fill up."""
     count = 0
 
-    async def wait(total: Total) -> Total:
+    async def wait(value: T) -> T:
         nonlocal count
         count += 1
         if count % PACED == 0:
             await asyncio.sleep(PACED / rate)
-        return total
+        return value
 
     return wait
 
@@ -145,12 +148,14 @@ def flow_of(settings: Settings) -> sa.Dataflow:
         for number, name in enumerate(settings.sources)
     ]
     orders = streams[0].union(*streams[1:]) if len(streams) > 1 else streams[0]
-    lines: Any = orders.flat_map(halves if settings.flat else whole)
+    if settings.pace and settings.brake == "orders":
+        orders = orders.map(paced(settings.pace / settings.source_parallelism), parallelism=settings.source_parallelism)
+    lines: Any = orders.flat_map(halves if settings.flat else whole, parallelism=settings.source_parallelism)
     if settings.rebalanced:
         lines = lines.rebalance().map(lambda line: line, parallelism=settings.parallelism)
     totals: Any = lines.key_by(lambda line: line.customer).process("totals", Totals)
-    if settings.pace:
-        totals = totals.map(paced(settings.pace))
+    if settings.pace and settings.brake == "totals":
+        totals = totals.map(paced(settings.pace / settings.parallelism))
     if settings.exchanged:
         totals = totals.key_by(lambda total: total.customer)
     totals.sink("out", sink_of(settings))

@@ -80,7 +80,7 @@ def write_logs(folder: Path, logs: Sequence[Sequence[Order]]) -> None:
 
 
 def totals_in(folder: Path) -> list[Total]:
-    """What is visible, in the order written: a customer's parts are those of one subtask, as long as an attempt runs."""
+    """What is visible, in the order written: a customer's parts are one subtask's while an attempt runs."""
     decode = msgspec.json.Decoder(Total).decode
     parts = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     return [decode(line) for part in parts for line in part.read_bytes().splitlines()]

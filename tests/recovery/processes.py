@@ -18,6 +18,8 @@ from tests.recovery.jobs import OPENED, Settings
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 120.0
 """Seconds for what takes a few on an idle machine."""
+LONGEST_LIFE = 1.0
+"""Seconds that a job which is to be killed may wait for its checkpoints: it must not come to its end."""
 CHECKPOINTED = " complete in "
 RESTORING = ": restoring "
 
@@ -115,59 +117,74 @@ class Story:
     """What happened, for the message of a failed test."""
 
     seed: int
+    settings: Settings
+    """Of the first run; the chapters tell what was different later."""
     chapters: list[str] = field(default_factory=list)
     kills: int = 0
     restores: int = 0
 
     def __str__(self) -> str:
-        return "\n".join([f"KILL_SEED={self.seed}, {self.kills} kills:", *self.chapters])
+        return "\n".join([f"KILL_SEED={self.seed}, {self.kills} kills: {self.settings}", *self.chapters])
+
+    def begin(self, given: Settings, end: object) -> None:
+        """A run with these settings is to end so."""
+        before, now = msgspec.structs.asdict(self.settings), msgspec.structs.asdict(given)
+        changes = [f"{name}={value!r}" for name, value in now.items() if before[name] != value]
+        self.chapters.append(f"  {', '.join(changes) or 'as before'}; {end}")
 
 
 @dataclass(frozen=True)
 class Moment:
-    """After `text` was logged `times` times (at most `patience` seconds), `delay` seconds more."""
+    """`delay` seconds after `checkpoints` of them, or after one second without; both counted from when the job's
+    subtasks open, or where `opened` is false, `delay` seconds after the process began."""
 
-    text: str
-    times: int
+    checkpoints: int
     delay: float
+    opened: bool = True
 
     async def arrive(self, child: Child) -> None:
-        await child.logged(self.text, self.times, patience=15.0)
+        if self.opened:
+            await child.logged(OPENED)
+        if self.checkpoints:
+            await child.logged(CHECKPOINTED, self.checkpoints, patience=LONGEST_LIFE)
         await asyncio.sleep(self.delay)  # a random moment is what is wanted here
 
     def __str__(self) -> str:
-        return f"{self.delay:.3f} s after {self.times} x {self.text!r}"
+        return f"{self.delay:.3f} s after {f'{self.checkpoints} checkpoints' if self.opened else 'it began'}"
 
 
 def random_moment(rng: random.Random) -> Moment:
     """Anywhere from the start of the process to the fourth checkpoint, most of them where checkpoints are under way."""
     kind = rng.random()
     if kind < 0.1:
-        return Moment("", 0, rng.uniform(0.0, 0.8))
-    if kind < 0.25:
-        return Moment(OPENED, 1, rng.uniform(0.0, 0.05))
-    if kind < 0.5:
-        return Moment(OPENED, 1, rng.uniform(0.0, 0.5))
-    return Moment(CHECKPOINTED, rng.randint(1, 4), rng.uniform(0.0, 0.1))
+        return Moment(0, rng.uniform(0.0, 0.8), opened=False)
+    if kind < 0.2:
+        return Moment(0, rng.uniform(0.0, 0.05))
+    if kind < 0.45:
+        return Moment(0, rng.uniform(0.0, 0.5))
+    return Moment(rng.randint(1, 4), rng.uniform(0.0, 0.1))
 
 
 async def kill_until_finished(
     settings: Callable[[random.Random], Settings], *, pace: float, kills: int, seed: int
 ) -> Story:
     """Start the job again and again, each time with what `settings` gives, and kill it; the last run is let finish."""
-    story, rng = Story(seed), random.Random(seed)
+    rng = random.Random(seed)
+    story = Story(seed, settings(rng))
     while story.kills < kills:
         given, moment = msgspec.structs.replace(settings(rng), pace=pace), random_moment(rng)
-        story.chapters.append(f"{given}, killed {moment}")
+        story.begin(given, f"killed {moment}")
         async with started(given) as child:
             await moment.arrive(child)
             child.send(signal.SIGKILL)
             code = await child.ended()
             story.restores += child.count(RESTORING) > 0
-            assert code == -signal.SIGKILL, f"it ended by itself, with {code}, before it was killed\n{child.log}\n{story}"
+            assert code == -signal.SIGKILL, (
+                f"it ended by itself, with {code}, before it was killed\n{child.log}\n{story}"
+            )
         story.kills += 1
     given = settings(rng)
-    story.chapters.append(f"{given}, to the end")
+    story.begin(given, "to the end")
     async with started(given) as child:
         assert await child.ended() == 0, f"{child.log}\n{story}"
         story.restores += child.count(RESTORING) > 0

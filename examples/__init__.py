@@ -1,0 +1,1 @@
+"""One runnable file for each thing that streamactors is for; begin with `tour.py`."""

@@ -1,0 +1,5 @@
+"""`python -m streamactors`."""
+
+from streamactors.cli import main
+
+main()

@@ -1,0 +1,110 @@
+"""`streamactors demo`: what the viewer sees of it."""
+
+import contextlib
+import shutil
+import tempfile
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from streamactors.cli.live import table
+from streamactors.cli.progress import Progress, as_line
+from streamactors.clock import SYSTEM
+from streamactors.demo.check import Verdict
+from streamactors.demo.crash import Killed, Reported, Scene, Told, play
+from streamactors.errors import InvalidConfig
+
+SECONDS_BETWEEN_LINES = 1.0
+
+
+def show(events: int, keep: Path | None) -> bool:
+    """Whether every result was there exactly once. `keep`: a new folder for all files, which otherwise are removed."""
+    if keep is not None:
+        if keep.exists() and any(keep.iterdir()):
+            raise InvalidConfig(f"--keep {keep}: the folder is not empty; name a new one")
+        keep.mkdir(parents=True, exist_ok=True)
+        return _show(keep.absolute(), events)
+    folder = Path(tempfile.mkdtemp(prefix="streamactors-demo-"))
+    try:
+        return _show(folder, events)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _show(folder: Path, events: int) -> bool:
+    console = Console(highlight=False)
+    stage: Stage = TerminalStage(console) if console.is_terminal else PlainStage(console)
+    equal = False
+    with stage, contextlib.closing(play(folder, events)) as scenes:
+        for scene in scenes:
+            stage.show(scene)
+            equal = isinstance(scene, Verdict) and scene.equal
+    return equal
+
+
+class Stage(contextlib.AbstractContextManager[None]):
+    """Shows one scene after another."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def __exit__(self, *raised: object) -> None:
+        return None
+
+    def show(self, scene: Scene) -> None:
+        match scene:
+            case Told(text):
+                self._say(Text(text))
+            case Killed(pid, records):
+                text = f"SIGKILL to process {pid}, in the middle: it had read {records:,} orders"
+                self._say(Text(text, style="bold red"))
+            case Verdict():
+                self._say(Text(str(scene), style="bold green" if scene.equal else "bold red"))
+            case Reported(report):
+                self._progress(msgspec.convert(report, Progress))
+
+    def _say(self, text: Text) -> None:
+        self._console.print(text, soft_wrap=True)
+
+    def _progress(self, progress: Progress) -> None:
+        raise TypeError
+
+
+class PlainStage(Stage):
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._last = SYSTEM.monotonic()
+
+    def _progress(self, progress: Progress) -> None:
+        if (now := SYSTEM.monotonic()) >= self._last + SECONDS_BETWEEN_LINES:
+            self._last = now
+            self._say(Text(f"  {as_line(progress)}"))
+
+
+class TerminalStage(Stage):
+    """One table, always at the bottom; what it showed last of each process stays."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._live: Live | None = None
+
+    def __exit__(self, *raised: object) -> None:
+        self._freeze()
+
+    def _say(self, text: Text) -> None:
+        self._freeze()
+        super()._say(text)
+
+    def _freeze(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _progress(self, progress: Progress) -> None:
+        if self._live is None:
+            self._live = Live(console=self._console, auto_refresh=False)
+            self._live.start()
+        self._live.update(table(progress), refresh=True)

@@ -1,0 +1,86 @@
+"""One error, for the person who has to act: their own line of code first, then which operator, key and record."""
+
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+import streamactors
+from streamactors.errors import JobFailed, RecordFailed, StreamactorsError
+
+_PACKAGE = Path(streamactors.__file__).parent
+_OURS = (str(_PACKAGE), str(_PACKAGE.parent / "connectors"))
+_PATHS = sysconfig.get_paths()
+_INSTALLED = (_PATHS["purelib"], _PATHS["platlib"])
+_STANDARD = (_PATHS["stdlib"], _PATHS["platstdlib"], "<")
+
+
+def show(error: BaseException, *, full: bool) -> None:
+    """On stderr: a panel on a terminal, plain unbroken lines elsewhere. `full`: the whole traceback too."""
+    console = Console(stderr=True, highlight=False)
+    if full:
+        console.out("".join(traceback.format_exception(error)), end="", highlight=False)
+    lines = describe(error)
+    if not full and chain(error)[-1].__traceback__ is not None:
+        lines.append("(--traceback shows all of it)")
+    title = "the job has failed" if isinstance(error, JobFailed) else "can't run"
+    if console.is_terminal:
+        console.print(Panel(Text("\n".join(lines)), title=title, title_align="left", border_style="red"))
+    else:
+        console.out("\n".join([f"error: {title}", *lines]), highlight=False)
+
+
+def describe(error: BaseException) -> list[str]:
+    """Where in the user's own code and what; operator, key and record; what we say to it."""
+    links = chain(error)
+    user = next((link for link in links if not isinstance(link, StreamactorsError)), None)
+    if user is None:
+        return [str(link) for link in links[:1]]
+    lines = [*_frame(user), *"".join(traceback.format_exception_only(user)).splitlines()]
+    lines += [_place(link) for link in links if isinstance(link, RecordFailed)]
+    if not isinstance(links[0], JobFailed | RecordFailed) and links[0] is not user:
+        lines.append(str(links[0]))
+    return lines
+
+
+def where(error: BaseException) -> str:
+    """In one line."""
+    return "; ".join(line.strip() for line in describe(error))
+
+
+def chain(error: BaseException) -> list[BaseException]:
+    """The error, and what caused it."""
+    links = [error]
+    while (cause := links[-1].__cause__) is not None and cause not in links:
+        links.append(cause)
+    return links
+
+
+def _place(error: RecordFailed) -> str:
+    key = f", key {error.key!r}" if error.key is not None else ""
+    return f"in operator {error.uid!r}{key}" + (f", record {error.origin}" if error.origin else "")
+
+
+def _frame(error: BaseException) -> Iterator[str]:
+    """The innermost frame of the user's own code; else of what is not ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    for others in ((*_OURS, *_INSTALLED, *_STANDARD), (*_OURS, *_STANDARD)):
+        if own := [frame for frame in frames if not frame.filename.startswith(others) or _installed(frame, others)]:
+            yield f"{_relative(own[-1].filename)}:{own[-1].lineno} in {own[-1].name}"
+            if own[-1].line:
+                yield f"    {own[-1].line}"
+            return
+
+
+def _installed(frame: traceback.FrameSummary, others: tuple[str, ...]) -> bool:
+    """Site-packages usually lie within the standard library's folder."""
+    return not any(path in others for path in _INSTALLED) and frame.filename.startswith(_INSTALLED)
+
+
+def _relative(path: str) -> str:
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path

@@ -1,0 +1,217 @@
+"""`streamactors inspect`: what lies in a storage. Reads only, and needs no ownership: the job may be running."""
+
+import datetime as dt
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from streamactors.checkpoint import layout
+from streamactors.checkpoint.manifest import Manifest, NodeState, OperatorMeta
+from streamactors.checkpoint.restorable import CheckpointSummary, list_checkpoints, load
+from streamactors.checkpoint.storage import Files, LocalFiles, normalise_uri
+from streamactors.cli.progress import in_bytes
+from streamactors.clock import SYSTEM
+from streamactors.errors import CorruptCheckpoint, InvalidConfig, StreamactorsError
+from streamactors.launch import EXIT_FAILED, EXIT_OK
+from streamactors.settings import redacted
+from streamactors.state.key_groups import subtask_range
+
+Depth = Literal["manifest", "sizes", "digests"]
+
+
+async def inspect(uri: str, *, as_json: bool, verify: Depth) -> int:
+    """The exit code. Raises InvalidConfig if there is nothing of the kind, CorruptCheckpoint for a damaged one."""
+    files = LocalFiles(uri, clock=SYSTEM)
+    if await _is_checkpoint(files, uri):
+        return await _inspect_one(files, uri, as_json=as_json, verify=verify)
+    found = [await _row(files, summary, verify) for summary in await list_checkpoints(uri, files=files)]
+    if not found:
+        raise InvalidConfig(
+            f"{redacted(normalise_uri(uri))} holds no checkpoints: name a storage, a flow's folder in it, or a "
+            "checkpoint (…/run-1/attempt-1/chk-7)"
+        )
+    _print(found, as_json, lambda: [_checkpoints(found)])
+    return EXIT_OK
+
+
+async def _is_checkpoint(files: Files, uri: str) -> bool:
+    uri = normalise_uri(uri).removesuffix(f"/{layout.MANIFEST}")
+    if layout.split_checkpoint(uri):
+        return True
+    return any(entry.name == layout.MANIFEST for entry in await files.at(uri).list(""))
+
+
+# --------------------------------------------------------------------------------------------------------- all of them
+async def _row(files: Files, summary: CheckpointSummary, verify: Depth) -> dict[str, Any]:
+    manifest, problem = summary.manifest, summary.problem
+    if manifest is not None and problem is None:
+        try:
+            await load(files, summary.uri, verify=verify)
+        except StreamactorsError as error:
+            problem = str(error)
+    return {
+        "uri": summary.uri,
+        "checkpoint": summary.checkpoint,
+        "run": summary.run,
+        "attempt": summary.attempt,
+        "committed": summary.committed,
+        "problem": problem,
+        **(_totals(manifest) if manifest is not None else {}),
+    }
+
+
+def _totals(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "flow": manifest.flow,
+        "time": dt.datetime.fromtimestamp(manifest.time_ms / 1000, dt.UTC).isoformat(timespec="milliseconds"),
+        "bytes": manifest.state_bytes,
+        "entries": manifest.entries,
+        "final": manifest.final,
+    }
+
+
+def _checkpoints(rows: Sequence[dict[str, Any]]) -> Table:
+    table = _table("checkpoint", "run", "attempt", "flow", "time", "size", "entries", "committed", "problem")
+    for row in rows:
+        known = "time" in row
+        table.add_row(
+            f"chk-{row['checkpoint']}",
+            str(row["run"]),
+            str(row["attempt"]),
+            row.get("flow", ""),
+            _local(row["time"]) if known else "",
+            in_bytes(row["bytes"]) if known else "",
+            f"{row['entries']:,}" if known else "",
+            "yes" if row["committed"] else "no",
+            f"[red]{_plain(row['problem'])}[/red]" if row["problem"] else "",
+        )
+    return table
+
+
+# --------------------------------------------------------------------------------------------------------- one of them
+async def _inspect_one(files: Files, uri: str, *, as_json: bool, verify: Depth) -> int:
+    problem = None
+    try:
+        restorable = await load(files, uri, verify=verify)
+    except CorruptCheckpoint as error:
+        problem = str(error)
+        # Its manifest may be readable all the same.
+        try:
+            restorable = await load(files, uri, verify="manifest")
+        except CorruptCheckpoint:
+            raise error from None
+    manifest = restorable.manifest
+    content = {
+        "uri": restorable.uri,
+        "checkpoint": manifest.checkpoint,
+        "run": manifest.run,
+        "attempt": manifest.attempt,
+        "committed": restorable.committed,
+        "problem": problem,
+        **_totals(manifest),
+        "operators": [_operator(manifest, operator) for operator in manifest.operators],
+    }
+    _print(content, as_json, lambda: _one(content))
+    return EXIT_FAILED if problem else EXIT_OK
+
+
+def _operator(manifest: Manifest, meta: OperatorMeta) -> dict[str, Any]:
+    nodes = list(manifest.nodes(meta.uid))
+    files = {keyed.file.path: keyed.file for _, node in nodes for keyed in node.keyed}
+    return {
+        "uid": meta.uid,
+        "kind": meta.kind,
+        "parallelism": meta.parallelism,
+        "max_parallelism": meta.max_parallelism,
+        "bytes": sum(file.size for file in files.values()),
+        "states": _states(node for _, node in nodes),
+        "subtasks": [
+            {
+                "index": subtask.index,
+                "key_groups": list(subtask_range(subtask.index, meta.parallelism, meta.max_parallelism)),
+                "ended": subtask.ended,
+                "positions": dict(node.positions),
+                "pending": list(node.pending),
+            }
+            for subtask, node in nodes
+        ],
+    }
+
+
+def _states(nodes: Iterable[NodeState]) -> dict[str, int]:
+    """Entries by state."""
+    entries: Counter[str] = Counter()
+    for node in nodes:
+        entries.update(dict.fromkeys(node.schemas, 0))
+        for keyed in node.keyed:
+            for block in keyed.blocks:
+                entries[block.state] += block.entries
+    return dict(entries)
+
+
+def _one(content: dict[str, Any]) -> list[RenderableType]:
+    title = (
+        f"[bold]{_plain(content['flow'])}[/bold] chk-{content['checkpoint']}: run {content['run']}, "
+        f"attempt {content['attempt']}, {_local(content['time'])}, {in_bytes(content['bytes'])}, "
+        f"{content['entries']:,} entries, {'committed' if content['committed'] else 'not known to be committed'}"
+    )
+    table = _table("operator", "kind", "parallelism", "key groups", "state", "size", "positions", "pending")
+    for operator in content["operators"]:
+        subtasks = operator["subtasks"]
+        keyed = bool(operator["states"])
+        table.add_row(
+            _plain(operator["uid"]),
+            _plain(operator["kind"]),
+            f"{operator['parallelism']} of {operator['max_parallelism']}",
+            "\n".join(_range(subtask["key_groups"]) for subtask in subtasks) if keyed else "",
+            "\n".join(f"{_plain(name)}: {entries:,}" for name, entries in operator["states"].items()),
+            in_bytes(operator["bytes"]) if keyed else "",
+            "\n".join(_plain(line) for subtask in subtasks for line in _positions(subtask)),
+            "\n".join(_plain(_words(pending)) for subtask in subtasks for pending in subtask["pending"]),
+        )
+    problem = [f"[red]{_plain(content['problem'])}[/red]"] if content["problem"] else []
+    return [title, *problem, table]
+
+
+def _positions(subtask: dict[str, Any]) -> list[str]:
+    return [f"{split}: {_words(position)}" for split, position in subtask["positions"].items()]
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _range(groups: Sequence[int]) -> str:
+    return f"{groups[0]}-{groups[-1]}" if groups else ""
+
+
+# ------------------------------------------------------------------------------------------------------------ printing
+def _print(content: Any, as_json: bool, tables: Any) -> None:
+    console = Console(highlight=False)
+    if as_json:
+        console.out(json.dumps(content, indent=2, default=str, ensure_ascii=False), highlight=False)
+        return
+    if not console.is_terminal:
+        console.width = 400  # whoever reads a pipe can wrap lines; unwrapping them is hard
+    for table in tables():
+        console.print(table)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold", justify="right" if column in ("size", "entries") else "left")
+    return table
+
+
+def _local(time: str) -> str:
+    return dt.datetime.fromisoformat(time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _plain(text: str) -> str:
+    """Without markup: a path may hold brackets."""
+    return text.replace("[", r"\[")

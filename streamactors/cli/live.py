@@ -1,0 +1,84 @@
+"""Progress of a running job: a table that redraws itself on a terminal, log lines elsewhere."""
+
+import logging
+import sys
+from types import TracebackType
+from typing import Protocol, Self
+
+import msgspec
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from streamactors.cli.progress import Progress, ProgressMeter, as_line, as_words, fill
+from streamactors.clock import Clock
+from streamactors.launch import JobHandle
+
+log = logging.getLogger("streamactors.progress")
+
+_COLOURS = {"running": "green", "finished": "green", "restarting": "yellow", "failed": "red"}
+
+
+class Display(Protocol):
+    def show(self, progress: Progress) -> None: ...
+
+
+class LogDisplay:
+    """One line each time; as JSON it carries the numbers themselves, under `progress`."""
+
+    def show(self, progress: Progress) -> None:
+        log.info("%s", as_line(progress), extra={"progress": msgspec.to_builtins(progress)})
+
+
+class SilentDisplay:
+    def show(self, progress: Progress) -> None:
+        return None
+
+
+class LiveDisplay:
+    """Whatever is printed meanwhile comes out above the table; what goes into a pipe or a file stays untouched."""
+
+    def __init__(self, console: Console) -> None:
+        self._live = Live(
+            console=console,
+            auto_refresh=False,
+            redirect_stdout=sys.stdout.isatty(),
+            redirect_stderr=sys.stderr.isatty(),
+            vertical_overflow="visible",
+        )
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._live.stop()
+
+    def show(self, progress: Progress) -> None:
+        self._live.update(table(progress), refresh=True)
+
+
+def table(progress: Progress) -> Group:
+    rows = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    rows.add_column("operator", style="bold", no_wrap=True)
+    for name in ("in", "in/s", "out", "out/s", "mailbox"):
+        rows.add_column(name, justify="right", no_wrap=True)
+    for operator in progress.operators:
+        rows.add_row(
+            operator.uid,
+            f"{operator.records_in:,}",
+            f"{operator.in_per_second:,.0f}",
+            f"{operator.records_out:,}",
+            f"{operator.out_per_second:,.0f}",
+            fill(operator),
+        )
+    status = Text(progress.status, style=_COLOURS.get(progress.status, ""))
+    return Group(Text.assemble((progress.flow, "bold"), " ", status, f" · {as_words(progress)}"), rows)
+
+
+async def follow(handle: JobHandle, meter: ProgressMeter, display: Display, every: float, clock: Clock) -> None:
+    """Until it is cancelled; `every` in seconds."""
+    while True:
+        await clock.sleep(every)
+        display.show(meter.measure(handle.metrics(), clock.monotonic()))

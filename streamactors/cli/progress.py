@@ -1,0 +1,130 @@
+"""What a running job tells of itself, from moment to moment. Pure: metrics in, numbers out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from streamactors.runtime.info import CheckpointInfo
+
+
+class OperatorProgress(msgspec.Struct, frozen=True):
+    """One operator over all its subtasks. Counts are of the running attempt. `queued` of `capacity` records wait in its
+    mailboxes; capacity is 0 where it has none: in a source, and behind another operator of the same chain."""
+
+    uid: str
+    records_in: int
+    records_out: int
+    in_per_second: float
+    out_per_second: float
+    queued: int
+    capacity: int
+
+
+class CheckpointProgress(msgspec.Struct, frozen=True):
+    """The last complete one; `age` in seconds since it was first seen here."""
+
+    id: int
+    seconds: float
+    bytes: int
+    age: float
+
+
+class Progress(msgspec.Struct, frozen=True):
+    flow: str
+    status: str
+    restarts: int
+    checkpoint: CheckpointProgress | None
+    operators: tuple[OperatorProgress, ...]
+
+
+class ProgressMeter:
+    """Makes rates of counts. `uids` in the order of the flow."""
+
+    def __init__(self, flow: str, uids: list[str]) -> None:
+        self._flow = flow
+        self._uids = uids
+        self._before: dict[str, tuple[int, int]] = {}
+        self._measured_at: float | None = None
+        self._checkpoint: tuple[int, float] | None = None
+        self._operators: tuple[OperatorProgress, ...] = ()
+
+    def measure(self, metrics: Mapping[str, Any], now: float) -> Progress:
+        """`metrics` as from `JobHandle.metrics()`; `now` in seconds. Between attempts it repeats the last counts."""
+        if metrics["subtasks"]:
+            elapsed = 0.0 if self._measured_at is None else now - self._measured_at
+            counts = _by_operator(metrics["subtasks"])
+            self._operators = tuple(self._operator(uid, counts[uid], elapsed) for uid in self._uids if uid in counts)
+            self._measured_at = now
+        checkpoint = self._checkpointed(metrics["last_checkpoint"], now)
+        return Progress(self._flow, metrics["status"], metrics["restarts"], checkpoint, self._operators)
+
+    def _operator(self, uid: str, counts: "_Counts", elapsed: float) -> OperatorProgress:
+        before = self._before.get(uid, (0, 0))
+        self._before[uid] = counts.records_in, counts.records_out
+        rates = [
+            # A new attempt counts from zero.
+            (now - past if now >= past else now) / elapsed if elapsed else 0.0
+            for now, past in zip(self._before[uid], before, strict=True)
+        ]
+        return OperatorProgress(
+            uid, counts.records_in, counts.records_out, rates[0], rates[1], counts.queued, counts.capacity
+        )
+
+    def _checkpointed(self, info: CheckpointInfo | None, now: float) -> CheckpointProgress | None:
+        if info is None:
+            return None
+        if self._checkpoint is None or self._checkpoint[0] != info.id:
+            self._checkpoint = info.id, now
+        age = now - self._checkpoint[1]
+        return CheckpointProgress(info.id, info.duration.total_seconds(), info.state_bytes, age)
+
+
+class _Counts:
+    def __init__(self) -> None:
+        self.records_in = self.records_out = self.queued = self.capacity = 0
+
+
+def _by_operator(subtasks: Mapping[str, Any]) -> dict[str, _Counts]:
+    found: dict[str, _Counts] = {}
+    for subtask in subtasks.values():
+        for place, (uid, node) in enumerate(subtask["nodes"].items()):
+            counts = found.setdefault(uid, _Counts())
+            counts.records_in += node["records_in"]
+            counts.records_out += node["records_out"]
+            if place == 0:  # the others of a chain get their records without a mailbox
+                counts.queued += subtask["queued"]
+                counts.capacity += subtask["capacity"]
+    return found
+
+
+def as_line(progress: Progress) -> str:
+    """For a log."""
+    operators = ", ".join(
+        f"{operator.uid} {operator.in_per_second:,.0f}/s in {operator.out_per_second:,.0f}/s out"
+        + (f" (mailbox {fill(operator)})" if operator.capacity else "")
+        for operator in progress.operators
+    )
+    return f"{progress.flow}: {progress.status}, {as_words(progress)}: {operators}"
+
+
+def as_words(progress: Progress) -> str:
+    """The last checkpoint, and restarts if there were any."""
+    words = ["no checkpoint yet"]
+    if (last := progress.checkpoint) is not None:
+        words = [f"checkpoint {last.id} ({last.seconds:.3f} s, {in_bytes(last.bytes)}, {last.age:.0f} s ago)"]
+    if progress.restarts:
+        words.append(f"{progress.restarts} restart{'s' if progress.restarts > 1 else ''}")
+    return ", ".join(words)
+
+
+def fill(operator: OperatorProgress) -> str:
+    return f"{operator.queued / operator.capacity:.0%}" if operator.capacity else "-"
+
+
+def in_bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

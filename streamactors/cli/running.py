@@ -1,0 +1,74 @@
+"""`streamactors run`: a job from its start to its exit code."""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from streamactors.api.dataflow import Dataflow
+from streamactors.cli.failure import show
+from streamactors.cli.live import Display, LiveDisplay, LogDisplay, SilentDisplay, follow
+from streamactors.cli.progress import ProgressMeter
+from streamactors.clock import SYSTEM
+from streamactors.config import Config
+from streamactors.launch import JobHandle, run_until_signalled
+
+EVERY_ON_A_TERMINAL = 0.5
+EVERY_IN_A_LOG = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """`every`: seconds between two reports, None for what suits the display."""
+
+    restore: str | None
+    fresh: bool
+    drop_state: Sequence[str]
+    quiet: bool
+    full_traceback: bool
+    json: bool
+    every: float | None
+
+
+async def run_reporting(flow: Dataflow, config: Config, options: RunOptions) -> int:
+    """The exit code. Raises what keeps the job from starting at all."""
+    failures: list[BaseException] = []
+    reporting: list[asyncio.Task[None]] = []
+    meter = ProgressMeter(flow.name, [node.uid for node in flow.graph().nodes])
+
+    with contextlib.ExitStack() as stack:
+        display, every = _display(options, stack)
+
+        def watch(handle: JobHandle) -> None:
+            task = asyncio.ensure_future(follow(handle, meter, display, options.every or every, SYSTEM))
+            reporting.append(task)
+
+        try:
+            code = await run_until_signalled(
+                flow,
+                config,
+                restore=options.restore,
+                fresh=options.fresh,
+                drop_state=options.drop_state,
+                watch=watch,
+                on_failure=failures.append,
+            )
+        finally:
+            for task in reporting:
+                task.cancel()
+            await asyncio.gather(*reporting, return_exceptions=True)
+    if not options.json:  # there the log has it
+        for failure in failures:
+            show(failure, full=options.full_traceback)
+    return code
+
+
+def _display(options: RunOptions, stack: contextlib.ExitStack) -> tuple[Display, float]:
+    if options.quiet:
+        return SilentDisplay(), EVERY_IN_A_LOG
+    if sys.stdout.isatty() and not options.json:
+        return stack.enter_context(LiveDisplay(Console())), EVERY_ON_A_TERMINAL
+    return LogDisplay(), EVERY_IN_A_LOG

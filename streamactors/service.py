@@ -1,0 +1,73 @@
+"""Embedding a job in a web service: a health endpoint for any ASGI framework.
+
+    async def lifespan(app):
+        async with sa.start(flow, config) as job:
+            app.state.job = job
+            yield
+
+    app = Starlette(routes=[Route("/health", health(lambda: app.state.job))], lifespan=lifespan)
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, Final
+
+import msgspec
+
+from streamactors.launch import JobHandle
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+DEAD: Final = frozenset({"failed", "cancelled"})
+
+
+class HealthEndpoint:
+    """An ASGI application that answers GET and HEAD, made by `health`. Needs no web framework."""
+
+    def __init__(self, job: Callable[[], JobHandle | None]) -> None:
+        self._job = job
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return  # neither web sockets nor a lifespan of its own
+        if scope["method"] not in ("GET", "HEAD"):
+            await _respond(send, 405, {"error": "GET or HEAD"}, head=False, headers=[(b"allow", b"GET, HEAD")])
+            return
+        code, report = _report(self._job())
+        await _respond(send, code, report, head=scope["method"] == "HEAD")
+
+
+def health(job: JobHandle | Callable[[], JobHandle | None]) -> HealthEndpoint:
+    """A ready endpoint: `Route("/health", health(job))`, or `app.mount("/health", health(job))`.
+
+    200 while the job starts, runs, restarts, and once it has finished; 503 when it is dead (failed, cancelled) or there
+    is none yet. The body is JSON: `job`, `status`, `restarts`, `last_checkpoint`. Where the job begins in the lifespan,
+    give a function that finds it: `health(lambda: app.state.job)`.
+    """
+    return HealthEndpoint((lambda: job) if isinstance(job, JobHandle) else job)
+
+
+def _report(job: JobHandle | None) -> tuple[int, dict[str, Any]]:
+    if job is None:
+        return 503, {"job": None, "status": "not started"}
+    metrics = job.metrics()
+    last = metrics["last_checkpoint"]
+    report = {
+        "job": job.name,
+        "status": job.status,
+        "restarts": metrics["restarts"],
+        "last_checkpoint": None if last is None else {"id": last.id, "seconds": last.duration.total_seconds()},
+    }
+    return 503 if job.status in DEAD else 200, report
+
+
+async def _respond(
+    send: Send, code: int, body: Mapping[str, Any], *, head: bool, headers: list[tuple[bytes, bytes]] | None = None
+) -> None:
+    data = msgspec.json.encode(body)
+    fixed = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+    length = (b"content-length", str(len(data)).encode())
+    await send({"type": "http.response.start", "status": code, "headers": [*fixed, length, *(headers or [])]})
+    await send({"type": "http.response.body", "body": b"" if head else data})

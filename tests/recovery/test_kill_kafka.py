@@ -1,0 +1,113 @@
+"""A job from Kafka to Kafka on a real broker: killed by SIGKILL at random moments, stopped by SIGTERM, and with the
+broker gone in the middle. What a read_committed consumer sees equals a plain computation: nothing lost, nothing
+doubled, per customer in order."""
+
+import random
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from streamactors.testing import KafkaBroker
+from tests.kafka_topics import Topics
+from tests.recovery.jobs import Order, Settings
+from tests.recovery.orders import by_customer, check, random_orders
+from tests.recovery.processes import CHECKPOINTED, RESTORING, finish, kill_until_finished, new_seed, started
+from tests.recovery.topics import produce_logs, totals_of
+
+pytestmark = [pytest.mark.kill, pytest.mark.slow]
+
+KILLS = 10
+ORDERS = 20_000
+PARTITIONS = 4
+PACE = 1500.0
+
+
+def unchanged(rng: random.Random) -> dict[str, Any]:
+    return {"brake": rng.choice(("orders", "totals"))}
+
+
+def rescaled(rng: random.Random) -> dict[str, Any]:
+    return {
+        "source_parallelism": rng.randint(1, 3),
+        "parallelism": rng.randint(1, 3),
+        "interval_ms": rng.choice((50, 100, 200)),
+        "mailbox_capacity": rng.choice((64, 1024)),
+        "brake": rng.choice(("orders", "totals")),
+    }
+
+
+async def prepared(kafka: KafkaBroker, folder: Path, logs: Sequence[Sequence[Order]], **shape: Any) -> Settings:
+    """Topics of its own, the first one filled."""
+    topics = Topics(kafka)
+    source = await topics.new("orders", partitions=len(logs))
+    output = await topics.new("totals", partitions=3)
+    await produce_logs(kafka.bootstrap, source, logs)
+    return Settings(
+        storage=str(folder / "checkpoints"),
+        sources=[source],
+        output=output,
+        brokers=kafka.bootstrap,
+        prefix=output,
+        **shape,
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "scale"),
+    [
+        pytest.param({"source_parallelism": 2, "mailbox_capacity": 512}, unchanged, id="running totals"),
+        pytest.param({"flat": True, "exchanged": True}, rescaled, id="two exchanges, rescaled at every start"),
+    ],
+)
+async def test_killed_at_random_moments(
+    kafka: KafkaBroker, tmp_path: Path, shape: dict[str, Any], scale: Callable[[random.Random], dict[str, Any]]
+) -> None:
+    seed = new_seed()
+    logs = random_orders(random.Random(seed), ORDERS, logs=PARTITIONS)
+    settings = await prepared(kafka, tmp_path, logs, **shape)
+    story = await kill_until_finished(
+        lambda rng: msgspec.structs.replace(settings, **scale(rng)), pace=PACE, kills=KILLS, seed=seed
+    )
+    try:
+        check(by_customer(await totals_of(kafka.bootstrap, settings.output)), logs, settings)
+        assert story.restores > 1, "hardly any of its starts found a checkpoint"
+    except AssertionError as error:
+        error.add_note(str(story))
+        raise
+
+
+async def test_stopped_by_sigterm_and_resumed(kafka: KafkaBroker, tmp_path: Path) -> None:
+    """An endless source; each stop commits what was read, and the next start goes on there."""
+    logs = random_orders(random.Random(1), 6_000, logs=PARTITIONS)
+    settings = await prepared(kafka, tmp_path, logs, source_parallelism=2, pace=1000.0, endless=True)
+    seen = 0
+    for stop in range(3):
+        async with started(settings) as child:
+            assert await child.logged(CHECKPOINTED, 2), child.log
+            child.send(signal.SIGTERM)
+            assert await child.ended() == 0, child.log
+            assert child.count(RESTORING) == (1 if stop else 0)
+        before, seen = seen, len(await totals_of(kafka.bootstrap, settings.output))
+        assert seen > before
+    log = await finish(msgspec.structs.replace(settings, pace=0.0, endless=False))
+    assert any(RESTORING in line for line in log)
+    check(by_customer(await totals_of(kafka.bootstrap, settings.output)), logs, settings)
+
+
+async def test_the_broker_is_killed_and_comes_back(tmp_path: Path) -> None:
+    logs = random_orders(random.Random(2), 12_000, logs=PARTITIONS)
+    async with KafkaBroker(own=True) as kafka:
+        settings = await prepared(kafka, tmp_path, logs, source_parallelism=2, pace=2000.0, restarts=100)
+        async with started(settings) as child:
+            for outage in range(1, 3):
+                assert await child.logged(CHECKPOINTED, child.count(CHECKPOINTED) + 2), child.log
+                await kafka.kill()
+                assert await child.logged("WARNING", outage), child.log
+                await kafka.restart()
+            assert await child.logged(CHECKPOINTED, child.count(CHECKPOINTED) + 1), child.log
+            assert await child.ended() == 0, child.log
+        check(by_customer(await totals_of(kafka.bootstrap, settings.output)), logs, settings)
