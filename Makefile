@@ -21,7 +21,7 @@ help: ## list the targets
 install: $(INSTALLED) ## set up .venv with everything a contributor needs (PYTHON=python3.12 to choose)
 
 demo: $(INSTALLED) ## the main example: a job is killed by SIGKILL, and nothing is lost or doubled
-	$(BIN)/python -m examples.orders
+	$(BIN)/python -m streamactors demo
 
 demo-kafka: $(INSTALLED) kafka ## the same on a real Kafka broker, which it starts (Java 17, Maven)
 	$(BIN)/python -m examples.kafka_totals

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+
 import streamactors as sa
 from benchmarks.events import Order, Total
 from connectors.memory import ListSource

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
 import streamactors as sa
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
 from benchmarks.events import Order, Total
 from benchmarks.flows import RunningTotal
 from connectors.kafka import KafkaSink, KafkaSource

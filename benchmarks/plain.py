@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 
 import msgspec
+
 from benchmarks.events import Order, Total
 
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import uvloop
-from benchmarks import events, flows, kafka, plain
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks import events, flows, kafka, plain
 from streamactors.testing.kafka_broker import KafkaBroker
 
 EVENTS = 1_000_000

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -24,6 +25,7 @@ import streamactors as sa
 from connectors.kafka import KafkaSink, KafkaSource
 from streamactors.testing import KafkaBroker
 
+ROOT = Path(__file__).parents[1]
 ORDERS = 200_000
 CUSTOMERS = 5_000
 PARTITIONS = 4
@@ -83,7 +85,7 @@ class Demo:
     async def job(self) -> AsyncIterator[asyncio.subprocess.Process]:
         """The job in a process of its own, which does not outlive the block."""
         work = ("--work", self.bootstrap, self.storage, self.orders, self.totals)
-        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "examples.kafka_totals", *work)
+        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "examples.kafka_totals", *work, cwd=ROOT)
         try:
             yield process
         finally:
@@ -210,15 +212,19 @@ async def run_to_the_end(demo: Demo) -> None:
             raise SystemExit(f"the second run ended with exit code {code}")
 
 
+def say(text: str) -> None:
+    print(text, flush=True)  # the job's process writes to the same terminal
+
+
 async def demonstrate(demo: Demo) -> Verdict:
-    print(f"1. {demo.count:,} orders of {CUSTOMERS:,} customers go into topic {demo.orders}")
+    say(f"1. {demo.count:,} orders of {CUSTOMERS:,} customers go into topic {demo.orders}")
     await write_orders(demo)
-    print("2. The job runs, in a process of its own")
+    say("2. The job runs, in a process of its own")
     async with results(demo) as seen:
         await kill_in_the_middle(demo, seen)
-        print(f"3. Killed by SIGKILL, with the first {seen.found:,} results committed")
+        say(f"3. Killed by SIGKILL, with the first {seen.found:,} results committed")
         await run_to_the_end(demo)
-        print("4. The second run went on from the last checkpoint, and has finished")
+        say("4. The second run went on from the last checkpoint, and has finished")
         await seen.read_to_the_end()
     return compare(plain_totals(made_up(demo.count)), seen.by_customer)
 

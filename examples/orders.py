@@ -1,20 +1,13 @@
 """Running totals per customer from a log of orders, written to files exactly once.
 
     streamactors run examples.orders:flow     shows progress; Ctrl-C stops it; the same again goes on where it was
-    streamactors inspect var/orders           the checkpoints that it goes on from
+    streamactors inspect var/orders/checkpoints
+                                              the checkpoints that it goes on from
     make demo                                 the same flow, killed in the middle, and every total counted
 
 The first start makes up a million orders in `var/orders/events/`. The job then waits for more: lines that you append
-there turn up in `var/orders/totals/` with the next checkpoint, a second later. The flow itself is in
-`streamactors/demo/orders.py`, since it ships with the package; it is 20 lines, and this is the whole of it:
-
-    class RunningTotal(sa.KeyedOperator[str, Order, Total]):
-        total = sa.ValueState(int, default=0)
-
-        def process(self, order, ctx):
-            ...
-
-    flow.source(…).key_by(…).process("totals", RunningTotal).sink(…)
+there turn up in `var/orders/totals/` with the next checkpoint, a second later. The flow itself, 30 lines, ships with
+the package, so that `streamactors demo` can run it anywhere: `streamactors/demo/orders.py`.
 """
 
 import streamactors as sa

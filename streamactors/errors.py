@@ -92,13 +92,25 @@ class MissingExtra(StreamactorsError):
 
 
 class RecordFailed(StreamactorsError):
-    """User code or a decoder failed on one record; the cause is the user's exception."""
+    """User code or a decoder failed on one record; the cause is the user's exception. `name`: what the user calls an
+    operator whose uid was made up."""
 
-    def __init__(self, uid: str, what: str, *, key: object = None, origin: str | None = None) -> None:
+    def __init__(
+        self,
+        uid: str,
+        what: str,
+        *,
+        key: object = None,
+        origin: str | None = None,
+        name: str | None = None,
+        retryable: bool = True,
+    ) -> None:
         self.uid, self.key, self.origin = uid, key, origin
+        self.retryable = retryable
         where = f", key {key!r}" if key is not None else ""
         source = f", record {origin}" if origin else ""
-        super().__init__(f"operator {uid!r} failed{where}{source}: {what}")
+        called = f" ({name})" if name not in (None, uid) else ""
+        super().__init__(f"operator {uid!r}{called} failed{where}{source}: {what}")
 
 
 class CheckpointFailed(StreamactorsError):

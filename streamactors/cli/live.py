@@ -79,6 +79,7 @@ def table(progress: Progress) -> Group:
 
 async def follow(handle: JobHandle, meter: ProgressMeter, display: Display, every: float, clock: Clock) -> None:
     """Until it is cancelled; `every` in seconds."""
+    meter.measure(handle.metrics(), clock.monotonic())  # where the first rates count from
     while True:
         await clock.sleep(every)
         display.show(meter.measure(handle.metrics(), clock.monotonic()))

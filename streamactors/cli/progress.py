@@ -100,17 +100,23 @@ def _by_operator(subtasks: Mapping[str, Any]) -> dict[str, _Counts]:
 
 def as_line(progress: Progress) -> str:
     """For a log."""
-    operators = ", ".join(
-        f"{operator.uid} {operator.in_per_second:,.0f}/s in {operator.out_per_second:,.0f}/s out"
-        + (f" (mailbox {fill(operator)})" if operator.capacity else "")
-        for operator in progress.operators
-    )
-    return f"{progress.flow}: {progress.status}, {as_words(progress)}: {operators}"
+    operators = ", ".join(map(_rates, progress.operators))
+    return f"{progress.flow}: {progress.status}, {as_words(progress)}" + (f"; {operators}" if operators else "")
+
+
+def _rates(operator: OperatorProgress) -> str:
+    rates = []
+    if operator.records_in or operator.capacity:
+        rates.append(f"{operator.in_per_second:,.0f}/s in")
+    if operator.records_out or not rates:
+        rates.append(f"{operator.out_per_second:,.0f}/s out")
+    mailbox = f" (mailbox {fill(operator)})" if operator.capacity else ""
+    return f"{operator.uid} {' '.join(rates)}{mailbox}"
 
 
 def as_words(progress: Progress) -> str:
     """The last checkpoint, and restarts if there were any."""
-    words = ["no checkpoint yet"]
+    words = ["no checkpoint"]
     if (last := progress.checkpoint) is not None:
         words = [f"checkpoint {last.id} ({last.seconds:.3f} s, {in_bytes(last.bytes)}, {last.age:.0f} s ago)"]
     if progress.restarts:

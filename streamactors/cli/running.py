@@ -36,6 +36,7 @@ class RunOptions:
 async def run_reporting(flow: Dataflow, config: Config, options: RunOptions) -> int:
     """The exit code. Raises what keeps the job from starting at all."""
     failures: list[BaseException] = []
+    handles: list[JobHandle] = []
     reporting: list[asyncio.Task[None]] = []
     meter = ProgressMeter(flow.name, [node.uid for node in flow.graph().nodes])
 
@@ -43,6 +44,7 @@ async def run_reporting(flow: Dataflow, config: Config, options: RunOptions) -> 
         display, every = _display(options, stack)
 
         def watch(handle: JobHandle) -> None:
+            handles.append(handle)
             task = asyncio.ensure_future(follow(handle, meter, display, options.every or every, SYSTEM))
             reporting.append(task)
 
@@ -60,6 +62,8 @@ async def run_reporting(flow: Dataflow, config: Config, options: RunOptions) -> 
             for task in reporting:
                 task.cancel()
             await asyncio.gather(*reporting, return_exceptions=True)
+            for handle in handles:
+                display.show(meter.measure(handle.metrics(), SYSTEM.monotonic()))
     if not options.json:  # there the log has it
         for failure in failures:
             show(failure, full=options.full_traceback)

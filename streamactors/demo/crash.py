@@ -1,28 +1,32 @@
 """The demo's plot: a process of its own runs the job by the real command line, is killed, and another one goes on.
 
-The log is written in two parts: the second one only after the kill, which therefore always comes in the middle.
+The log grows while the first process reads it, and not to its end, so the kill always comes in the middle. It also
+comes after a checkpoint and some work since, so that there always is something to restore, and something to do again.
 """
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from streamactors.checkpoint.restorable import list_checkpoints
 from streamactors.clock import SYSTEM
 from streamactors.demo.check import Verdict, check
 from streamactors.demo.event_log import append, made_up_orders
 from streamactors.errors import JobFailed
 
-FIRST_SHARE = 0.7
-"""Of the log, before the job starts."""
-KILL_AT = 0.4
-"""Share of the events; and not before there is a checkpoint to go on from."""
+ORDERS_PER_SECOND = 200_000
+"""How fast the log grows."""
+BEFORE_A_CHECKPOINT = 0.4
+BEFORE_THE_KILL = 0.7
+"""Shares of the log that are written until then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,42 +57,78 @@ Scene = Told | Reported | Killed | Verdict
 def play(folder: Path, events: int) -> Generator[Scene]:
     """The whole demo in `folder`; the last scene is the verdict. Raises JobFailed if a child fails by itself."""
     clock = SYSTEM.monotonic
-    began = clock()
-    log, orders = folder / "events" / "orders.jsonl", made_up_orders(events)
-    first = int(events * FIRST_SHARE)
-    append(log, orders, first)
-    yield Told(f"{first:,} of {events:,} orders written to {log} in {clock() - began:.1f} s; more to come")
+    log = GrowingLog(folder / "events" / "orders.jsonl", events, clock)
+    yield Told(f"a shop writes {events:,} orders into {log.path}")
     with closing(Child(folder, "streamactors.demo.orders:flow")) as child:
-        yield Told(f"process {child.pid} runs the job")
-        yield from _kill_in_the_middle(child, events)
-    append(log, orders, events - first)
-    yield Told(f"{events - first:,} more orders were written while nobody was there to read them")
+        yield Told(f"process {child.pid} makes running totals of them, with a checkpoint every second")
+        yield from _kill_in_the_middle(child, log)
+    yield from _lost_with_it(folder, child.records_read)
+    log.grow_to(1.0)
+    yield Told(f"meanwhile the shop has written all {events:,} orders")
     with closing(Child(folder, "streamactors.demo.orders:bounded")) as child:
         yield Told(f"process {child.pid} takes over")
         yield from _to_the_end(child)
     began = clock()
     verdict = check(folder, events)
-    yield Told(f"compared with a plain loop over the log, from the files alone, in {clock() - began:.1f} s")
+    yield Told(f"compared the output with a plain loop over the log, in {clock() - began:.1f} s:")
     yield verdict
 
 
-def _kill_in_the_middle(child: "Child", events: int) -> Iterator[Scene]:
+class GrowingLog:
+    """Grows by the clock, whenever it is told to."""
+
+    def __init__(self, path: Path, events: int, clock: Callable[[], float]) -> None:
+        self.path = path
+        self._events = events
+        self._orders = made_up_orders(events)
+        self._written = 0
+        self._clock = clock
+        self._began = clock()
+
+    def grow(self, share: float) -> None:
+        """As much as is due by now, up to that share of all."""
+        self._append(min(int((self._clock() - self._began) * ORDERS_PER_SECOND), int(share * self._events)))
+
+    def grow_to(self, share: float) -> None:
+        self._append(int(share * self._events))
+
+    def is_in_the_middle(self, records: int) -> bool:
+        return records >= BEFORE_A_CHECKPOINT * self._events
+
+    def _append(self, total: int) -> None:
+        if total > self._written:
+            append(self.path, self._orders, total - self._written)
+            self._written = total
+
+
+def _kill_in_the_middle(child: "Child", log: GrowingLog) -> Iterator[Scene]:
+    checkpoint, read_by_then = None, 0
+    log.grow(BEFORE_A_CHECKPOINT)
     for scene in child.scenes():
         yield scene
-        if isinstance(scene, Reported) and _is_time(scene.progress, events):
+        if not isinstance(scene, Reported):
+            continue
+        last = scene.progress["checkpoint"]
+        if last is not None and last["id"] != checkpoint:
+            checkpoint, read_by_then = last["id"], child.records_read
+        if checkpoint is not None and child.records_read > read_by_then and log.is_in_the_middle(child.records_read):
             child.kill()
-            yield Killed(child.pid, _records_read(scene.progress))
+            yield Killed(child.pid, child.records_read)
             return
+        log.grow(BEFORE_A_CHECKPOINT if checkpoint is None else BEFORE_THE_KILL)
     child.end()
     raise JobFailed(f"the process ended before it could be killed:\n{child.last_words}")
 
 
-def _is_time(progress: dict[str, Any], events: int) -> bool:
-    return progress["checkpoint"] is not None and _records_read(progress) >= KILL_AT * events
-
-
-def _records_read(progress: dict[str, Any]) -> int:
-    return sum(operator["records_out"] for operator in progress["operators"] if operator["uid"] == "orders")
+def _lost_with_it(folder: Path, read: int) -> Iterator[Told]:
+    """What had been read since the last checkpoint, told from that checkpoint itself."""
+    found = asyncio.run(list_checkpoints(str(folder / "checkpoints")))
+    last = next((one for one in found if one.manifest is not None), None)
+    if last is not None and last.manifest is not None:
+        lines = [line for _, node in last.manifest.nodes("orders") for _, line, _ in node.positions.values()]
+        read_by_then = sum(lines) - len(lines)
+        again = f"{read - read_by_then:,} have to be done again"
+        yield Told(f"checkpoint {last.checkpoint} has {read_by_then:,} of them; {again}")
 
 
 def _to_the_end(child: "Child") -> Iterator[Scene]:
@@ -103,6 +143,7 @@ class Child:
 
     folder: Path
     target: str
+    records_read: int = 0
     _last: deque[str] = field(default_factory=lambda: deque(maxlen=20))
 
     def __post_init__(self) -> None:
@@ -132,6 +173,8 @@ class Child:
                 self._last.append(line.rstrip())
                 continue
             if "progress" in message:
+                operators = {operator["uid"]: operator for operator in message["progress"]["operators"]}
+                self.records_read = operators["orders"]["records_out"] if operators else self.records_read
                 yield Reported(message["progress"])
             else:
                 self._last.append(message["message"])

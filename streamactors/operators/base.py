@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from streamactors.elements import Batch, DeadLetter, ErrorRoute, OutputTag
-from streamactors.errors import InvalidDataflow, NotBound, RecordFailed
+from streamactors.errors import InvalidDataflow, NotBound, RecordFailed, StreamactorsError
 from streamactors.metrics import MetricGroup
 from streamactors.state.backend import Cursor, KeyedBackend
 
@@ -152,7 +152,11 @@ class Link(ABC):
         """The error to raise for record `index` of `batch`, naming operator, key and origin; `error` is its cause."""
         key = None if batch.keys is None else batch.keys[index]
         what = f"{type(error).__name__}: {error}"
-        return RecordFailed(self.uid, what, key=key, origin=batch.origin(index))
+        # What streamactors itself refuses (a value that can't be stored, say) it would refuse again.
+        retryable = not isinstance(error, StreamactorsError) or error.retryable
+        return RecordFailed(
+            self.uid, what, key=key, origin=batch.origin(index), name=self.ctx.name, retryable=retryable
+        )
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,8 @@ class SourceInput:
     def _letter(self, record: UndecodableRecord) -> DeadLetter:
         if self._dead_letters is None:
             what = f"undecodable: {type(record.error).__name__}: {record.error}"
-            raise RecordFailed(self._uid, what, origin=record.origin) from record.error
+            # Not worth a restart: the same bytes would be refused again.
+            raise RecordFailed(self._uid, what, origin=record.origin, retryable=False) from record.error
         return dead_letter(self._uid, record.value, record.origin, record.error)
 
     def stop(self, *, drain: bool) -> None:

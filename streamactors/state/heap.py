@@ -13,7 +13,13 @@ from types import MappingProxyType
 from typing import Any, Final, TypeVar, cast, overload
 
 from streamactors.clock import SYSTEM, Clock
-from streamactors.errors import IncompatibleState, InvalidDataflow, StateAccessError, StreamactorsError
+from streamactors.errors import (
+    IncompatibleState,
+    InvalidDataflow,
+    StateAccessError,
+    StreamactorsError,
+    UnserialisableValue,
+)
 from streamactors.state.backend import BLOCK_SECONDS, Cursor, StateBlock, StateT
 from streamactors.state.blocks import EntryCodec, ListCodec, MapCodec, ValueCodec, codec_for
 from streamactors.state.descriptors import Declaration, ListState, MapState, ValueState, stand_in
@@ -280,6 +286,18 @@ class _Pace:
 
 
 # --------------------------------------------------------------------------------------------------------- bound states
+def _naming(store: _Store, accept: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`accept`, whose refusal also names the state: the value alone does not tell which one it was meant for."""
+
+    def accept_for_state(value: Any) -> Any:
+        try:
+            return accept(value)
+        except UnserialisableValue as error:
+            raise UnserialisableValue(f"state {store.name!r}: {error}") from error
+
+    return accept_for_state
+
+
 class _HeapValue(ValueState[T]):
     """`get` and `set` are closures laid over the class's methods: every record calls them, and looking up attributes of
     `self` would take a third of their time."""
@@ -287,6 +305,7 @@ class _HeapValue(ValueState[T]):
     def __init__(self, store: _Store, codec: ValueCodec, cursor: Cursor) -> None:
         self._tables = store.tables
         self._codec = codec
+        self._accept = _naming(store, codec.serializer.accept)
         self.attach(cursor)
 
     def attach(self, cursor: Cursor) -> None:
@@ -312,7 +331,7 @@ class _HeapValue(ValueState[T]):
 
     def _setter(self) -> Callable[[T], None]:
         tables, cursor = self._tables, self._cursor
-        types, accept = self._codec.serializer.types, self._codec.serializer.accept
+        types, accept = self._codec.serializer.types, self._accept
 
         def set_(value: T) -> None:
             if type(value) not in types:
@@ -330,7 +349,7 @@ class _HeapList(ListState[T]):
     def __init__(self, store: _Store, codec: ListCodec, cursor: Cursor) -> None:
         self._tables = store.tables
         self.attach(cursor)
-        self._accept = codec.items.accept
+        self._accept = _naming(store, codec.items.accept)
         self._types = codec.items.types
 
     def attach(self, cursor: Cursor) -> None:
@@ -377,8 +396,8 @@ class _HeapMap(MapState[K, V]):  # noqa: PLW1641 (compared by what it holds, so 
     def __init__(self, store: _Store, codec: MapCodec, cursor: Cursor) -> None:
         self._tables = store.tables
         self.attach(cursor)
-        self._accept_key = codec.keys.accept
-        self._accept_value = codec.values.accept
+        self._accept_key = _naming(store, codec.keys.accept)
+        self._accept_value = _naming(store, codec.values.accept)
         self._key_types = codec.keys.types
         self._value_types = codec.values.types
 

@@ -77,7 +77,7 @@ def test_vague_names_are_found(path: str) -> None:
         (house.beside_the_seams, "streamactors/some.py", "from uuid import UUID\nUUID(int=0)"),
         (house.swallowed_errors, "streamactors/some.py", "try:\n    f()\nexcept KeyError:\n    pass"),
         (house.swallowed_errors, "streamactors/some.py", "try:\n    f()\nexcept Exception as e:\n    log(e)"),
-        (house.terminal_outside_cli, "streamactors/cli.py", "import typer, rich"),
+        (house.terminal_outside_cli, "streamactors/cli/live.py", "import typer, rich"),
         (house.errors_elsewhere, "streamactors/errors.py", "class Lost(StreamactorsError): ..."),
     ],
 )

@@ -1,0 +1,107 @@
+"""The demo plays to its end, and its check finds what it is there to find."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from streamactors.demo.check import check
+from streamactors.demo.event_log import CUSTOMERS, append, made_up_orders, make_log
+from tests.programs import streamactors
+
+EVENTS = 2_000
+
+
+@pytest.mark.slow
+@pytest.mark.kill
+def test_demo_kills_restores_and_finds_everything_once(tmp_path: Path) -> None:
+    with streamactors("demo", "--events", "20000", "--keep", "kept", cwd=tmp_path) as program:
+        assert program.end() == 0, program.stdout + program.stderr
+    lines = program.stdout.splitlines()
+    assert lines[-1] == "20,000 expected · 20,000 found · 0 lost · 0 doubled"
+    killed = next(place for place, line in enumerate(lines) if line.startswith("SIGKILL to process"))
+    assert any("restoring file://" in line for line in lines[killed:])
+    assert "have to be done again" in lines[killed + 1]
+    assert check(tmp_path / "kept", 20_000).equal
+    with streamactors("demo", "--keep", "kept", cwd=tmp_path) as program:
+        assert program.end() == 2 and "is not empty" in program.stderr
+
+
+# --------------------------------------------------------------------------------------------------------------- check
+@pytest.fixture
+def played(tmp_path: Path) -> Path:
+    """A log, and what a job should make of it, by other means."""
+    make_log(tmp_path, EVENTS)
+    totals: dict[str, int] = {}
+    (tmp_path / "totals").mkdir()
+    with (tmp_path / "totals" / "part-1").open("w") as out:
+        for order in map(json.loads, (tmp_path / "events" / "orders.jsonl").read_text().splitlines()):
+            totals[order["customer"]] = totals.get(order["customer"], 0) + order["cents"]
+            out.write(json.dumps({"order": order["id"], "customer": order["customer"], "cents": totals[order["customer"]]}))
+            out.write("\n")
+    return tmp_path
+
+
+def change(folder: Path, change: Callable[[list[str]], list[str]]) -> None:
+    part = folder / "totals" / "part-1"
+    part.write_text("".join(change(part.read_text().splitlines(keepends=True))))
+
+
+def test_check_accepts_what_is_right(played: Path) -> None:
+    verdict = check(played, EVENTS)
+    assert verdict.equal
+    assert str(verdict) == "2,000 expected · 2,000 found · 0 lost · 0 doubled"
+
+
+def test_check_does_not_look_at_hidden_parts(played: Path) -> None:
+    (played / "totals" / ".part-2.pending").write_text((played / "totals" / "part-1").read_text())
+    assert check(played, EVENTS).equal
+
+
+def test_check_counts_what_is_lost(played: Path) -> None:
+    change(played, lambda lines: lines[:100] + lines[103:])
+    verdict = check(played, EVENTS)
+    assert (verdict.lost, verdict.doubled, verdict.wrong, verdict.equal) == (3, 0, 0, False)
+
+
+def test_check_counts_what_is_doubled(played: Path) -> None:
+    change(played, lambda lines: lines + lines[:5])
+    verdict = check(played, EVENTS)
+    assert (verdict.lost, verdict.doubled, verdict.wrong, verdict.equal) == (0, 5, 0, False)
+
+
+def test_check_counts_wrong_values(played: Path) -> None:
+    def wrong(lines: list[str]) -> list[str]:
+        line = json.loads(lines[7])
+        return [*lines[:7], json.dumps(line | {"cents": line["cents"] + 1}) + "\n", *lines[8:]]
+
+    change(played, wrong)
+    verdict = check(played, EVENTS)
+    assert (verdict.lost, verdict.doubled, verdict.wrong, verdict.equal) == (1, 0, 1, False)
+
+
+def test_check_wants_each_customers_totals_in_order(played: Path) -> None:
+    change(played, lambda lines: lines[::-1])
+    verdict = check(played, EVENTS)
+    assert (verdict.lost, verdict.doubled) == (0, 0)
+    assert verdict.wrong > 0 and not verdict.equal
+
+
+# ----------------------------------------------------------------------------------------------------------- event log
+def test_the_log_is_the_same_however_it_is_written(tmp_path: Path) -> None:
+    orders = made_up_orders(EVENTS)
+    for count in (1, 999, 1000):
+        append(tmp_path / "log", orders, count)
+    assert (tmp_path / "log").read_text() == "".join(made_up_orders(EVENTS))
+
+
+def test_a_log_that_is_there_is_left_alone(tmp_path: Path) -> None:
+    make_log(tmp_path, 10)
+    make_log(tmp_path, 20)
+    assert len((tmp_path / "events" / "orders.jsonl").read_text().splitlines()) == 10
+
+
+def test_there_are_more_than_ten_thousand_customers() -> None:
+    seen = {json.loads(line)["customer"] for line in made_up_orders(100_000)}
+    assert 10_000 < len(seen) <= CUSTOMERS
