@@ -5,7 +5,7 @@ import datetime as dt
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Literal, TypeVar, overload
 
@@ -53,7 +53,7 @@ class JobHandle:
 
     async def checkpoint(self) -> CheckpointInfo:
         """Take one now. Raises CheckpointFailed; InvalidConfig where checkpoints are off."""
-        return await self._job.checkpoint()
+        return await self._or_end(self._job.checkpoint())
 
     async def stop(self, savepoint: str | None = None, *, drain: bool = False) -> str | None:
         """Stop reading, take a last checkpoint, commit, finish; returns its URI. `drain` first ends the data: only for
@@ -63,20 +63,28 @@ class JobHandle:
         if self._task.done():
             _raise_failure(self._task)
             return None
-        info = await self._or_end(self._job.stop(drain=drain))
+        try:
+            await self._or_end(self._job.stop(drain=drain))
+        except CheckpointFailed:
+            await self.wait()  # it finishes by itself, or fails
+            if self.status != "finished":
+                raise
         await self.wait()
-        return info.uri if info is not None else None
+        last = self._job.last_checkpoint
+        return last.uri if last is not None else None
 
-    async def _or_end(self, request: Any) -> Any:
+    async def _or_end(self, request: Coroutine[Any, Any, T]) -> T:
         """The answer to a request, or the job's failure if it ends before it answers."""
         asked = asyncio.ensure_future(request)
         try:
             await asyncio.wait([asked, self._task], return_when=asyncio.FIRST_COMPLETED)
             if not asked.done():
                 _raise_failure(self._task)
+                raise CheckpointFailed(f"job {self.name!r} has {self.status}")
             return await asked
         finally:
             asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
 
     async def cancel(self) -> None:
         """End at once, without a checkpoint; what was not committed comes again on the next start."""

@@ -5,6 +5,7 @@ import logging
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from streamactors.cli.commands import app
-from tests.programs import ROOT, Program, streamactors
+from tests.programs import PATIENCE, ROOT, Program, streamactors
 
 JOBS = '''
 import asyncio, datetime as dt, os
@@ -171,8 +172,8 @@ def test_says_first_where_each_setting_came_from(project: Path) -> None:
     assert program.end() == 0, program.stderr
     lines = [re.split(r"\s{2,}", line.strip()) for line in program.stdout.splitlines()]
     settings = {name: (value, origin) for name, value, origin in (line for line in lines if len(line) == 3)}
-    assert lines[0] == ["parallelism", "2", "flag parallelism"]
-    assert settings["mailbox_capacity"] == ("77", "flag mailbox_capacity")
+    assert lines[0] == ["parallelism", "'2'", "flag parallelism"]
+    assert settings["mailbox_capacity"] == ("'77'", "flag mailbox_capacity")
     assert settings["checkpoints.retain"] == ("'5'", "STREAMACTORS_CHECKPOINTS__RETAIN")
     assert settings["checkpoints.interval"] == ("'30s'", "job.toml")
     assert settings["checkpoints.storage"] == ("'checkpoints'", "module")
@@ -241,7 +242,7 @@ def test_an_error_shows_the_users_own_line_first(project: Path) -> None:
     assert re.fullmatch(r"jobs\.py:\d+ in refuse", panel[1])
     assert panel[2].strip() == 'raise ValueError(f"{order.amount} is negative")'
     assert panel[3] == "ValueError: -4 is negative"
-    assert "operator 'check'" in panel[4] and "key 'c3'" in panel[4] and "orders.jsonl:3" in panel[4]
+    assert "operator 'map-1'" in panel[4] and "key 'c3'" in panel[4] and "orders.jsonl:3" in panel[4]
     assert "Traceback" not in program.stderr
     full = run(project, "run", "jobs:flow", "--traceback")
     assert full.end() == 1
@@ -348,24 +349,27 @@ def test_a_terminal_gets_a_live_table(project: Path) -> None:
     environ = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "200"}
     process = subprocess.Popen(command, cwd=project, env=environ, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
-    screen = ""
+    screen = plain = ""
     try:
         for printed in _read_all(ours):
             screen += printed
-            if "stopping" not in screen and re.search(r"totals.* 300 .* 300 ", screen) and "checkpoint 2 (" in screen:
+            plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen)
+            seen = "stopping" not in plain and re.search(r"totals +300 +\S+ +300 ", plain)
+            if seen and re.search(r"checkpoint \d+ \(", plain):
                 process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 0, plain
     finally:
         process.kill()
         process.wait()
         os.close(ours)
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen)
     assert re.search(r"operator +in +in/s +out +out/s +mailbox", plain)
     assert "orders finished · checkpoint" in plain
     assert "stopped; goes on from file://" in plain
 
 
 def _read_all(terminal: int) -> Iterator[str]:
-    while True:
+    """Until all that had it open have closed it."""
+    while select.select([terminal], [], [], PATIENCE)[0]:
         try:
             data = os.read(terminal, 65536)
         except OSError:  # that is how Linux tells the end of a terminal

@@ -38,8 +38,8 @@ def played(tmp_path: Path) -> Path:
     with (tmp_path / "totals" / "part-1").open("w") as out:
         for order in map(json.loads, (tmp_path / "events" / "orders.jsonl").read_text().splitlines()):
             totals[order["customer"]] = totals.get(order["customer"], 0) + order["cents"]
-            out.write(json.dumps({"order": order["id"], "customer": order["customer"], "cents": totals[order["customer"]]}))
-            out.write("\n")
+            total = {"order": order["id"], "customer": order["customer"], "cents": totals[order["customer"]]}
+            out.write(json.dumps(total) + "\n")
     return tmp_path
 
 

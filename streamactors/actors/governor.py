@@ -1,8 +1,10 @@
 """Fairness per event loop: all actors together work at most `BUDGET` seconds a loop turn.
 
 Yielding actor by actor is not enough: 13 actors that each yield every 3 ms hold a web endpoint on the same loop for
-40 ms a turn. So one governor per loop owns one budget. An actor asks `due()` between slices of work, and where it is
-spent, waits its turn. Waiting actors are released one a turn, first come first served.
+40 ms a turn. So one governor per loop owns one budget, which runs from the first actor's work in a turn. An actor asks
+`due()` between slices of work, and where it is spent, waits its turn. Waiting actors are released one a turn, first
+come first served; one that finds its turn's budget spent by an actor that was idle before stays first in the queue, so
+that it gets its slice however busy the loop is.
 """
 
 import asyncio
@@ -23,6 +25,8 @@ class Governor:
     def __init__(self, monotonic: Callable[[], float] = SYSTEM.monotonic) -> None:
         self._monotonic = monotonic
         self._open = False
+        self._worked = False
+        """Whether somebody has begun to work in this turn."""
         self._deadline = 0.0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
@@ -39,13 +43,21 @@ class Governor:
         """Whether this turn's budget is spent; the first caller of a turn opens it."""
         if not self._open:
             self._open_turn()
+        if not self._worked:
+            self._worked = True
+            self._deadline = self._monotonic() + BUDGET
             return False
         return self._monotonic() >= self._deadline
 
     async def turn(self) -> None:
-        """Until a turn with a fresh budget is this actor's."""
+        """Until a turn with budget left is this actor's."""
+        await self._released(self._waiting.append)
+        while self.due():
+            await self._released(self._waiting.appendleft)
+
+    async def _released(self, enqueue: Callable[[asyncio.Future[None]], None]) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
+        enqueue(waiter)
         if not self._open:
             self._open_turn()
         try:
@@ -57,7 +69,7 @@ class Governor:
 
     def _open_turn(self) -> None:
         self._open = True
-        self._deadline = self._monotonic() + BUDGET
+        self._worked = False
         asyncio.get_running_loop().call_soon(self._close_turn)
 
     def _close_turn(self) -> None:

@@ -55,8 +55,10 @@ class CountedBarriers:
         return checkpoint <= self._highest or checkpoint in self._aborted
 
     def _snapshot_if_counted(self) -> list[Action]:
+        """The end of a channel may complete several counts at once: each gets its snapshot, in order."""
         counted = [barrier for barrier, seen in self._counts.values() if len(seen | self._ended) >= self._channels]
-        return self._snapshot(max(counted, key=lambda barrier: barrier.checkpoint)) if counted else []
+        in_order = sorted(counted, key=lambda barrier: barrier.checkpoint)
+        return [action for barrier in in_order for action in self._snapshot(barrier)]
 
     def _snapshot(self, barrier: Barrier) -> list[Action]:
         self._highest = barrier.checkpoint

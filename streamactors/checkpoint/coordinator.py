@@ -6,8 +6,9 @@ Invariants:
 1. `WriteManifest(n)` only after every subtask has acknowledged n; `Notify(n)` only after n's manifest is written; so no
    sink ever commits for a checkpoint that could not be restored.
 2. `WriteReceipt(n)` only after every committing subtask has committed n.
-3. Manifests are written one at a time, in increasing order of n; when n completes, everything in flight before n is
-   given up. No checkpoint starts while a savepoint is in flight.
+3. Manifests are written one at a time; when a checkpoint n completes, everything in flight before n is given up, so
+   that checkpoints complete in increasing order of n. A savepoint gives up nothing, and no checkpoint starts while one
+   is in flight.
 4. `Finish` only after the final checkpoint, which starts when every subtask has ended (or every source has stopped),
    is complete, and all its transactions are committed and receipted.
 """
@@ -243,6 +244,8 @@ class CheckpointCoordinator(Generic[S]):
     def _may_trigger(self) -> bool:
         if not self._running or self._final is not None:
             return False
+        if self._wants_final() and self._pending:
+            return False  # the final checkpoint is alone: what is in flight is let finish first
         if any(pending.barrier.savepoint for pending in self._pending.values()):
             return False
         return len(self._pending) < self._settings.max_concurrent
@@ -260,8 +263,6 @@ class CheckpointCoordinator(Generic[S]):
         return stopped or self._ended >= self._subtasks
 
     def _trigger_if_due(self, now: float) -> list[Action]:
-        if self._wants_final() and self._pending:
-            return []  # the final checkpoint is alone: what is in flight is let finish first
         due = self._due()
         if not self._may_trigger() or due is None or now < due:
             return []

@@ -39,7 +39,7 @@ class LocalAttempt:
 
     def start(self) -> None:
         for id, subtask in self._subtasks.items():
-            self._supervisor.spawn(str(id), subtask.run())
+            self._supervisor.spawn(str(id), subtask)
 
     def send(self, subtask: SubtaskId, message: Control) -> None:
         self._mailboxes[subtask].send_control(message)
@@ -48,7 +48,10 @@ class LocalAttempt:
         return {str(id): read_metrics(subtask) for id, subtask in self._subtasks.items()}
 
     async def shut_down(self) -> None:
-        await self._supervisor.shut_down(PATIENCE)
+        for subtask in self._subtasks.values():
+            subtask.abandon()
+        for stuck in await self._supervisor.shut_down(PATIENCE):
+            self._subtasks[self._names[stuck]].revoke_state()
 
     def _channel(self, places: dict[ChannelId, int], id: ChannelId) -> Channel:
         return MailboxChannel(self._mailboxes[id.receiver], places[id])

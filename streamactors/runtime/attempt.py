@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from streamactors.actors.signal import Signal
+from streamactors.actors.supervisor import despite_cancellation
 from streamactors.checkpoint import coordinator as decide
 from streamactors.checkpoint.coordinator import CheckpointCoordinator
 from streamactors.checkpoint.manifest import BlockRef, FileHandle, KeyedHandle, Manifest, OperatorMeta, SubtaskState
@@ -19,7 +20,7 @@ from streamactors.checkpoint.store import CheckpointStore, CheckpointWriter
 from streamactors.clock import Clock
 from streamactors.config import Checkpoints
 from streamactors.elements import Barrier
-from streamactors.errors import AttemptEnded, CheckpointFailed, StorageFailed, StreamactorsError
+from streamactors.errors import AttemptEnded, CheckpointFailed, StateAccessError, StorageFailed, StreamactorsError
 from streamactors.graph.physical import PhysicalPlan, SubtaskId
 from streamactors.operators.sink import SinkSpec
 from streamactors.runtime.assembly import AttemptSpec
@@ -96,7 +97,7 @@ class Attempt:
         store: CheckpointStore | None,
         restored: Restorable | None,
         clock: Clock,
-        on_running: Callable[[], None],
+        on_running: Callable[[bool], None],
         on_checkpoint: Callable[[CheckpointInfo], None],
     ) -> None:
         self._spec = spec
@@ -114,7 +115,10 @@ class Attempt:
         self._signal = Signal()
         self._beside: set[asyncio.Task[None]] = set()
         self._tickets: dict[int, asyncio.Future[CheckpointInfo]] = {}
-        self._queries: set[asyncio.Future[Any]] = set()
+        self._queries: dict[asyncio.Future[Any], SubtaskId] = {}
+        self._triggering = asyncio.Lock()
+        """Barriers go out in the order decided, though opening a checkpoint's folder takes its time."""
+        self._last_info: CheckpointInfo | None = None
         self._started_at: dict[int, float] = {}
         self._infos: dict[int, CheckpointInfo] = {}
         self._deployed: Deployed | None = None
@@ -122,6 +126,7 @@ class Attempt:
         self._stopped: set[SubtaskId] = set()
         self._reading_stopped: set[SubtaskId] = set()
         self._stop_ticket: int | None = None
+        self._drain = False
         self._failure: BaseException | None = None
         self._running = False
 
@@ -144,8 +149,22 @@ class Attempt:
             self._deployed = await self._deploy(self._spec, self._storage, self._receive, self._clock)
             while len(self._stopped) < len(self._plan.subtasks):
                 await self._step()
+            await self._finish()
         finally:
-            await self._end()
+            self._running = False
+            self._on_running(False)
+            await despite_cancellation(self._end())
+
+    async def _finish(self) -> None:
+        """All is durable and visible. What still runs beside, such as retention, may end; and whoever waits for a
+        checkpoint is given the last one, which holds everything."""
+        while self._beside:
+            await asyncio.wait(self._beside)
+        for message in self._inbox:
+            if isinstance(message, Failed):
+                log.warning("%s has finished, but not cleaned up: %s", self._plan.name, message.error)
+        if self._last_info is not None:
+            self._answer(tuple(self._tickets), self._last_info)
 
     async def _end(self) -> None:
         for task in self._beside:
@@ -154,10 +173,18 @@ class Attempt:
             await asyncio.wait(self._beside)
         if self._deployed is not None:
             await self._deployed.shut_down()
+        if self._store is not None:
+            # Before anybody looks for the latest checkpoint: one of these may have got its manifest just now.
+            for checkpoint in tuple(self._store.in_flight):
+                await self._store.abort(checkpoint)
         reason = str(self._failure) if self._failure else "the job has ended"
         self._answer(tuple(self._tickets), CheckpointFailed(f"the checkpoint was not completed: {reason}"))
-        for query in list(self._queries):
-            query.set_exception(AttemptEnded())
+        self._refuse_queries(list(self._queries), AttemptEnded())
+
+    def _refuse_queries(self, queries: Sequence[asyncio.Future[Any]], error: StreamactorsError) -> None:
+        for query in queries:
+            if not query.done():
+                query.set_exception(error)
 
     async def _step(self) -> None:
         while self._inbox:
@@ -193,6 +220,7 @@ class Attempt:
             self._to_sources(StopReading(drain=True))
             return None
         self._stop_ticket, answer = self._new_ticket()
+        self._drain = drain
         self._to_sources(StopReading(drain=drain))
         if drain:
             self._receive(decide.SourcesStopped(self._stop_ticket, drain=True))
@@ -204,8 +232,11 @@ class Attempt:
         group = key_group(key, vertex.max_parallelism)
         subtask = SubtaskId(vertex.uid, subtask_of(group, vertex.parallelism, vertex.max_parallelism))
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._queries.add(answer)
-        answer.add_done_callback(self._queries.discard)
+        if subtask in self._stopped:
+            answer.set_exception(_has_ended(subtask))
+            return answer
+        self._queries[answer] = subtask
+        answer.add_done_callback(lambda done: self._queries.pop(done, None))
         self._send([subtask], Query(uid, state, key, group, answer))
         return answer
 
@@ -246,11 +277,14 @@ class Attempt:
                     self._begin()
             case Stopped(subtask):
                 self._stopped.add(subtask)
+                asked = [query for query, owner in self._queries.items() if owner == subtask]
+                self._refuse_queries(asked, _has_ended(subtask))
             case Failed(_, error):
                 self._failure = error
             case ReadingStopped(subtask):
                 self._reading_stopped.add(subtask)
-                if len(self._reading_stopped) == len(self._plan.sources) and self._stop_ticket is not None:
+                everywhere = len(self._reading_stopped) == len(self._plan.sources)
+                if everywhere and self._stop_ticket is not None and not self._drain:
                     self._decide(decide.SourcesStopped(self._stop_ticket))
             case SnapshotStored(subtask, checkpoint, state):
                 self._decide(decide.Acknowledged(subtask, checkpoint, state))
@@ -269,7 +303,7 @@ class Attempt:
         if restored is not None and store is not None and not restored.committed and self._committers:
             self._run_beside("receipt", store.write_receipt(restored))
         self._running = True
-        self._on_running()
+        self._on_running(True)
         self._broadcast(Start())
         self._decide(decide.Started())
 
@@ -289,7 +323,7 @@ class Attempt:
                 self._run_beside(f"manifest {action.barrier.checkpoint}", self._write_manifest(action))
             case decide.Notify(checkpoint, commit, tickets):
                 self._broadcast(CheckpointComplete(checkpoint, commit))
-                info = self._infos.pop(checkpoint)
+                self._last_info = info = self._infos.pop(checkpoint)
                 self._on_checkpoint(info)
                 self._answer(tickets, info)
             case decide.Abort(checkpoint, reason, tickets):
@@ -317,13 +351,19 @@ class Attempt:
             self._receive(Failed(None, error))
 
     async def _trigger(self, barrier: Barrier) -> None:
-        assert self._store is not None
-        try:
-            self._storage.writers[barrier.checkpoint] = await self._store.writer(barrier.checkpoint)
-        except StorageFailed as error:
-            self._receive(decide.ManifestFailed(barrier.checkpoint, str(error)))
-            return
-        self._to_sources(TriggerBarrier(barrier))
+        assert self._store is not None and self._coordinator is not None
+        number = barrier.checkpoint
+        async with self._triggering:
+            if number not in self._coordinator.in_flight:
+                return  # given up while it waited
+            try:
+                writer = await self._store.writer(number)
+            except StorageFailed as error:
+                self._receive(decide.ManifestFailed(number, str(error)))
+                return
+            if number in self._coordinator.in_flight:
+                self._storage.writers[number] = writer
+                self._to_sources(TriggerBarrier(barrier))
 
     async def _write_manifest(self, action: decide.WriteManifest) -> None:
         assert self._store is not None
@@ -374,7 +414,10 @@ class Attempt:
 
     async def _retire(self, in_flight: tuple[int, ...]) -> None:
         assert self._store is not None and self._spec.checkpoints is not None
-        await self._store.retire(in_flight, retain=self._spec.checkpoints.retain)
+        try:
+            await self._store.retire(in_flight, retain=self._spec.checkpoints.retain)
+        except StorageFailed as error:
+            log.warning("%s: old checkpoints are left for the next time: %s", self._plan.name, error)
 
     # -------------------------------------------------------------------------------------------------------- sending
     def _to_sources(self, message: Control) -> None:
@@ -387,6 +430,10 @@ class Attempt:
         assert self._deployed is not None
         for subtask in subtasks:
             self._deployed.send(subtask, message)
+
+
+def _has_ended(subtask: SubtaskId) -> StateAccessError:
+    return StateAccessError(f"subtask {subtask} has ended with its data, and its state with it")
 
 
 def _committers(plan: PhysicalPlan) -> list[SubtaskId]:

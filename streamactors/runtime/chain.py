@@ -5,6 +5,7 @@ last. A step takes a slice from the deepest link with work, so each link's outpu
 and between two steps nothing is in hand but the stack. Order within a link is the order of its input.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from streamactors.elements import Batch
@@ -50,6 +51,9 @@ class Chain:
         self.slots: list[LinkSlot] = []
         self.make_room: Callable[[], Awaitable[None]] | None = None
         """Waits for room downstream; the subtask's."""
+        self.check_alive: Callable[[], None] | None = None
+        """Raises CancelledError once the attempt is over; the subtask's."""
+        self._opened: list[Link] = []
         self._last = -1
         self._monotonic = monotonic
         self._stack: list[tuple[int, Batch]] = []
@@ -111,6 +115,8 @@ class Chain:
 
     async def drain(self, index: int, batch: Batch | None, sides: Mapping[str, Batch]) -> None:
         """Push on what the link at `index` has emitted in the middle of a record, and wait for room."""
+        if self.check_alive is not None:
+            self.check_alive()
         self.emit(index, batch)
         self.emit_sides(index, sides)
         while self._stack and self._stack[-1][0] > index:
@@ -122,6 +128,7 @@ class Chain:
         """Downstream first, so that a link may emit as soon as it is open."""
         for slot in reversed(self.slots):
             if slot.link is not None:
+                self._opened.append(slot.link)
                 await slot.link.open()
 
     async def finish(self) -> None:
@@ -133,14 +140,13 @@ class Chain:
                     await self.step()
 
     async def close(self) -> None:
-        """Every link is closed, whatever another's close raises; the first error is raised at the end."""
-        errors = []
-        for slot in self.slots:
-            if slot.link is None:
-                continue
+        """Every link whose open was called is closed, upstream first, whatever another's close raises; the first error
+        is raised at the end."""
+        errors: list[BaseException] = []
+        while self._opened:
             try:
-                await slot.link.close()
-            except Exception as error:
+                await self._opened.pop().close()
+            except (Exception, asyncio.CancelledError) as error:
                 errors.append(error)
         if errors:
             raise errors[0]

@@ -84,11 +84,13 @@ class SourceInput:
         self._undecodable = 0
         self._positions: dict[str, Any] = {}
         self._at_checkpoint: dict[int, dict[str, Any]] = {}
+        self._opened = False
         self._exhausted = False
         self._stopped = False
         self._ending = False
 
     async def open(self) -> None:
+        self._opened = True
         self._positions = dict(await self._reader.open(self._restored))
 
     # ------------------------------------------------------------------------------------------------------- reading
@@ -133,22 +135,24 @@ class SourceInput:
         start = self._taken
         stop = min(start + self._limit(), len(source.values))
         self._taken = stop
-        self._route_undecodable(source, stop)
+        routed = self._route_undecodable(source, stop)
         if stop == len(source.values):
             self._positions[source.split] = source.position_after(stop)
             self._batch = None
-        if start == stop:
+        if start == stop and not routed:
             return None
         batch = Batch(source.values, source.timestamps, None, None, source.origins, source.origin_prefix)
         return batch.slice(start, stop)
 
-    def _route_undecodable(self, source: SourceBatch[Any], stop: int) -> None:
+    def _route_undecodable(self, source: SourceBatch[Any], stop: int) -> bool:
+        """Whether there were any: the slice is then handed on even if it is empty, so that they leave at once."""
         letters: list[DeadLetter] = []
         while self._undecodable < len(source.undecodable) and source.undecodable[self._undecodable].index <= stop:
             letters.append(self._letter(source.undecodable[self._undecodable]))
             self._undecodable += 1
         if letters and self._dead_letters is not None:
             self._dead_letters(Batch(letters))
+        return bool(letters)
 
     def _letter(self, record: UndecodableRecord) -> DeadLetter:
         if self._dead_letters is None:
@@ -186,4 +190,5 @@ class SourceInput:
         if self._read is not None:
             self._read.cancel()
             await asyncio.gather(self._read, return_exceptions=True)
-        await self._reader.close()
+        if self._opened:
+            await self._reader.close()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from streamactors.actors.supervisor import despite_cancellation
 from streamactors.checkpoint.restorable import Restorable
 from streamactors.checkpoint.storage import Files
 from streamactors.checkpoint.store import CheckpointStore
@@ -24,6 +25,7 @@ from streamactors.errors import (
     InvalidDataflow,
     JobFailed,
     StateAccessError,
+    StorageFailed,
     StreamactorsError,
 )
 from streamactors.graph.physical import PhysicalPlan
@@ -94,7 +96,7 @@ class Job:
         finally:
             self.running.clear()
             if self._store is not None:
-                await self._store.close()
+                await despite_cancellation(self._store.close())
 
     async def _open_store(self) -> None:
         checkpoints = self._spec.config.checkpoints
@@ -135,10 +137,8 @@ class Job:
             try:
                 await self._run_attempt(restored)
                 return
-            except asyncio.CancelledError:
-                raise
             except Exception as error:
-                restored = await self._recover(error, restored)
+                restored = await self._recover_in_the_end(error, restored)
 
     async def _run_attempt(self, restored: Restorable | None) -> None:
         spec = await self._prepare(restored)
@@ -158,7 +158,6 @@ class Job:
             await attempt.run()
         finally:
             self._attempt = None
-            self.running.clear()
 
     async def _prepare(self, restored: Restorable | None) -> AttemptSpec:
         config = self._spec.config
@@ -188,7 +187,10 @@ class Job:
             self._spec.resources,
         )
 
-    def _now_running(self) -> None:
+    def _now_running(self, running: bool) -> None:
+        if not running:
+            self.running.clear()
+            return
         self.status = "running"
         self.running.set()
         self.settled.set()
@@ -199,6 +201,14 @@ class Job:
         log.info("%s: checkpoint %d complete in %.3f s, %d bytes", self.name, info.id, seconds, info.state_bytes)
 
     # ------------------------------------------------------------------------------------------------------- failure
+    async def _recover_in_the_end(self, error: Exception, restored: Restorable | None) -> Restorable | None:
+        """A storage that fails now too may be better the next time."""
+        while True:
+            try:
+                return await self._recover(error, restored)
+            except StorageFailed as failure:
+                error = failure
+
     async def _recover(self, error: Exception, restored: Restorable | None) -> Restorable | None:
         """What the next attempt starts from; raises JobFailed if there is to be none."""
         self.failures = [*self.failures[-9:], error]

@@ -24,10 +24,11 @@ def plan_restore(manifest: Manifest, plan: PhysicalPlan, drop_state: Collection[
     stored = {operator.uid: operator for operator in manifest.operators}
     _check_known(manifest, plan, drop_state)
     restores: Restores = {}
+    keyed = {node.uid for _, node in manifest.nodes() if node.keyed or node.schemas}
     for uid, operator in stored.items():
         if uid in plan.node:
             vertex, node = plan.node[uid]
-            _check_same(operator, vertex, node.kind)
+            _check_same(operator, vertex, node.kind, keyed=uid in keyed)
             for id in vertex.subtasks():
                 restores[id, uid] = _restore(manifest, uid, vertex, id.index, dropped=uid in drop_state)
     return restores
@@ -47,13 +48,13 @@ def _holds_state(node: NodeState) -> bool:
     return bool(node.keyed or node.positions or node.pending)
 
 
-def _check_same(stored: OperatorMeta, vertex: Vertex, kind: str) -> None:
+def _check_same(stored: OperatorMeta, vertex: Vertex, kind: str, *, keyed: bool) -> None:
     if stored.kind != kind:
         raise IncompatibleState(
             f"operator {stored.uid!r} was a {stored.kind} when the checkpoint was taken, and is a {kind} now: "
             "give the new step another uid"
         )
-    if stored.max_parallelism != vertex.max_parallelism:
+    if keyed and stored.max_parallelism != vertex.max_parallelism:
         raise IncompatibleState(
             f"operator {stored.uid!r} has state in {stored.max_parallelism} key groups, but max_parallelism is "
             f"{vertex.max_parallelism} now: set max_parallelism={stored.max_parallelism} (or leave it out), since keys "

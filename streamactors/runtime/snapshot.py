@@ -23,6 +23,7 @@ log = logging.getLogger("streamactors.checkpoint")
 
 BLOCK_SECONDS = 0.0005
 """One slice of serialising."""
+CHUNK_BYTES = 1 << 20
 
 
 class SnapshotStorage(Protocol):
@@ -64,6 +65,8 @@ class Snapshots:
         self._governor = governor
         self._reports = reports
         self._in_flight: dict[int, _InFlight] = {}
+        self._dropped: set[asyncio.Task[None]] = set()
+        """Cancelled, and on their way out: a storage that hangs may keep one of them, but not the subtask."""
 
     def begin(self, barrier: Barrier, nodes: Sequence[CapturedNode], *, ended: bool) -> None:
         """Write what was captured, in the background."""
@@ -77,17 +80,22 @@ class Snapshots:
             snapshot.left = True
             self._report_if_done(checkpoint, snapshot)
 
-    async def discard(self, checkpoint: int) -> None:
-        """Drop it, and wait until nothing of it is being written."""
+    def discard(self, checkpoint: int) -> None:
+        """Drop it; `close` waits until nothing of it is being written."""
         snapshot = self._in_flight.pop(checkpoint, None)
-        if snapshot is not None:
-            await _end(snapshot)
+        if snapshot is None:
+            return
+        if not snapshot.task.done():
+            self._dropped.add(snapshot.task)
+            snapshot.task.add_done_callback(self._dropped.discard)
+            snapshot.task.cancel()
+        for node in snapshot.nodes:
+            node.abort()
 
     async def close(self) -> None:
-        snapshots = list(self._in_flight.values())
-        self._in_flight.clear()
-        for snapshot in snapshots:
-            await _end(snapshot)
+        for checkpoint in list(self._in_flight):
+            self.discard(checkpoint)
+        await asyncio.gather(*self._dropped, return_exceptions=True)
 
     # ------------------------------------------------------------------------------------------------------- storing
     async def _store(self, barrier: Barrier, nodes: Sequence[CapturedNode], *, ended: bool) -> None:
@@ -128,13 +136,21 @@ class Snapshots:
         return NodeState(node.uid, keyed=keyed, schemas=node.schemas, positions=node.positions, pending=node.pending)
 
     async def _blocks(self, snapshot: KeyedSnapshot, refs: list[BlockRef]) -> AsyncIterator[bytes]:
-        offset = 0
+        """Chunks to write. Blocks are small, one a key group at least: each write of its own would let the actors run
+        in between, and touch (so copy) what the snapshot has not reached yet."""
+        offset, chunk, size = 0, list[bytes](), 0
         while (block := snapshot.next_block(BLOCK_SECONDS)) is not None:
             refs.append(BlockRef(block.state, block.group, block.entries, offset, len(block.data)))
             offset += len(block.data)
-            yield block.data
+            chunk.append(block.data)
+            size += len(block.data)
+            if size >= CHUNK_BYTES:
+                yield b"".join(chunk)
+                chunk, size = [], 0
             if self._governor.due():
                 await self._governor.turn()
+        if chunk:
+            yield b"".join(chunk)
 
     def _report_if_done(self, checkpoint: int, snapshot: _InFlight) -> None:
         if snapshot.left and snapshot.state is not None:
@@ -146,10 +162,3 @@ async def _with_first(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator
     yield first
     async for chunk in rest:
         yield chunk
-
-
-async def _end(snapshot: _InFlight) -> None:
-    snapshot.task.cancel()
-    await asyncio.gather(snapshot.task, return_exceptions=True)
-    for node in snapshot.nodes:
-        node.abort()

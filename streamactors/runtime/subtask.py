@@ -8,7 +8,7 @@ Invariant: between two iterations every record taken from the input is either fu
 or staged or unsent in an output.
 """
 
-import logging
+import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -56,10 +56,6 @@ from streamactors.runtime.messages import (
 from streamactors.runtime.nodes import NodeRuntime
 from streamactors.runtime.routing import Outputs
 from streamactors.runtime.snapshot import CapturedNode, Snapshots
-
-log = logging.getLogger("streamactors.job")
-
-
 class Subtask:
     """One subtask of one vertex during one attempt. `snapshots` is None where the job takes no checkpoints."""
 
@@ -82,6 +78,7 @@ class Subtask:
         self.mailbox = mailbox
         self.chain = chain
         chain.make_room = self.make_room
+        chain.check_alive = self._check_alive
         self.outputs = outputs
         self.nodes = nodes
         self._input = source
@@ -101,22 +98,9 @@ class Subtask:
 
     # ------------------------------------------------------------------------------------------------------ lifetime
     async def run(self) -> None:
-        """From open to close; returns when the data has ended (and, under checkpoints, the job says so)."""
-        try:
-            await self._open()
-            await self._loop()
-        except BaseException as error:
-            await self._close_after(error)
-            raise
-        await self._close()
-
-    async def _close_after(self, error: BaseException) -> None:
-        """What fails on closing must not hide why it came to that."""
-        try:
-            await self._close()
-        except Exception as closing:
-            log.exception("%s: closing failed too, after: %r", self.id, error)
-            error.add_note(f"closing failed too: {type(closing).__name__}: {closing}")
+        """Open and work; returns when the data has ended (and, under checkpoints, the job says so)."""
+        await self._open()
+        await self._loop()
 
     async def _open(self) -> None:
         for node in self.nodes:
@@ -125,7 +109,8 @@ class Subtask:
         await self._input.open()
         self._reports(Ready(self.id))
 
-    async def _close(self) -> None:
+    async def close(self) -> None:
+        """However far `run` got; raises the first error once all is closed."""
         if self._snapshots is not None:
             await self._snapshots.close()
         try:
@@ -134,8 +119,20 @@ class Subtask:
             try:
                 await self.chain.close()
             finally:
-                for node in self.nodes:
-                    node.close()
+                self.revoke_state()
+
+    def abandon(self) -> None:
+        """Nothing more is processed or sent, even if user code swallows the cancellation that follows."""
+        self._done = True
+
+    def revoke_state(self) -> None:
+        """From now on, state raises StateAccessError."""
+        for node in self.nodes:
+            node.close()
+
+    def _check_alive(self) -> None:
+        if self._done:
+            raise asyncio.CancelledError(f"{self.id} was abandoned, and its code swallowed the cancellation")
 
     # ---------------------------------------------------------------------------------------------------------- loop
     async def _loop(self) -> None:
@@ -203,6 +200,7 @@ class Subtask:
         self.outputs.seal()
         while not self.outputs.flush():
             await self.mailbox.signal.wait()
+            self._check_alive()
         # The signal may have told of something else too, which the loop has yet to see.
         self.mailbox.signal.set()
         if self._governor.due():
@@ -265,7 +263,7 @@ class Subtask:
                     self._snapshots.barrier_left(checkpoint)
             case Discard(checkpoint):
                 if self._snapshots is not None:
-                    await self._snapshots.discard(checkpoint)
+                    self._snapshots.discard(checkpoint)
             case Decline(checkpoint, reason):
                 self._reports(SnapshotDeclined(self.id, checkpoint, reason))
 

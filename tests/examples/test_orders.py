@@ -19,7 +19,8 @@ def test_ctrl_c_stops_it_and_it_goes_on_where_it_was(tmp_path: Path) -> None:
     environ = {"ORDERS_FOLDER": str(tmp_path)}
     make_log(tmp_path, 5_000)
     for events in (5_000, 10_000):
-        with streamactors("run", "examples.orders:flow", "--report-every", "50ms", cwd=tmp_path, environ=environ) as job:
+        command = ("run", "examples.orders:flow", "--report-every", "50ms")
+        with streamactors(*command, cwd=tmp_path, environ=environ) as job:
             job.wait_for(lambda wanted=events: visible_lines(tmp_path) == wanted, "all output is there")  # type: ignore[misc]
             job.wait_for(lambda: "totals" in job.stderr, "progress")
             job.signal(signal.SIGINT)

@@ -1,13 +1,14 @@
 """The documents lead somewhere: their links exist and their Python parses (`make docs`)."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.structure.house import ROOT
+from tests.structure.house import CODE, ROOT
 
 FENCE = re.compile(r"^(```|~~~)")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -27,6 +28,28 @@ def snippets(text: str) -> Iterator[tuple[int, str]]:
 def prose(text: str) -> str:
     """Without its code blocks, in which `[x](y)` is no link."""
     return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+@functools.cache
+def words_of_the_code() -> frozenset[str]:
+    files = [path for folder in (*CODE, "tests") for path in (ROOT / folder).rglob("*.py")]
+    return frozenset(word for path in files for word in re.findall(r"\w+", path.read_text() + path.stem))
+
+
+def unknown_names(text: str) -> list[str]:
+    """What stands in backticks, looks like a file (`state/backend.py`) or a name of the code (`Chain.step`, `_loop`,
+    `test_…`), and is none."""
+    quoted = re.findall(r"`([^`\n]+)`", prose(text))
+    files = [name for name in quoted if re.fullmatch(r"[\w/.]+\.(py|md|txt|toml)", name)]
+    names = [name for name in quoted if re.fullmatch(r"[A-Za-z_][\w.]*(\(\))?", name) and re.search(r"[A-Z_.]", name)]
+    gone = [name for name in files if not any(found_at(folder, name) for folder in ("", *CODE, "tests"))]
+    unknown = [name for name in names if name not in files and not set(re.findall(r"\w+", name)) <= words_of_the_code()]
+    return gone + unknown
+
+
+def found_at(folder: str, name: str) -> bool:
+    anywhere = folder and "/" not in name and any((ROOT / folder).rglob(name))
+    return bool(anywhere) or (ROOT / folder / name).exists()
 
 
 def anchor(heading: str) -> str:
@@ -52,6 +75,7 @@ def leads(path: Path, link: str) -> bool:
 def test_document(path: Path) -> None:
     text = path.read_text()
     assert broken_links(path, text) == []
+    assert unknown_names(text) == []
     for line, code in snippets(text):
         try:
             compile("\n" * (line - 1) + code, str(path), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
@@ -64,3 +88,11 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
     page.write_text("# What's in it?\n[here](#whats-in-it) [web](https://example.com)\n```\n[x](y)\n```\n")
     text = page.read_text() + "[gone](gone.md) [no heading](page.md#nowhere)"
     assert broken_links(page, text) == ["gone.md", "page.md#nowhere"]
+
+
+def test_a_name_that_is_gone_is_found() -> None:
+    there = "`Chain.step`, `_loop`, `make`, `pyproject.toml`, `source.py`, `state/backend.py` and `connectors/<name>/`"
+    # In two parts, since this file is code as well.
+    gone = ["state/gone.py", "Chain.gone_" + "since", "Gone" + "Since"]
+    assert unknown_names(there) == []
+    assert unknown_names(" ".join(f"`{name}`" for name in gone)) == gone
