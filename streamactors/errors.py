@@ -128,3 +128,9 @@ class NotBound(StreamactorsError):
 
 class AttemptEnded(StreamactorsError):
     """Whoever was asked is gone with its attempt; the next one may answer."""
+
+
+class JobNotRunning(CheckpointFailed):
+    """A request (a checkpoint, a stop, a query) to a job that has ended."""
+
+    retryable = False

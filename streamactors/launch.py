@@ -15,7 +15,7 @@ from streamactors.checkpoint.storage import Files
 from streamactors.clock import SYSTEM, Clock
 from streamactors.config import Config, require_supported, resolve
 from streamactors.deploy.local import deploy_locally
-from streamactors.errors import CheckpointFailed, InvalidConfig, JobFailed, StreamactorsError
+from streamactors.errors import CheckpointFailed, InvalidConfig, JobFailed, JobNotRunning, StreamactorsError
 from streamactors.graph.logical import LogicalGraph
 from streamactors.graph.physical import PhysicalPlan
 from streamactors.graph.planner import plan
@@ -80,7 +80,7 @@ class JobHandle:
             await asyncio.wait([asked, self._task], return_when=asyncio.FIRST_COMPLETED)
             if not asked.done():
                 _raise_failure(self._task)
-                raise CheckpointFailed(f"job {self.name!r} has {self.status}")
+                raise JobNotRunning(f"job {self.name!r} is not running any more: {self.status}")
             return await asked
         finally:
             asked.cancel()

@@ -1,5 +1,6 @@
 """The command line, mostly as users run it: in a process of its own."""
 
+import datetime as dt
 import json
 import logging
 import os
@@ -19,6 +20,8 @@ import pytest
 from typer.testing import CliRunner
 
 from streamactors.cli.commands import app
+from streamactors.cli.progress import ProgressMeter, as_line
+from streamactors.runtime.info import CheckpointInfo
 from tests.programs import PATIENCE, ROOT, Program, streamactors
 
 JOBS = '''
@@ -196,7 +199,7 @@ def test_stops_cleanly_and_goes_on_where_it_was(project: Path, number: signal.Si
         program.wait_for(lambda: output(project), "any output")
         with streamactors("run", "jobs:flow", cwd=project) as second:
             assert second.end() == 2
-            assert "error: can't run" in second.stderr and str(program.pid) in second.stderr
+            assert "error: refused" in second.stderr and str(program.pid) in second.stderr
         program.signal(number)
         assert program.end() == 0, program.stderr
     assert "goes on from file://" in program.stderr
@@ -272,7 +275,6 @@ def test_what_fails_before_the_job_runs_is_told_too(project: Path) -> None:
         (["jobs:flow", "--interval", "10"], "checkpoints.interval = '10'"),
         (["jobs:flow", "--config", "absent.toml"], "'absent.toml' can't be read"),
         (["jobs:flow", "--report-every", "soon"], "--report-every"),
-        (["jobs:flow", "--restore", "nowhere"], "nowhere does not exist"),
     ],
 )
 def test_refuses(project: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], expected: str) -> None:
@@ -310,6 +312,8 @@ def test_restore_by_name_and_not_at_all(project: Path) -> None:
     assert run(project, "run", "jobs:flow").end() == 0
     refused = run(project, "run", "jobs:flow", "--restore", "none")
     assert refused.end() == 2 and "already holds checkpoints" in refused.stderr
+    nowhere = run(project, "run", "jobs:flow", "--restore", "nowhere")
+    assert nowhere.end() == 2 and "nowhere does not exist" in nowhere.stderr
     last = checkpoints(project)[0]["uri"]
     again = run(project, "run", "jobs:flow", "--restore", last)
     assert again.end() == 0 and f"restoring {last}" in again.stderr
@@ -377,6 +381,46 @@ def _read_all(terminal: int) -> Iterator[str]:
         if not data:
             return
         yield data.decode()
+
+
+def metrics(read: int, **more: Any) -> dict[str, Any]:
+    """Of a source and two chained operators, each in two subtasks that have both read so many records."""
+    source = {"queued": 0, "capacity": 0, "nodes": {"in": {"records_in": 0, "records_out": read}}}
+    nodes = {"sum": {"records_in": read, "records_out": 2 * read}, "out": {"records_in": 2 * read, "records_out": 0}}
+    chain = {"queued": 25, "capacity": 100, "nodes": nodes}
+    subtasks = {"sum[0]": chain, "sum[1]": chain, "in[0]": source, "in[1]": source}
+    return {"status": "running", "restarts": 0, "last_checkpoint": None, "subtasks": subtasks} | more
+
+
+def test_progress_makes_rates_of_counts() -> None:
+    meter = ProgressMeter("orders", ["in", "sum", "out"])
+    meter.measure(metrics(100), 10.0)
+    progress = meter.measure(metrics(150), 10.5)
+    rates = [(one.uid, one.in_per_second, one.out_per_second) for one in progress.operators]
+    assert rates == [("in", 0, 200), ("sum", 200, 400), ("out", 400, 0)]
+    assert [(one.queued, one.capacity) for one in progress.operators] == [(0, 0), (50, 200), (0, 0)]
+    assert as_line(progress) == (
+        "orders: running, no checkpoint; in 200/s out, sum 200/s in 400/s out (mailbox 25%), out 400/s in"
+    )
+
+
+def test_progress_outlives_an_attempt() -> None:
+    meter = ProgressMeter("orders", ["in", "sum", "out"])
+    before = meter.measure(metrics(100), 0.0)
+    between = meter.measure(metrics(0, status="restarting", subtasks={}), 1.0)
+    assert between.operators == before.operators and between.status == "restarting"
+    after = meter.measure(metrics(30, restarts=1), 2.0)
+    assert after.operators[0].out_per_second == 30  # counts began again: 2 · 30 in the two seconds since the last ones
+    assert ", 1 restart;" in as_line(after)
+    assert as_line(meter.measure(metrics(0, status="finished", subtasks={}), 3.0)) == "orders: finished, no checkpoint"
+
+
+def test_progress_tells_the_age_of_the_last_checkpoint() -> None:
+    meter = ProgressMeter("orders", ["in"])
+    info = CheckpointInfo(7, "uri", dt.timedelta(seconds=0.25), 1_500_000, 1_500_000, 0)
+    meter.measure(metrics(1, last_checkpoint=info), 5.0)
+    progress = meter.measure(metrics(1, last_checkpoint=info), 8.0)
+    assert "checkpoint 7 (0.250 s, 1.5 MB, 3 s ago)" in as_line(progress)
 
 
 # -------------------------------------------------------------------------------------------------------------- inspect

@@ -1,12 +1,19 @@
 """The demo plays to its end, and its check finds what it is there to find."""
 
+import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
+from rich.console import Console
 
-from streamactors.demo.check import check
+from streamactors.cli.demo_view import TerminalStage
+from streamactors.cli.progress import OperatorProgress, Progress
+from streamactors.demo.check import Verdict, check
+from streamactors.demo.crash import Killed, Reported, Told
 from streamactors.demo.event_log import CUSTOMERS, append, made_up_orders, make_log
 from tests.programs import streamactors
 
@@ -26,6 +33,22 @@ def test_demo_kills_restores_and_finds_everything_once(tmp_path: Path) -> None:
     assert check(tmp_path / "kept", 20_000).equal
     with streamactors("demo", "--keep", "kept", cwd=tmp_path) as program:
         assert program.end() == 2 and "is not empty" in program.stderr
+
+
+def test_a_terminal_gets_a_table_of_each_process() -> None:
+    def report(read: int) -> Reported:
+        operator = OperatorProgress("orders", 0, read, 0.0, read / 2, 0, 0)
+        return Reported(msgspec.to_builtins(Progress("orders", "running", 0, None, (operator,))))
+
+    console = Console(file=io.StringIO(), force_terminal=True, width=200)
+    with TerminalStage(console) as stage:
+        for scene in (Told("begin"), report(100), report(1234), Killed(99, 1234), report(5678), Verdict(9, 9, 0, 0)):
+            stage.show(scene)
+    assert isinstance(console.file, io.StringIO)
+    screen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
+    expected = ("begin", "1,234", "SIGKILL to process 99", "5,678", "9 expected · 9 found")
+    places = [screen.index(text) for text in expected]
+    assert places == sorted(places)
 
 
 # --------------------------------------------------------------------------------------------------------------- check

@@ -31,6 +31,7 @@ from connectors.kafka.options import ClientOptions
 from streamactors.errors import InvalidConfig, StreamactorsError
 
 CONNECT_SECONDS: Final = 30.0
+SETTLE_SECONDS: Final = 1.0
 OPERATION_SECONDS: Final = 60.0
 # A topic that was created a moment ago, or is being created by the broker because we asked, may not be known yet.
 TOPIC_SECONDS: Final = 3.0
@@ -120,10 +121,19 @@ class Cluster:
             raise InvalidConfig(f"aiokafka refuses the client options: {error}") from None
         self.metadata.add_listener(self._count_update)
         try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                await self._client.bootstrap()
+            await self._bootstrap()
         except (KafkaConnectionError, TimeoutError) as error:
             raise await self._diagnosis() from error
+
+    async def _bootstrap(self) -> None:
+        bootstrap = asyncio.ensure_future(self._client.bootstrap())
+        try:
+            await asyncio.wait([bootstrap], timeout=CONNECT_SECONDS)
+            if not bootstrap.done():
+                raise TimeoutError
+            bootstrap.result()
+        finally:
+            await _settle(bootstrap)
 
     async def close(self) -> None:
         client, self._client = self._client, None
@@ -285,6 +295,17 @@ class Cluster:
         settings.pop("retry_backoff_ms", None)
         settings.pop("connections_max_idle_ms", None)
         return {"client_id": "streamactors", **settings}
+
+
+async def _settle(bootstrap: "asyncio.Future[None]") -> None:
+    """End it. Cancelled while it waits for its first answer, aiokafka would leave a connection open that nobody knows:
+    an answer that is near is let come."""
+    try:
+        if not bootstrap.done():
+            await asyncio.wait([bootstrap], timeout=SETTLE_SECONDS)
+    finally:
+        bootstrap.cancel()
+        await asyncio.gather(bootstrap, return_exceptions=True)
 
 
 def is_transient(error: KafkaError) -> bool:

@@ -18,7 +18,7 @@ from streamactors.cli.logs import LogFormat, set_up
 from streamactors.cli.running import RunOptions, run_reporting
 from streamactors.config import Setting, resolve
 from streamactors.durations import parse_duration
-from streamactors.errors import InvalidConfig, StreamactorsError
+from streamactors.errors import CorruptCheckpoint, InvalidConfig, JobFailed, StreamactorsError
 from streamactors.launch import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, run_loop
 
 EXIT_CODES = (
@@ -144,7 +144,11 @@ def inspect(
     Exit codes: 0; 1 if the checkpoint itself is damaged; 2 if there is none.
     """
     with refusals(traceback):
-        code = asyncio.run(inspection.inspect(uri, as_json=json, verify=verify))
+        try:
+            code = asyncio.run(inspection.inspect(uri, as_json=json, verify=verify))
+        except CorruptCheckpoint as error:
+            show(error, full=traceback)
+            code = EXIT_FAILED
     raise typer.Exit(code)
 
 
@@ -155,7 +159,7 @@ def demo(
 ) -> None:
     """Kill a job in the middle, let another process go on, and count what came out.
 
-    Exit codes: 0 if every result is there exactly once; 1 if not.
+    Exit codes: 0 if every result is there exactly once; 1 if not, and the files are kept.
     """
     with refusals(False):
         equal = demo_view.show(events, keep)
@@ -174,7 +178,7 @@ def refusals(full: bool) -> Iterator[None]:
         yield
     except StreamactorsError as error:
         show(error, full=full)
-        raise typer.Exit(EXIT_REFUSED) from error
+        raise typer.Exit(EXIT_FAILED if isinstance(error, JobFailed) else EXIT_REFUSED) from error
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 

@@ -3,7 +3,9 @@
 import contextlib
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Self
 
 import msgspec
 from rich.console import Console
@@ -28,10 +30,13 @@ def show(events: int, keep: Path | None) -> bool:
         keep.mkdir(parents=True, exist_ok=True)
         return _show(keep.absolute(), events)
     folder = Path(tempfile.mkdtemp(prefix="streamactors-demo-"))
+    equal = True
     try:
-        return _show(folder, events)
+        equal = _show(folder, events)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if equal:
+            shutil.rmtree(folder, ignore_errors=True)
+    return equal
 
 
 def _show(folder: Path, events: int) -> bool:
@@ -45,11 +50,14 @@ def _show(folder: Path, events: int) -> bool:
     return equal
 
 
-class Stage(contextlib.AbstractContextManager[None]):
+class Stage(ABC):
     """Shows one scene after another."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *raised: object) -> None:
         return None
@@ -69,8 +77,8 @@ class Stage(contextlib.AbstractContextManager[None]):
     def _say(self, text: Text) -> None:
         self._console.print(text, soft_wrap=True)
 
-    def _progress(self, progress: Progress) -> None:
-        raise TypeError
+    @abstractmethod
+    def _progress(self, progress: Progress) -> None: ...
 
 
 class PlainStage(Stage):

@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 import streamactors
-from streamactors.errors import JobFailed, RecordFailed, StreamactorsError
+from streamactors.errors import CorruptCheckpoint, JobFailed, RecordFailed, StreamactorsError
 
 _PACKAGE = Path(streamactors.__file__).parent
 _OURS = (str(_PACKAGE), str(_PACKAGE.parent / "connectors"))
@@ -25,9 +25,9 @@ def show(error: BaseException, *, full: bool) -> None:
     if full:
         console.out("".join(traceback.format_exception(error)), end="", highlight=False)
     lines = describe(error)
-    if not full and chain(error)[-1].__traceback__ is not None:
+    if not full and _is_of_the_user(chain(error)[-1]):
         lines.append("(--traceback shows all of it)")
-    title = "the job has failed" if isinstance(error, JobFailed) else "can't run"
+    title = _title(error)
     if console.is_terminal:
         console.print(Panel(Text("\n".join(lines)), title=title, title_align="left", border_style="red"))
     else:
@@ -37,7 +37,7 @@ def show(error: BaseException, *, full: bool) -> None:
 def describe(error: BaseException) -> list[str]:
     """Where in the user's own code and what; operator, key and record; what we say to it."""
     links = chain(error)
-    user = next((link for link in links if not isinstance(link, StreamactorsError)), None)
+    user = next(filter(_is_of_the_user, links), None)
     if user is None:
         return [str(link) for link in links[:1]]
     lines = [*_frame(user), *"".join(traceback.format_exception_only(user)).splitlines()]
@@ -84,3 +84,13 @@ def _installed(frame: traceback.FrameSummary, others: tuple[str, ...]) -> bool:
 def _relative(path: str) -> str:
     here = Path.cwd()
     return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
+
+
+def _is_of_the_user(error: BaseException) -> bool:
+    return not isinstance(error, StreamactorsError)
+
+
+def _title(error: BaseException) -> str:
+    if isinstance(error, JobFailed):
+        return "the job has failed"
+    return "damaged" if isinstance(error, CorruptCheckpoint) else "refused"

@@ -18,13 +18,14 @@ from streamactors.clock import SYSTEM
 from streamactors.errors import CorruptCheckpoint, InvalidConfig, StreamactorsError
 from streamactors.launch import EXIT_FAILED, EXIT_OK
 from streamactors.settings import redacted
-from streamactors.state.key_groups import subtask_range
+from streamactors.state.key_groups import KeyGroupRange, subtask_range
 
 Depth = Literal["manifest", "sizes", "digests"]
 
 
 async def inspect(uri: str, *, as_json: bool, verify: Depth) -> int:
-    """The exit code. Raises InvalidConfig if there is nothing of the kind, CorruptCheckpoint for a damaged one."""
+    """The exit code. Raises InvalidConfig if there is nothing of the kind, CorruptCheckpoint if even the manifest of
+    the one that is named can't be read."""
     files = LocalFiles(uri, clock=SYSTEM)
     if await _is_checkpoint(files, uri):
         return await _inspect_one(files, uri, as_json=as_json, verify=verify)
@@ -132,7 +133,7 @@ def _operator(manifest: Manifest, meta: OperatorMeta) -> dict[str, Any]:
         "subtasks": [
             {
                 "index": subtask.index,
-                "key_groups": list(subtask_range(subtask.index, meta.parallelism, meta.max_parallelism)),
+                "key_groups": _first_and_last(subtask_range(subtask.index, meta.parallelism, meta.max_parallelism)),
                 "ended": subtask.ended,
                 "positions": dict(node.positions),
                 "pending": list(node.pending),
@@ -140,6 +141,10 @@ def _operator(manifest: Manifest, meta: OperatorMeta) -> dict[str, Any]:
             for subtask, node in nodes
         ],
     }
+
+
+def _first_and_last(groups: KeyGroupRange) -> list[int]:
+    return [groups.start, groups.stop - 1] if groups else []
 
 
 def _states(nodes: Iterable[NodeState]) -> dict[str, int]:
@@ -186,7 +191,7 @@ def _words(value: Any) -> str:
 
 
 def _range(groups: Sequence[int]) -> str:
-    return f"{groups[0]}-{groups[-1]}" if groups else ""
+    return "..".join(map(str, groups))
 
 
 # ------------------------------------------------------------------------------------------------------------ printing

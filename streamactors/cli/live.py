@@ -45,7 +45,6 @@ class LiveDisplay:
             auto_refresh=False,
             redirect_stdout=sys.stdout.isatty(),
             redirect_stderr=sys.stderr.isatty(),
-            vertical_overflow="visible",
         )
 
     def __enter__(self) -> Self:
@@ -74,7 +73,8 @@ def table(progress: Progress) -> Group:
             fill(operator),
         )
     status = Text(progress.status, style=_COLOURS.get(progress.status, ""))
-    return Group(Text.assemble((progress.flow, "bold"), " ", status, f" · {as_words(progress)}"), rows)
+    title = Text.assemble((progress.flow, "bold"), " ", status, f" · {as_words(progress)}")
+    return Group(title, rows) if progress.operators else Group(title)
 
 
 async def follow(handle: JobHandle, meter: ProgressMeter, display: Display, every: float, clock: Clock) -> None:

@@ -7,6 +7,8 @@ import msgspec
 
 from streamactors.runtime.info import CheckpointInfo
 
+ENDED = ("finished", "failed", "cancelled")
+
 
 class OperatorProgress(msgspec.Struct, frozen=True):
     """One operator over all its subtasks. Counts are of the running attempt. `queued` of `capacity` records wait in its
@@ -50,12 +52,15 @@ class ProgressMeter:
         self._operators: tuple[OperatorProgress, ...] = ()
 
     def measure(self, metrics: Mapping[str, Any], now: float) -> Progress:
-        """`metrics` as from `JobHandle.metrics()`; `now` in seconds. Between attempts it repeats the last counts."""
+        """`metrics` as from `JobHandle.metrics()`; `now` in seconds. Between attempts it repeats the last counts; at
+        the end it has none rather than old ones."""
         if metrics["subtasks"]:
             elapsed = 0.0 if self._measured_at is None else now - self._measured_at
             counts = _by_operator(metrics["subtasks"])
             self._operators = tuple(self._operator(uid, counts[uid], elapsed) for uid in self._uids if uid in counts)
             self._measured_at = now
+        elif metrics["status"] in ENDED:
+            self._operators = ()
         checkpoint = self._checkpointed(metrics["last_checkpoint"], now)
         return Progress(self._flow, metrics["status"], metrics["restarts"], checkpoint, self._operators)
 

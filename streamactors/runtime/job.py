@@ -18,12 +18,12 @@ from streamactors.clock import Clock
 from streamactors.config import Config
 from streamactors.errors import (
     AttemptEnded,
-    CheckpointFailed,
     CorruptCheckpoint,
     IncompatibleState,
     InvalidConfig,
     InvalidDataflow,
     JobFailed,
+    JobNotRunning,
     StateAccessError,
     StorageFailed,
     StreamactorsError,
@@ -263,7 +263,7 @@ class Job:
         """The running attempt, waiting for one while the job starts or restarts."""
         while self._attempt is None or not self._attempt.running:
             if self.status in ("finished", "failed", "cancelled"):
-                raise CheckpointFailed(f"job {self.name!r} has {self.status}")
+                raise JobNotRunning(f"job {self.name!r} is not running any more: {self.status}")
             await self.running.wait()
         return self._attempt
 

@@ -56,6 +56,8 @@ from streamactors.runtime.messages import (
 from streamactors.runtime.nodes import NodeRuntime
 from streamactors.runtime.routing import Outputs
 from streamactors.runtime.snapshot import CapturedNode, Snapshots
+
+
 class Subtask:
     """One subtask of one vertex during one attempt. `snapshots` is None where the job takes no checkpoints."""
 

@@ -3,12 +3,14 @@ that are not there: a clear error that names the thing, and nothing lost once it
 
 import datetime as dt
 import logging
+import re
 import socket
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from aiokafka import AIOKafkaProducer
 
 import streamactors as sa
 from connectors.files import FileSink
@@ -23,10 +25,13 @@ from tests.recovery.flows import (
     Sum,
     Sums,
     config,
+    dropped,
     frames,
     part_files,
+    read,
     sums,
     sums_in,
+    until,
 )
 
 SOON = dt.timedelta(milliseconds=20)
@@ -216,6 +221,22 @@ async def test_an_undecodable_line_stops_the_job(tmp_path: Path, log: EventLog) 
     assert (letter.uid, letter.origin) == ("events", f"{log.path}:401")
 
 
+async def test_an_undecodable_line_on_a_quiet_stream_is_told_at_once(tmp_path: Path) -> None:
+    """Not only when another record or a barrier comes along."""
+    log = EventLog(tmp_path / "events.jsonl")
+    letters = ListSink[sa.DeadLetter]()
+    flow = sa.Dataflow("sums")
+    events = flow.source("events", log.source(follow=True, on_error=LETTERS))
+    events.key_by(lambda event: event.key).process("sums", Sums).sink("out", ListSink[Sum]())
+    events.side_output(LETTERS).sink("letters", letters)
+    async with sa.start(flow):
+        for line in (1, 2, 3):
+            with log.path.open("ab") as file:
+                file.write(b"poison\n")
+            await until(lambda wanted=line: len(letters.values) == wanted)  # type: ignore[misc]
+    assert [letter.origin for letter in letters.values] == [f"{log.path}:{line}" for line in (1, 2, 3)]
+
+
 async def test_a_source_whose_files_are_not_there(tmp_path: Path) -> None:
     log = EventLog(tmp_path / "events.jsonl")
     log.path.unlink()
@@ -299,6 +320,40 @@ async def test_an_undecodable_record_of_a_topic(kafka: KafkaBroker, topics: Topi
     assert sums_in(out) == {"a": [1, 3]}
     (letter,) = letters.values
     assert (letter.uid, letter.origin, letter.value) == ("events", f"{topic}[1]@1", b"{poison")
+
+
+async def test_a_transaction_that_was_lost(
+    kafka: KafkaBroker, topics: Topics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listed by the checkpoint, no receipt, and its transactional id has gone on: it may have been committed or not.
+    The job stops, and names what to look at and the way to go on."""
+    topic, storage = await topics.new(), tmp_path / "storage"
+    log = EventLog(tmp_path / "log.jsonl")
+    log.add(("a", 1), ("a", 2))
+    sink = KafkaSink(kafka.bootstrap, topic, value=sa.Json(Sum), transactional_id_prefix=topic)
+    async with dropped(sums(log.source(follow=True), sink, parallelism=1), config(storage)) as job:
+        await read(job, log)
+        await job.checkpoint()
+        await until(lambda: bool(list(storage.rglob("committed"))))
+    for receipt in storage.rglob("committed"):
+        receipt.unlink()
+    for slot in range(8):
+        async with AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, transactional_id=f"{topic}-out-0-{slot}"):
+            pass  # it takes the id over
+    restart = sa.Restart.exponential()
+    with pytest.raises(sa.JobFailed, match=rf"{topic}\[0\] offsets 0 to 1.*the environment variable (\S+)") as raised:
+        await sa.run(sums(log.source(), sink, parallelism=1), config(storage, restart=restart))
+    assert isinstance(raised.value.__cause__, sa.TransactionLost)
+    # Its records are there: the user says so.
+    await see(kafka.bootstrap, topic, b'{"key":"a","total":1}', b'{"key":"a","total":3}')
+    setting = re.search(r"the environment variable (\w+)=(\S+) set", str(raised.value))
+    assert setting is not None
+    monkeypatch.setenv(setting[1], setting[2])
+    async with dropped(sums(log.source(follow=True), sink, parallelism=1), config(storage)) as job:
+        log.add(("a", 4))
+        await read(job, log)
+        await job.stop()
+    await see(kafka.bootstrap, topic, *(b'{"key":"a","total":%d}' % total for total in (1, 3, 7)))
 
 
 async def test_secrets_are_in_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

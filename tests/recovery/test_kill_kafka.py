@@ -100,6 +100,7 @@ async def test_stopped_by_sigterm_and_resumed(kafka: KafkaBroker, tmp_path: Path
 
 async def test_the_broker_is_killed_and_comes_back(tmp_path: Path) -> None:
     logs = random_orders(random.Random(2), 12_000, logs=PARTITIONS)
+    """Twice. The source waits for it; what the sink can't write or commit meanwhile may cost a restart in process."""
     async with KafkaBroker(own=True) as kafka:
         settings = await prepared(kafka, tmp_path, logs, source_parallelism=2, pace=2000.0, restarts=100)
         async with started(settings) as child:

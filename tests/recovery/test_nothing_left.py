@@ -4,6 +4,7 @@ there, no open file and no socket is left of it, on the very loop that goes on."
 import asyncio
 import datetime as dt
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,57 +20,71 @@ from tests.leaks import open_files
 from tests.recovery.flows import Event, EventLog, Sum, config, part_files, sums, until
 
 POISON = 13
-
-
-def poisoned(event: Event) -> str:
-    if event.amount == POISON:
-        raise ValueError("thirteen")
-    return event.key
+HELD = -1
 
 
 class Holding(sa.KeyedOperator[str, Event, Sum]):
-    """Makes a bounded list endless: it never gets done with an event of a negative amount."""
+    """Makes a bounded list endless: it never gets done with one event."""
 
     total = sa.ValueState(int, default=0)
 
     async def process(self, event: Event, ctx: sa.Context[str, Sum], /) -> None:
         self.total.set(self.total.get() + event.amount)
         ctx.emit(Sum(event.key, self.total.get()))
-        if event.amount < 0:
+        if event.amount == HELD:
             await asyncio.Event().wait()
 
 
 class Flows:
-    """Flows on one kind of connector."""
+    """Makes flows on one kind of connector; `seen` are the amounts that have come so far."""
 
-    def __init__(self, kind: str, folder: Path, kafka: KafkaBroker | None) -> None:
-        self.kind = kind
-        self.folder = folder
-        self.kafka = kafka
+    ends_by_stopping = True
+    """Whether an endless flow can be stopped: none can while a call of the user's does not return."""
 
-    async def flow(self, amounts: list[int], *, endless: bool) -> sa.Dataflow:
-        """Sums those amounts; an endless one then waits for more."""
-        if self.kind == "memory":
-            held = [Event("held", -1)] if endless else []
-            source: Any = ListSource([*(Event("a", amount) for amount in amounts), *held])
-            return sums(source, ListSink[Sum](), key=poisoned, operator=Holding)
-        if self.kind == "files":
-            log = EventLog(self.folder / "events.jsonl")
-            log.add(*(("a", amount) for amount in amounts))
-            return sums(log.source(follow=endless), part_files(self.folder / "out"), key=poisoned)
-        assert self.kafka is not None
-        topics = Topics(self.kafka)
-        source_topic, sink_topic = await topics.new("in", partitions=2), await topics.new("out")
-        await produce(self.kafka.bootstrap, source_topic, *(b'{"key":"a","amount":%d}' % amount for amount in amounts))
-        source = KafkaSource(self.kafka.bootstrap, source_topic, value=sa.Json(Event), bounded=not endless)
-        sink = KafkaSink(self.kafka.bootstrap, sink_topic, value=sa.Json(Sum), transactional_id_prefix=sink_topic)
-        return sums(source, sink, key=poisoned)
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def key(self, event: Event) -> str:
+        self.seen.append(event.amount)
+        if event.amount == POISON:
+            raise ValueError("thirteen")
+        return event.key
+
+    async def of(self, *amounts: int, endless: bool) -> sa.Dataflow:
+        raise AssertionError("the kind of connector says how")
 
 
-@pytest.fixture(params=["memory", "files", pytest.param("kafka", marks=pytest.mark.kafka)])
-def flows(request: pytest.FixtureRequest, tmp_path: Path) -> Flows:
-    kafka = request.getfixturevalue("kafka") if request.param == "kafka" else None
-    return Flows(request.param, tmp_path, kafka)
+class MemoryFlows(Flows):
+    ends_by_stopping = False
+
+    async def of(self, *amounts: int, endless: bool) -> sa.Dataflow:
+        events = [Event("a", amount) for amount in (*amounts, *([HELD] if endless else []))]
+        return sums(ListSource(events), ListSink[Sum](), key=self.key, operator=Holding)
+
+
+class FileFlows(Flows):
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    async def of(self, *amounts: int, endless: bool) -> sa.Dataflow:
+        log = EventLog(self._folder / "events.jsonl")
+        log.add(*(("a", amount) for amount in amounts))
+        return sums(log.source(follow=endless), part_files(self._folder / "out"), key=self.key)
+
+
+class KafkaFlows(Flows):
+    def __init__(self, kafka: KafkaBroker) -> None:
+        super().__init__()
+        self._brokers = kafka.bootstrap
+        self._topics = Topics(kafka)
+
+    async def of(self, *amounts: int, endless: bool) -> sa.Dataflow:
+        events, totals = await self._topics.new("events", partitions=2), await self._topics.new("totals")
+        await produce(self._brokers, events, *(b'{"key":"a","amount":%d}' % amount for amount in amounts))
+        source = KafkaSource(self._brokers, events, value=sa.Json(Event), bounded=not endless)
+        sink = KafkaSink(self._brokers, totals, value=sa.Json(Sum), transactional_id_prefix=totals)
+        return sums(source, sink, key=self.key)
 
 
 @pytest.fixture(params=["checkpoints", "none"])
@@ -80,109 +95,117 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> sa.Config:
 
 
 class Before:
-    """What the process held before the job; threads of the loop's pool stay with the loop."""
+    """What there was before the job. The threads of the loop's own pool stay with the loop."""
 
     def __init__(self) -> None:
         self._tasks = asyncio.all_tasks()
         self._threads = set(threading.enumerate())
         self._files = open_files()
 
-    def left(self) -> list[str]:
-        pool = getattr(asyncio.get_running_loop(), "_default_executor", None)
-        pooled = getattr(pool, "_threads", set())
-        threads = set(threading.enumerate()) - self._threads - pooled
-        return [
-            *(repr(task) for task in asyncio.all_tasks() - self._tasks),
-            *(thread.name for thread in threads),
-            *(open_files() - self._files).elements(),
-        ]
-
     async def assert_nothing_left(self) -> None:
-        """At once; only that the transports of closed sockets close takes the loop a turn."""
+        """At once: only what a closed transport still has to do on the loop's next turns is waited for."""
         for _ in range(3):
             await asyncio.sleep(0)
-        assert self.left() == []
+        assert self._left() == []
+
+    def _left(self) -> list[str]:
+        pool: Any = getattr(asyncio.get_running_loop(), "_default_executor", None)
+        pooled: set[threading.Thread] = getattr(pool, "_threads", set())
+        threads = set(threading.enumerate()) - self._threads - pooled
+        tasks = asyncio.all_tasks() - self._tasks
+        files = open_files() - self._files
+        return [*map(repr, tasks), *(thread.name for thread in threads), *files.elements()]
 
 
-async def test_finished(flows: Flows, settings: sa.Config) -> None:
-    flow = await flows.flow([1, 2, 3], endless=False)
-    before = Before()
-    await sa.run(flow, settings)
-    await before.assert_nothing_left()
+class Endings:
+    """For each kind of connector, which gives the fixture `flows`."""
 
-
-async def test_failed(flows: Flows, settings: sa.Config) -> None:
-    flow = await flows.flow([1, 2, POISON, 3], endless=False)
-    before = Before()
-    with pytest.raises(sa.JobFailed, match="thirteen"):
+    async def test_finished(self, flows: Flows, settings: sa.Config) -> None:
+        flow = await flows.of(1, 2, 3, endless=False)
+        before = Before()
         await sa.run(flow, settings)
-    await before.assert_nothing_left()
+        await before.assert_nothing_left()
+        assert flows.seen == [1, 2, 3]
 
+    async def test_failed(self, flows: Flows, settings: sa.Config) -> None:
+        flow = await flows.of(1, 2, POISON, 3, endless=True)
+        before = Before()
+        with pytest.raises(sa.JobFailed, match="thirteen"):
+            await sa.run(flow, settings)
+        await before.assert_nothing_left()
 
-async def test_failed_after_restarts(flows: Flows, tmp_path: Path) -> None:
-    flow = await flows.flow([1, 2, POISON, 3], endless=True)
-    before = Before()
-    restart = sa.Restart.fixed(dt.timedelta(milliseconds=1), 3)
-    with pytest.raises(sa.JobFailed, match="thirteen"):
-        await sa.run(flow, config(tmp_path / "storage", restart=restart))
-    await before.assert_nothing_left()
+    async def test_failed_after_restarts(self, flows: Flows, tmp_path: Path) -> None:
+        flow = await flows.of(1, 2, POISON, 3, endless=True)
+        before = Before()
+        restart = sa.Restart.fixed(dt.timedelta(milliseconds=1), 3)
+        with pytest.raises(sa.JobFailed, match="thirteen"):
+            await sa.run(flow, config(tmp_path / "storage", restart=restart))
+        await before.assert_nothing_left()
+        assert flows.seen.count(POISON) == 4
 
+    async def test_cancelled(self, flows: Flows, settings: sa.Config) -> None:
+        flow = await flows.of(1, 2, 3, endless=True)
+        before = Before()
+        async with sa.start(flow, settings) as job:
+            await until(lambda: len(flows.seen) >= 3)
+            await job.cancel()
+            assert job.status == "cancelled"
+        await before.assert_nothing_left()
 
-async def test_cancelled(flows: Flows, settings: sa.Config) -> None:
-    flow = await flows.flow([1, 2, 3], endless=True)
-    before = Before()
-    async with sa.start(flow, settings, on_exit="cancel") as job:
-        await reached(job)
-        await job.cancel()
-        assert job.status == "cancelled"
-    await before.assert_nothing_left()
+    async def test_cancelled_at_any_moment_of_its_start(self, flows: Flows, settings: sa.Config) -> None:
+        flow = await flows.of(1, 2, 3, endless=True)
+        before = Before()
+        for turns in (0, 1, 2, 5, 10, 20, 50, 100, 200):
+            running = asyncio.ensure_future(sa.run(flow, settings))
+            await _turns(turns)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+        await before.assert_nothing_left()
 
+    async def test_stopped(self, flows: Flows, settings: sa.Config) -> None:
+        flow = await flows.of(1, 2, 3, endless=flows.ends_by_stopping)
+        before = Before()
+        async with sa.start(flow, settings) as job:
+            await until(lambda: len(flows.seen) >= 3)
+            await job.stop()
+            assert job.status == "finished"
+        await before.assert_nothing_left()
 
-async def test_the_task_that_runs_it_is_cancelled(flows: Flows, settings: sa.Config) -> None:
-    flow = await flows.flow([1, 2, 3], endless=True)
-    before = Before()
-    for turns in (0, 1, 5, 50, 500):
-        running = asyncio.ensure_future(sa.run(flow, settings))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        running.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await running
-    await before.assert_nothing_left()
-
-
-async def test_stopped(flows: Flows, settings: sa.Config) -> None:
-    if flows.kind == "memory":
-        flow = await flows.flow([1, 2, 3] * 1000, endless=False)
-    else:
-        flow = await flows.flow([1, 2, 3], endless=True)
-    before = Before()
-    async with sa.start(flow, settings) as job:
-        if flows.kind != "memory":
-            await reached(job)
-        await job.stop()
+    async def test_left_in_peace(self, flows: Flows, settings: sa.Config) -> None:
+        flow = await flows.of(1, 2, 3, endless=flows.ends_by_stopping)
+        before = Before()
+        async with sa.start(flow, settings) as job:
+            pass
         assert job.status == "finished"
-    await before.assert_nothing_left()
+        await before.assert_nothing_left()
+
+    async def test_left_by_an_exception(self, flows: Flows, settings: sa.Config) -> None:
+        flow = await flows.of(1, 2, 3, endless=True)
+        before = Before()
+        with pytest.raises(KeyError):
+            await _raise_beside(flow, settings)
+        await before.assert_nothing_left()
 
 
-async def test_left_in_peace_and_by_an_exception(flows: Flows, settings: sa.Config) -> None:
-    flow = await flows.flow([1, 2, 3], endless=flows.kind != "memory")
-    before = Before()
+async def _turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def _raise_beside(flow: sa.Dataflow, settings: sa.Config) -> None:
     async with sa.start(flow, settings):
-        pass
-    with pytest.raises(KeyError):
-        async with sa.start(flow, settings):
-            raise KeyError("the host's own")
-    await before.assert_nothing_left()
+        raise KeyError("the host's own")
 
 
-async def reached(job: sa.JobHandle) -> None:
-    """The three events have been processed."""
+class TestLocal(Endings):
+    @pytest.fixture(params=[lambda _: MemoryFlows(), FileFlows], ids=["memory", "files"])
+    def flows(self, request: pytest.FixtureRequest, tmp_path: Path) -> Flows:
+        make: Callable[[Path], Flows] = request.param
+        return make(tmp_path)
 
-    def taken() -> int:
-        subtasks = job.metrics()["subtasks"].values()
-        return sum(
-            node["records_in"] for subtask in subtasks for uid, node in subtask["nodes"].items() if uid == "sums"
-        )
 
-    await until(lambda: taken() >= 3)
+class TestKafka(Endings):
+    @pytest.fixture
+    def flows(self, kafka: KafkaBroker) -> Flows:
+        return KafkaFlows(kafka)

@@ -225,8 +225,8 @@ async def test_requests_that_wait_for_a_restart_end_with_the_job() -> None:
             feed.put(1)
             await until(lambda: job.status == "failed")
             async with asyncio.timeout(PATIENCE):
-                await job.query("map-1", "x", 0)
-    feed.put()
+                with pytest.raises(sa.JobNotRunning, match="failed"):
+                    await job.query("map-1", "x", 0)
     async with sa.start(through(feed, fn, ListSink()), hour, on_exit="cancel") as job:
         await until(lambda: job.status == "restarting")
         asked = asyncio.create_task(job.query("map-1", "x", 0))
@@ -400,8 +400,9 @@ async def test_a_manifest_published_by_a_dying_attempt_is_not_taken_away_from_th
         asked = asyncio.create_task(handle.checkpoint())
         await entered.wait()
         asked.cancel()
-        await until(lambda: job.restarts == 1)
+        await until(lambda: not job.running.is_set())
         files.heal()
+        await until(lambda: job.restarts == 1)
         feed.end()
         async with asyncio.timeout(PATIENCE):
             await handle.wait()
