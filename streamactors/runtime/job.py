@@ -70,6 +70,7 @@ class Job:
         self._store: CheckpointStore | None = None
         self._policy = RestartPolicy.of(spec.config.effective_restart)
         self._attempt: Attempt | None = None
+        self._last_metrics: dict[str, Any] = {}
         self._stopping = False
         self.running = asyncio.Event()
         """Set while an attempt runs."""
@@ -157,7 +158,16 @@ class Job:
         try:
             await attempt.run()
         finally:
+            self._last_metrics = self._read_last_metrics(attempt)
             self._attempt = None
+
+    def _read_last_metrics(self, attempt: Attempt) -> dict[str, Any]:
+        """A gauge is the user's code, and may reach for what has been closed: that must not hide how it ended."""
+        try:
+            return attempt.metrics()
+        except Exception as error:
+            log.warning("%s: the last metrics could not be read: %s", self.name, error, exc_info=error)
+            return {}
 
     async def _prepare(self, restored: Restorable | None) -> AttemptSpec:
         config = self._spec.config
@@ -268,7 +278,7 @@ class Job:
         return self._attempt
 
     def metrics(self) -> dict[str, Any]:
-        subtasks = self._attempt.metrics() if self._attempt is not None else {}
+        subtasks = self._attempt.metrics() if self._attempt is not None else self._last_metrics
         return {
             "status": self.status,
             "restarts": self.restarts,

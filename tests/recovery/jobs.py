@@ -20,6 +20,7 @@ T = TypeVar("T")
 FLOW = "orders"
 PACED = 64
 """Records between two pauses of a paced job."""
+LETTERS = sa.OutputTag("letters", sa.DeadLetter)
 OPENED = "operator opened"
 """Printed by each subtask of the stateful step, so that a test sees how far a start has come."""
 
@@ -31,6 +32,8 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     sources: list[str]
     """Folders, or topics where there are `brokers`; several are joined by union."""
     output: str
+    letters: str = ""
+    """A folder for the dead letters of lines that can't be decoded; without it they fail the job."""
     brokers: str = ""
     source_parallelism: int = 1
     parallelism: int = 2
@@ -126,7 +129,7 @@ def customer_key(total: Total) -> bytes:
 def source_of(settings: Settings, name: str) -> Any:
     if settings.brokers:
         return KafkaSource(settings.brokers, name, value=sa.Json(Order), bounded=not settings.endless)
-    return FileSource(name, value=sa.Json(Order))
+    return FileSource(name, value=sa.Json(Order), on_error=LETTERS if settings.letters else "fail")
 
 
 def sink_of(settings: Settings) -> Any:
@@ -143,14 +146,19 @@ def sink_of(settings: Settings) -> Any:
 
 def flow_of(settings: Settings) -> sa.Dataflow:
     flow = sa.Dataflow(FLOW)
+    width = settings.source_parallelism
     streams = [
-        flow.source(f"orders-{number}", source_of(settings, name), parallelism=settings.source_parallelism)
+        flow.source(f"orders-{number}", source_of(settings, name), parallelism=width)
         for number, name in enumerate(settings.sources)
     ]
-    orders = streams[0].union(*streams[1:]) if len(streams) > 1 else streams[0]
+    if settings.letters:
+        letters = streams[0].union(*streams[1:]).side_output(LETTERS)
+        letters.sink("letters", FileSink(settings.letters, value=sa.Json()))
     if settings.pace and settings.brake == "orders":
-        orders = orders.map(paced(settings.pace / settings.source_parallelism), parallelism=settings.source_parallelism)
-    lines: Any = orders.flat_map(halves if settings.flat else whole, parallelism=settings.source_parallelism)
+        rate = settings.pace / len(streams) / width
+        streams = [stream.map(paced(rate), parallelism=width) for stream in streams]
+    orders = streams[0].union(*streams[1:])
+    lines: Any = orders.flat_map(halves if settings.flat else whole, parallelism=width)
     if settings.rebalanced:
         lines = lines.rebalance().map(lambda line: line, parallelism=settings.parallelism)
     totals: Any = lines.key_by(lambda line: line.customer).process("totals", Totals)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+import streamactors as sa
 from tests.recovery.jobs import Line, Order, Settings, Total, halves, whole
 
 ByCustomer = Mapping[str, Sequence[Total]]
@@ -72,18 +73,38 @@ def by_customer(totals: Iterable[Total]) -> dict[str, list[Total]]:
 
 
 # -------------------------------------------------------------------------------------------------------------- files
-def write_logs(folder: Path, logs: Sequence[Sequence[Order]]) -> None:
+def write_logs(folder: Path, logs: Sequence[Sequence[Order]], *, poison_every: int = 0) -> list[str]:
+    """One file a log. After every so many orders a line that is none: returns where these are."""
     folder.mkdir()
     encode = msgspec.json.Encoder().encode
+    poisoned = []
     for number, log in enumerate(logs):
-        (folder / f"orders-{number}.jsonl").write_bytes(b"".join(encode(order) + b"\n" for order in log))
+        path = folder / f"orders-{number}.jsonl"
+        lines = []
+        for count, order in enumerate(log, start=1):
+            lines.append(encode(order))
+            if poison_every and count % poison_every == 0:
+                lines.append(b"poison")
+                poisoned.append(f"{path}:{len(lines)}")
+        path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return poisoned
 
 
 def totals_in(folder: Path) -> list[Total]:
     """What is visible, in the order written: a customer's parts are one subtask's while an attempt runs."""
     decode = msgspec.json.Decoder(Total).decode
+    return [decode(line) for line in visible_lines(folder)]
+
+
+def letters_in(folder: Path) -> list[str]:
+    """Where the dead letters came from, sorted."""
+    decode = msgspec.json.Decoder(sa.DeadLetter).decode
+    return sorted(decode(line).origin for line in visible_lines(folder))
+
+
+def visible_lines(folder: Path) -> list[bytes]:
     parts = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    return [decode(line) for part in parts for line in part.read_bytes().splitlines()]
+    return [line for part in parts for line in part.read_bytes().splitlines()]
 
 
 def hidden_in(folder: Path) -> list[str]:

@@ -1,5 +1,5 @@
 """A job from files to files in a process that is killed by SIGKILL at random moments: its visible output equals a
-plain computation, nothing lost, nothing doubled, per customer in order."""
+plain computation, nothing lost, nothing doubled, per customer in order; each undecodable line is one dead letter."""
 
 import random
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from tests.recovery.jobs import Settings
-from tests.recovery.orders import by_customer, check, hidden_in, random_orders, totals_in, write_logs
+from tests.recovery.orders import by_customer, check, hidden_in, letters_in, random_orders, totals_in, write_logs
 from tests.recovery.processes import kill_until_finished, new_seed
 
 pytestmark = [pytest.mark.kill, pytest.mark.slow]
@@ -36,20 +36,16 @@ def rescaled(rng: random.Random) -> dict[str, Any]:
     }
 
 
+UNION: dict[str, Any] = {"flat": True, "exchanged": True, "mailbox_capacity": 256, "brake": "orders"}
+
+
 @pytest.mark.parametrize(
     ("folders", "shape", "scale"),
     [
         pytest.param(1, {"mailbox_capacity": 512}, unchanged, id="running totals"),
-        pytest.param(
-            2,
-            {"flat": True, "exchanged": True, "mailbox_capacity": 256},
-            unchanged,
-            id="union, flat_map and two exchanges",
-        ),
+        pytest.param(2, UNION, unchanged, id="union, flat_map and two exchanges"),
         pytest.param(1, {"rebalanced": True}, rescaled, id="rebalanced, rescaled at every start"),
-        pytest.param(
-            3, {"flat": True, "exchanged": True, "mailbox_capacity": 256}, rescaled, id="union, rescaled at every start"
-        ),
+        pytest.param(3, UNION, rescaled, id="union, rescaled at every start"),
     ],
 )
 async def test_killed_at_random_moments(
@@ -58,21 +54,25 @@ async def test_killed_at_random_moments(
     seed = new_seed()
     logs = random_orders(random.Random(seed), ORDERS, logs=3 * folders)
     sources = [tmp_path / f"in-{number}" for number in range(folders)]
-    for number, source in enumerate(sources):
-        write_logs(source, logs[3 * number : 3 * number + 3])
+    poisoned = [
+        origin
+        for number, source in enumerate(sources)
+        for origin in write_logs(source, logs[3 * number : 3 * number + 3], poison_every=97)
+    ]
     settings = Settings(
         storage=str(tmp_path / "checkpoints"),
         sources=[str(source) for source in sources],
         output=str(tmp_path / "out"),
+        letters=str(tmp_path / "letters"),
         **shape,
     )
     story = await kill_until_finished(
-        lambda rng: msgspec.structs.replace(settings, **scale(rng)), pace=PACE, kills=KILLS, seed=seed
+        lambda rng: msgspec.structs.replace(settings, **{**scale(rng), **shape}), pace=PACE, kills=KILLS, seed=seed
     )
-    found = by_customer(totals_in(tmp_path / "out"))
     try:
-        check(found, logs, settings)
-        assert hidden_in(tmp_path / "out") == []
+        check(by_customer(totals_in(tmp_path / "out")), logs, settings)
+        assert letters_in(tmp_path / "letters") == sorted(poisoned)
+        assert hidden_in(tmp_path / "out") == hidden_in(tmp_path / "letters") == []
         assert story.restores > 1, "hardly any of its starts found a checkpoint"
     except AssertionError as error:
         error.add_note(str(story))

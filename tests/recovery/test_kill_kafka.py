@@ -70,7 +70,7 @@ async def test_killed_at_random_moments(
     logs = random_orders(random.Random(seed), ORDERS, logs=PARTITIONS)
     settings = await prepared(kafka, tmp_path, logs, **shape)
     story = await kill_until_finished(
-        lambda rng: msgspec.structs.replace(settings, **scale(rng)), pace=PACE, kills=KILLS, seed=seed
+        lambda rng: msgspec.structs.replace(settings, **{**scale(rng), **shape}), pace=PACE, kills=KILLS, seed=seed
     )
     try:
         check(by_customer(await totals_of(kafka.bootstrap, settings.output)), logs, settings)

@@ -376,36 +376,40 @@ async def test_a_manifest_published_by_a_dying_attempt_is_not_taken_away_from_th
     next attempt looks for the latest one."""
     files = failing_files(tmp_path)
     feed, sink = Feed(), ListSink[int]()
-    entered, failed = asyncio.Event(), []
+    failed: list[int] = []
 
-    async def fn(value: int) -> int:
+    def fn(value: int) -> int:
         if value == 2 and not failed:
             failed.append(value)
-            entered.set()
-            await stall.reached.wait()
             raise ValueError("once")
         return value
 
     flow = sa.Dataflow("sums")
-    flow.source("numbers", feed).key_by(lambda _: 0).process("sum", Sum, chain=False).map(fn, chain=False).sink("out", sink)
-    job = _job(
-        flow.graph(), config(tmp_path, restart=RESTARTS), restore="latest", fresh=False, resources=None, files=files
-    )
+    flow.source("numbers", feed).key_by(lambda _: 0).process("sum", Sum).map(fn).sink("out", sink)
+    restarting = config(tmp_path, restart=RESTARTS)
+    job = _job(flow.graph(), restarting, restore="latest", fresh=False, resources=None, files=files)
     feed.put(1)
     async with _supervised(job, None, "cancel", NO_TIME) as handle:
-        await handle.checkpoint()
-        # The look whether a newer run has begun, which follows the manifest.
-        stall = files.stall("stat", "*")
-        feed.put(1)
+        await until(lambda: handle.metrics()["subtasks"]["sum[0]"]["nodes"]["sum"]["records_in"] == 1)
+        # The second look whether a newer run has begun, which follows the manifest.
+        published = tmp_path / "sums/run-1/attempt-1/chk-1/manifest"
+        stall = files.stall("list", "*")
         asked = asyncio.create_task(handle.checkpoint())
-        await entered.wait()
-        asked.cancel()
+        await stall.reached.wait()
+        while not published.exists():
+            stall.reached.clear()
+            files.heal()
+            stall = files.stall("list", "*")
+            await asyncio.sleep(0.001)
+        feed.put(1)
         await until(lambda: not job.running.is_set())
         files.heal()
         await until(lambda: job.restarts == 1)
         feed.end()
         async with asyncio.timeout(PATIENCE):
             await handle.wait()
+        with pytest.raises(sa.CheckpointFailed):
+            await asked
     assert sink.values == [1, 2]
     assert job.restarts == 1
     assert not [error for error in job.failures if isinstance(error, sa.CorruptCheckpoint)]

@@ -19,7 +19,7 @@ class Model(msgspec.Struct):
     steps: int
 
 
-ARRAYS = [
+ARRAYS: list[np.ndarray[Any, Any]] = [
     np.arange(6, dtype=np.float32).reshape(2, 3),
     np.asfortranarray(np.arange(6).reshape(2, 3)),
     np.array(3.5),
