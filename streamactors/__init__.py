@@ -1,7 +1,6 @@
 """Stateful stream processing as an asyncio library: `import streamactors as sa`."""
 
-from streamactors.api.dataflow import Dataflow
-from streamactors.api.stream import KeyedStream, Stream
+from streamactors.api.dataflow import Dataflow, KeyedStream, Stream
 from streamactors.config import Checkpoints, Config, Deployment, Heap, Local, Restart, StateBackend
 from streamactors.elements import DeadLetter, ErrorRoute, OutputTag
 from streamactors.errors import (

@@ -9,8 +9,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapp
 from contextlib import asynccontextmanager
 from typing import Any, Literal, TypeVar, overload
 
-from streamactors.api.dataflow import Dataflow
-from streamactors.api.stream import Stream, graph_with_sink
+from streamactors.api.dataflow import Dataflow, Stream, graph_with_sink
 from streamactors.checkpoint.storage import Files
 from streamactors.clock import SYSTEM, Clock
 from streamactors.config import Config, require_supported, resolve

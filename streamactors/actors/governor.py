@@ -3,8 +3,8 @@
 Yielding actor by actor is not enough: 13 actors that each yield every 3 ms hold a web endpoint on the same loop for
 40 ms a turn. So one governor per loop owns one budget, which runs from the first actor's work in a turn. An actor asks
 `due()` between slices of work, and where it is spent, waits its turn. Waiting actors are released one a turn, first
-come first served; one that finds its turn's budget spent by an actor that was idle before stays first in the queue, so
-that it gets its slice however busy the loop is.
+come first served; one that finds its turn's budget spent by an actor that was idle before has the next turn to itself,
+so that it gets its slice however busy the loop is.
 """
 
 import asyncio
@@ -27,6 +27,8 @@ class Governor:
         self._open = False
         self._worked = False
         """Whether somebody has begun to work in this turn."""
+        self._reserved = False
+        """Whether the turn is kept for the waiter that was released last."""
         self._deadline = 0.0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
@@ -41,19 +43,30 @@ class Governor:
 
     def due(self) -> bool:
         """Whether this turn's budget is spent; the first caller of a turn opens it."""
+        if self._reserved:
+            return True
         if not self._open:
             self._open_turn()
         if not self._worked:
-            self._worked = True
-            self._deadline = self._monotonic() + BUDGET
+            self._begin()
             return False
         return self._monotonic() >= self._deadline
+
+    def _begin(self) -> None:
+        self._worked = True
+        self._deadline = self._monotonic() + BUDGET
 
     async def turn(self) -> None:
         """Until a turn with budget left is this actor's."""
         await self._released(self._waiting.append)
-        while self.due():
+        if not self.due():
+            return
+        self._reserved = True
+        try:
             await self._released(self._waiting.appendleft)
+        finally:
+            self._reserved = False
+        self._begin()
 
     async def _released(self, enqueue: Callable[[asyncio.Future[None]], None]) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -11,7 +11,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from streamactors.elements import Batch, DeadLetter, ErrorRoute, OutputTag
 from streamactors.errors import InvalidDataflow, NotBound, RecordFailed, StreamactorsError
@@ -230,6 +230,15 @@ def dead_letter(uid: str, value: Any, origin: str | None, error: BaseException) 
     return DeadLetter(uid=uid, origin=origin or "", value=value, error=what, traceback=trace)
 
 
+class Mark(NamedTuple):
+    """How much a context had emitted at one moment, into which lists: `take` begins new ones."""
+
+    values: list[Any]
+    emitted: int
+    sides: dict[str, tuple[list[Any], list[int | None]]]
+    counts: dict[str, int]
+
+
 class RecordContext(Cursor, Context[Any, Any]):
     """The one `Context` of a link: the cursor of its state, and the collector of its output."""
 
@@ -267,17 +276,20 @@ class RecordContext(Cursor, Context[Any, Any]):
     async def drain(self) -> None:
         await self._drain(self)
 
-    def mark(self) -> dict[str | None, int]:
-        """How much has been emitted so far, by side output (None: the main one)."""
-        return {None: len(self._values), **{name: len(values) for name, (values, _) in self._sides.items()}}
+    def mark(self) -> "Mark":
+        counts = {name: len(values) for name, (values, _) in self._sides.items()}
+        return Mark(self._values, len(self._values), self._sides, counts)
 
-    def roll_back(self, mark: dict[str | None, int]) -> None:
-        """Take back what was emitted since: the record in hand failed, and goes to the dead letters instead."""
-        del self._values[mark[None] :]
+    def roll_back(self, mark: "Mark") -> None:
+        """Take back what was emitted since: the record in hand failed, and goes to the dead letters instead. What it
+        has drained is gone; then all that is left is its own."""
+        emitted = mark.emitted if self._values is mark.values else 0
+        del self._values[emitted:]
         if self._stamps is not None:
-            del self._stamps[mark[None] :]
+            del self._stamps[emitted:]
+        counts = mark.counts if self._sides is mark.sides else {}
         for name, (values, stamps) in self._sides.items():
-            del values[mark.get(name, 0) :], stamps[mark.get(name, 0) :]
+            del values[counts.get(name, 0) :], stamps[counts.get(name, 0) :]
 
     def take(self) -> Batch | None:
         """The main output so far; the next emit begins a new one."""

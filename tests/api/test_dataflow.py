@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from connectors.memory import ListSink, ListSource
-from streamactors.api.dataflow import Dataflow
-from streamactors.api.stream import Stream
+from streamactors.api.dataflow import Dataflow, Stream
 from streamactors.config import Checkpoints, Config
 from streamactors.errors import InvalidConfig, InvalidDataflow
 from streamactors.graph.logical import Node, SourceSpec

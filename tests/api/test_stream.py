@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from connectors.memory import ListSink, ListSource
-from streamactors.api.dataflow import Dataflow
-from streamactors.api.stream import KeyedStream, Stream, graph_with_sink
+from streamactors.api.dataflow import Dataflow, KeyedStream, Stream, graph_with_sink
 from streamactors.elements import DeadLetter, OutputTag
 from streamactors.errors import InvalidDataflow
 from streamactors.graph.logical import Broadcast, Edge, Forward, Keyed, Node, Partitioning, Rebalance

@@ -164,7 +164,7 @@ def test_failures_are_tolerated_in_a_row() -> None:
 
 
 def test_a_time_out_names_who_is_missing_and_answers_the_request() -> None:
-    coordinator = make(tolerable_failures=1)
+    coordinator = make(tolerable_failures=1, interval=None)
     coordinator.on(c.Started(), 0)
     coordinator.on(c.Requested(1), 1)
     coordinator.on(c.Acknowledged("source", 1, None), 2)
@@ -420,6 +420,11 @@ class AnythingThatMayHappen(RuleBasedStateMachine):
         self.tickets.add(ticket)
         self.stopped = not drain
         self.feed(c.SourcesStopped(ticket, drain=drain))
+
+    @precondition(lambda self: not self.alive())
+    @rule()
+    def it_is_over(self) -> None:
+        assert self.finished or self.failed
 
     @invariant()
     def a_wake_up_is_never_in_vain(self) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import datetime as dt
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -200,7 +200,3 @@ def frames(error: BaseException) -> list[str]:
 
 def warnings_in(records: Sequence[logging.LogRecord]) -> str:
     return "\n".join(record.getMessage() for record in records if record.levelno >= logging.WARNING)
-
-
-Events = Sequence[tuple[str, int]]
-Found = Mapping[str, Sequence[int]]

@@ -2,6 +2,7 @@
 broker gone in the middle. What a read_committed consumer sees equals a plain computation: nothing lost, nothing
 doubled, per customer in order."""
 
+import asyncio
 import random
 import signal
 from collections.abc import Callable, Sequence
@@ -11,8 +12,14 @@ from typing import Any
 import msgspec
 import pytest
 
+import streamactors as sa
+from connectors.kafka import KafkaSink
+from connectors.kafka.sink import KafkaWriter
+from streamactors.sinks import SinkContext
 from streamactors.testing import KafkaBroker
+from tests.connectors.kafka.driving import eventually, visible
 from tests.kafka_topics import Topics
+from tests.recovery.flows import EventLog, Sum, by_key, config, dropped, read, sums
 from tests.recovery.jobs import Order, Settings
 from tests.recovery.orders import by_customer, check, random_orders
 from tests.recovery.processes import CHECKPOINTED, RESTORING, finish, kill_until_finished, new_seed, started
@@ -78,6 +85,48 @@ async def test_killed_at_random_moments(
     except AssertionError as error:
         error.add_note(str(story))
         raise
+
+
+class DyingWriter(KafkaWriter[Any]):
+    """Its process dies before its commit is sent."""
+
+    async def commit(self, checkpoint: int) -> None:
+        await asyncio.Event().wait()
+
+
+class DyingSink(KafkaSink[Any]):
+    def writer(self, ctx: SinkContext) -> DyingWriter:
+        return DyingWriter(self, ctx)
+
+
+@pytest.mark.parametrize("parallelism", [1, 2, 3])
+async def test_the_next_start_commits_what_a_complete_checkpoint_lists(
+    kafka: KafkaBroker, topics: Topics, tmp_path: Path, parallelism: int
+) -> None:
+    """Also at another parallelism, where other subtasks have it to do."""
+    topic, storage = await topics.new(), tmp_path / "storage"
+    log = EventLog(tmp_path / "events.jsonl")
+    log.add(*((f"key-{number % 7}", number) for number in range(50)))
+    options: dict[str, Any] = {"value": sa.Json(Sum), "transactional_id_prefix": topic}
+    dying = DyingSink(kafka.bootstrap, topic, **options)
+    async with dropped(sums(log.source(follow=True), dying, parallelism=2), config(storage)) as job:
+        await read(job, log)
+        await job.checkpoint()
+        complete = {key: list(totals) for key, totals in log.expected.items()}
+        log.add(("key-1", 5))
+        await read(job, log)  # in the transaction after, which nobody commits
+    assert await visible(kafka.bootstrap, topic) == []
+    sink = KafkaSink(kafka.bootstrap, topic, **options)
+    flow = sums(log.source(follow=True), sink, parallelism=parallelism)
+    async with sa.start(flow, config(storage)) as job:
+        await eventually(lambda: totals_by_key(kafka, topic), complete)
+        await read(job, log)
+    assert await totals_by_key(kafka, topic) == log.expected
+
+
+async def totals_by_key(kafka: KafkaBroker, topic: str) -> dict[str, list[int]]:
+    records = await visible(kafka.bootstrap, topic)
+    return by_key(msgspec.json.decode(record.value, type=Sum) for record in records)
 
 
 async def test_stopped_by_sigterm_and_resumed(kafka: KafkaBroker, tmp_path: Path) -> None:

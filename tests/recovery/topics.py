@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 from aiokafka import AIOKafkaProducer
 
-from tests.connectors.kafka.driving import eventually, see_nothing_open, visible
+from tests.connectors.kafka.driving import see_nothing_open, visible
 from tests.recovery.jobs import Order, Total
 
 
@@ -25,12 +25,3 @@ async def totals_of(brokers: str, topic: str) -> list[Total]:
     await see_nothing_open(brokers, topic)
     decode = msgspec.json.Decoder(Total).decode
     return [decode(record.value) for record in await visible(brokers, topic)]
-
-
-async def until_visible(brokers: str, topic: str, count: int) -> None:
-    """Some time at least `count` records are committed."""
-
-    async def enough() -> bool:
-        return len(await visible(brokers, topic)) >= count
-
-    await eventually(enough, True)

@@ -1,0 +1,147 @@
+"""The source's input: positions exact at every slice, undecodable records routed once, stop and drain."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamactors.elements import END
+from streamactors.errors import RecordFailed
+from streamactors.metrics import MetricGroup
+from streamactors.runtime.inputs import SourceInput
+from streamactors.sources import SourceContext
+from tests.runtime.feeds import Feed, Undecodable, until
+
+LOG: Any = None
+
+
+def open_input(feed: Feed, restored: Any = None, *, limit: Any = None, letters: list[Any] | None = None) -> SourceInput:
+    context = SourceContext("flow", "source", 0, 1, True, LOG, MetricGroup())
+    into = None if letters is None else lambda batch: letters.extend(letter.value for letter in batch.values)
+    return SourceInput(
+        "source", feed.reader(context), restored, wake=lambda: None, limit=limit or (lambda: 3), dead_letters=into
+    )
+
+
+async def next_of(source: SourceInput) -> Any:
+    taken: Any = None
+
+    def took() -> bool:
+        nonlocal taken
+        taken = source.take()
+        return taken is not None
+
+    await until(took)
+    return taken[1]
+
+
+@given(
+    raw=st.lists(st.lists(st.booleans(), max_size=12), min_size=1, max_size=3),
+    limits=st.lists(st.integers(1, 5), min_size=1),
+    cut=st.integers(0, 20),
+    chunk=st.integers(1, 6),
+)
+def test_positions_are_exact_at_any_slice(raw: list[list[bool]], limits: list[int], cut: int, chunk: int) -> None:
+    """What was taken before a snapshot and what a new reader gives from there is everything, once, in order."""
+
+    async def run() -> None:
+        feed = Feed(len(raw), chunk=chunk)
+        for split, kinds in enumerate(raw):
+            feed.values[split] = [(split, n) if good else Undecodable() for n, good in enumerate(kinds)]
+        feed.end()
+        wanted = [[value for value in values if isinstance(value, tuple)] for values in feed.values]
+        garbled = [id(value) for values in feed.values for value in values if isinstance(value, Undecodable)]
+        step = iter(limits * 100)
+        seen: list[Any] = []
+        letters: list[Any] = []
+        first = open_input(feed, limit=lambda: next(step), letters=letters)
+        await first.open()
+        for _ in range(cut):
+            element = await next_of(first)
+            if element is END:
+                break
+            seen += element.values
+        positions = first.snapshot(1)
+        await first.close()
+        second = open_input(feed, positions, letters=letters)
+        await second.open()
+        while (element := await next_of(second)) is not END:
+            seen += element.values
+        await second.close()
+        for split in range(len(raw)):
+            assert [value for value in seen if value[0] == split] == wanted[split]
+        assert sorted(map(id, letters)) == sorted(garbled)
+
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        runner.run(run())
+
+
+async def test_an_undecodable_record_without_a_route_fails_with_its_origin() -> None:
+    feed = Feed()
+    feed.put(1, Undecodable())
+    source = open_input(feed)
+    await source.open()
+    with pytest.raises(RecordFailed, match="operator 'source' failed, record 0@1: undecodable: ValueError: garbled"):
+        await next_of(source)
+    await source.close()
+
+
+async def test_stop_gives_nothing_more_and_keeps_the_position() -> None:
+    feed = Feed()
+    feed.put(1, 2, 3, 4)
+    source = open_input(feed)
+    await source.open()
+    assert (await next_of(source)).values == [1, 2, 3]
+    source.stop(drain=False)
+    assert source.take() is None
+    assert source.snapshot(1) == {"0": 3}
+    await source.close()
+
+
+async def test_drain_ends_the_data_once_at_the_position_reached() -> None:
+    feed = Feed()
+    feed.put(1, 2, 3, 4)
+    source = open_input(feed)
+    await source.open()
+    await next_of(source)
+    source.stop(drain=True)
+    assert source.take() == (0, END)
+    source.stop(drain=True)
+    assert source.take() is None and source.snapshot(1) == {"0": 3}
+    await source.close()
+
+
+async def test_the_reader_hears_of_completed_checkpoints_only() -> None:
+    feed = Feed()
+    feed.put(1, 2, 3, 4)
+    source = open_input(feed)
+    await source.open()
+    for number in (1, 2, 3):
+        source.snapshot(number)
+        if number == 1:
+            await next_of(source)
+    source.aborted(3)
+    await source.completed(2)
+    await source.completed(3)
+    await source.completed(1)
+    assert feed.completed == [(2, {"0": 3})]
+    assert source._at_checkpoint == {}
+    await source.close()
+
+
+async def test_a_reader_that_was_not_opened_is_not_closed() -> None:
+    feed = Feed()
+    await open_input(feed).close()
+    assert feed.closed == 0
+
+
+async def test_closing_ends_the_read_under_way() -> None:
+    feed = Feed()
+    source = open_input(feed)
+    await source.open()
+    assert source.take() is None
+    before = asyncio.all_tasks()
+    await source.close()
+    assert len(before) == len(asyncio.all_tasks()) + 1 and feed.closed == 1
