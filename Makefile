@@ -30,7 +30,7 @@ test: $(INSTALLED) kafka ## all tests, on a real Kafka broker too (Java 17, Mave
 	$(BIN)/python -m pytest
 
 test-fast: $(INSTALLED) ## the tests that need neither Kafka nor killed processes nor patience
-	$(BIN)/python -m pytest -q -m "not kafka and not kill and not slow"
+	$(BIN)/python -m pytest -q -n auto -m "not kafka and not kill and not slow"
 
 check: $(INSTALLED) ## ruff, mypy --strict, pyright over the typing tests, the layers of imports
 	$(BIN)/ruff check .

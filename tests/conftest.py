@@ -13,8 +13,12 @@ from tests.leaks import held, leaving_no_task, left_since
 FAILED = pytest.StashKey[bool]()
 
 
+USES_KAFKA = {"kafka", "own", "secured"}
+"""Fixtures that start a broker."""
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
-    if "kafka" in getattr(item, "fixturenames", ()):
+    if USES_KAFKA & set(getattr(item, "fixturenames", ())):
         item.add_marker("kafka")
 
 

@@ -1,6 +1,7 @@
 """The governor, by a clock that only work moves: how long all actors together hold the loop in one turn."""
 
 import asyncio
+import functools
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -58,9 +59,10 @@ async def test_13_actors_hold_the_loop_no_longer_than_the_budget_and_a_slice() -
 
 
 async def test_actors_take_turns() -> None:
-    clock, order = WorkClock(), []
+    clock = WorkClock()
+    order: list[int] = []
     governor = Governor(clock)
-    await turns_seen(clock, [actor(governor, clock, 40, lambda n=n: order.append(n)) for n in range(5)])  # type: ignore[misc]
+    await turns_seen(clock, [actor(governor, clock, 40, functools.partial(order.append, n)) for n in range(5)])
     assert order == [0, 1, 2, 3, 4]
 
 
@@ -74,7 +76,8 @@ async def test_a_busy_loop_starves_nobody() -> None:
 
 async def test_an_actor_whose_budget_was_spent_by_another_stays_first() -> None:
     """Actors that are idle and woken come without waiting; they can't push one that waits back for ever."""
-    clock, finished = WorkClock(), []
+    clock = WorkClock()
+    finished: list[bool] = []
     governor = Governor(clock)
 
     async def intruder() -> None:

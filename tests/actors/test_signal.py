@@ -37,7 +37,9 @@ async def test_a_cancelled_waiter_takes_no_signal_with_it() -> None:
 
 
 async def test_a_set_between_the_wake_up_and_the_waking_is_seen_by_who_wakes() -> None:
-    signal, seen, news = Signal(), [], []
+    signal = Signal()
+    seen: list[str] = []
+    news: list[str] = []
 
     async def wait() -> None:
         await signal.wait()

@@ -43,7 +43,7 @@ CHOICES = st.lists(st.integers(0, 999), max_size=60)
 
 
 def run(model: Model, choices_made: list[int]) -> None:
-    """Any interleaving of taking, aborting and leaving; what upstream dropped, and what hangs, is aborted in the end."""
+    """Any interleaving of taking, aborting and leaving; what upstream dropped is aborted in the end."""
     open_barriers = {n for s in model.scripts for n in s if isinstance(n, int) and n}
     steps = iter(choices_made)
     while choices := model.choices():
@@ -103,7 +103,7 @@ def _after(model: Model, step: Callable[[Model], None], to_abort: int | None) ->
     return exhaust(copied, to_abort)
 
 
-# ------------------------------------------------------------------------------------------------------------ directed
+# ------------------------------------------------------------------------------------------------------------- directed
 def head(channel: int, checkpoint: int) -> p.BarrierAtHead:
     return p.BarrierAtHead(channel, Barrier(checkpoint))
 

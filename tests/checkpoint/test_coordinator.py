@@ -37,7 +37,7 @@ def complete(coordinator: CheckpointCoordinator[str], checkpoint: int, now: floa
     return coordinator.on(c.ManifestWritten(checkpoint), now)
 
 
-# ------------------------------------------------------------------------------------------------------------ triggering
+# ----------------------------------------------------------------------------------------------------------- triggering
 def test_nothing_starts_before_every_subtask_runs() -> None:
     coordinator = make()
     assert coordinator.on(c.Requested(1), 100) == []
@@ -91,7 +91,7 @@ def test_one_checkpoint_serves_all_requests_that_wait() -> None:
     assert [action.tickets for action in complete(coordinator, 2, 3) if isinstance(action, c.Notify)] == [(2, 3)]
 
 
-# ------------------------------------------------------------------------------------------------------------ completion
+# ----------------------------------------------------------------------------------------------------------- completion
 def test_the_order_from_acknowledgements_to_the_receipt() -> None:
     coordinator = make()
     coordinator.on(c.Started(), 0)
@@ -146,7 +146,7 @@ def test_a_commit_covers_earlier_checkpoints() -> None:
     assert coordinator.on(c.Committed("sink", 2), 22) == [c.WriteReceipt(1), c.WriteReceipt(2)]
 
 
-# --------------------------------------------------------------------------------------------------------------- failure
+# -------------------------------------------------------------------------------------------------------------- failure
 def test_failures_are_tolerated_in_a_row() -> None:
     coordinator = make(tolerable_failures=2, interval=None)
     coordinator.on(c.Started(), 0)
@@ -183,7 +183,7 @@ def test_a_manifest_that_is_being_written_does_not_time_out() -> None:
     assert coordinator.deadline() is None
 
 
-# --------------------------------------------------------------------------------------------------------- the end of it
+# -------------------------------------------------------------------------------------------------------- the end of it
 def end(coordinator: CheckpointCoordinator[str], now: float) -> list[c.Action]:
     return [action for subtask in SUBTASKS for action in coordinator.on(c.DataEnded(subtask), now)]
 
@@ -197,6 +197,19 @@ def test_a_final_checkpoint_follows_the_end_of_data_and_is_committed_before_the_
     assert c.Finish not in kinds(coordinator.on(c.ManifestWritten(1), 3))
     assert c.Finish not in kinds(coordinator.on(c.Committed("sink", 1), 4))
     assert coordinator.on(c.ReceiptWritten(1), 5) == [c.Finish()]
+
+
+def test_a_late_receipt_of_an_earlier_checkpoint_finishes_nothing() -> None:
+    coordinator = make()
+    coordinator.on(c.Started(), 0)
+    coordinator.on(c.Tick(), 10)
+    complete(coordinator, 1, 11)
+    assert coordinator.on(c.Committed("sink", 1), 12) == [c.WriteReceipt(1)]
+    end(coordinator, 13)
+    complete(coordinator, 2, 14)
+    assert coordinator.on(c.ReceiptWritten(1), 15) == []
+    coordinator.on(c.Committed("sink", 2), 16)
+    assert coordinator.on(c.ReceiptWritten(2), 17) == [c.Finish()]
 
 
 def test_without_transactions_the_final_manifest_is_the_end() -> None:

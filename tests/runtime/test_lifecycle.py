@@ -12,11 +12,13 @@ import pytest
 import streamactors as sa
 from connectors.memory import ListSink, ListSource
 from streamactors.checkpoint.restorable import list_checkpoints
+from streamactors.checkpoint.storage import LocalFiles
+from streamactors.clock import SYSTEM
 from streamactors.deploy import local
 from streamactors.launch import _job, _supervised
-from tests.runtime.feeds import PATIENCE, Endless, Feed, until
+from streamactors.testing.failing_files import FailingFiles
+from tests.runtime.feeds import PATIENCE, Endless, Feed, Undecodable, until
 
-pytestmark = pytest.mark.asyncio
 NO_TIME = dt.timedelta(0)
 RESTARTS = sa.Restart.fixed(NO_TIME, 5)
 
@@ -53,7 +55,7 @@ def through(source: Any, fn: Callable[[Any], Any], sink: ListSink[Any]) -> sa.Da
 # ------------------------------------------------------------------------------------------- cancellation in user code
 async def test_a_cancellation_raised_by_user_code_fails_the_job_instead_of_hanging_it() -> None:
     async def fetch(_: int) -> int:
-        call = asyncio.get_running_loop().create_future()
+        call: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         call.cancel()  # such as a client that was closed under its user
         return await call
 
@@ -145,7 +147,8 @@ async def test_user_code_that_swallows_its_cancellation_processes_nothing_more(
 
     refused: list[Exception] = []
     flow = sa.Dataflow("stubborn")
-    flow.source("numbers", ListSource(range(10))).key_by(lambda v: 0).process("stubborn", Stubborn).sink("out", ListSink())
+    numbers = flow.source("numbers", ListSource(range(10))).key_by(lambda v: 0)
+    numbers.process("stubborn", Stubborn).sink("out", ListSink())
     async with sa.start(flow) as job:
         await entered.wait()
         async with asyncio.timeout(PATIENCE):
@@ -220,7 +223,7 @@ async def test_requests_that_wait_for_a_restart_end_with_the_job() -> None:
 
     flow = through(feed, fn, ListSink())
     hour = sa.Config(restart=sa.Restart.fixed(dt.timedelta(hours=1), 1))
-    with pytest.raises(sa.JobFailed):
+    with pytest.raises(sa.JobFailed):  # noqa: PT012 (raised on leaving the block)
         async with sa.start(flow, sa.Config(restart=sa.Restart.none())) as job:
             feed.put(1)
             await until(lambda: job.status == "failed")
@@ -294,7 +297,7 @@ async def test_a_query_for_a_subtask_that_has_ended_is_refused() -> None:
         assert await job.query("sum", Sum.total, 0) == 1
         ending.end()
         async with asyncio.timeout(PATIENCE):
-            with pytest.raises(sa.StateAccessError, match="ended"):
+            with pytest.raises(sa.StateAccessError, match="ended"):  # noqa: PT012 (sooner or later)
                 while True:
                     await job.query("sum", Sum.total, 0)
 
@@ -313,7 +316,8 @@ async def test_stop_during_the_final_checkpoint_returns_it(tmp_path: Path) -> No
     files = failing_files(tmp_path)
     stall = files.stall("create", "*/manifest")
     feed, sink = Feed(), ListSink[int]()
-    job = _job(summing(feed, sink).graph(), config(tmp_path), restore="latest", fresh=False, resources=None, files=files)
+    graph = summing(feed, sink).graph()
+    job = _job(graph, config(tmp_path), restore="latest", fresh=False, resources=None, files=files)
     async with _supervised(job, None, "cancel", NO_TIME) as handle:
         feed.put(1)
         feed.end()
@@ -327,11 +331,7 @@ async def test_stop_during_the_final_checkpoint_returns_it(tmp_path: Path) -> No
     assert sink.values == [1]
 
 
-def failing_files(folder: Path) -> Any:
-    from streamactors.checkpoint.storage import LocalFiles
-    from streamactors.clock import SYSTEM
-    from streamactors.testing.failing_files import FailingFiles
-
+def failing_files(folder: Path) -> FailingFiles:
     return FailingFiles(LocalFiles(folder.as_uri(), clock=SYSTEM))
 
 
@@ -416,8 +416,6 @@ async def test_a_manifest_published_by_a_dying_attempt_is_not_taken_away_from_th
 
 
 async def test_dead_letters_leave_at_once_on_a_quiet_stream() -> None:
-    from tests.runtime.feeds import Undecodable
-
     dead = sa.OutputTag("dead", sa.DeadLetter)
     feed, letters = Feed(dead=dead), ListSink[sa.DeadLetter]()
     flow = sa.Dataflow("quiet")

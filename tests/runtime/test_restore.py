@@ -90,7 +90,7 @@ def test_every_piece_reaches_one_subtask(before: int, after: int) -> None:
 
 
 def test_state_of_an_unknown_operator_is_refused_unless_given_up() -> None:
-    with pytest.raises(IncompatibleState, match=r"operator 'count', which the flow no longer has.*drop_state=\['count'\]"):
+    with pytest.raises(IncompatibleState, match=r"'count', which the flow no longer has.*drop_state=\['count'\]"):
         plan_restore(stored(2), planned(2, count="total"))
     restores = plan_restore(stored(2), planned(2, count="total"), {"count"})
     assert {uid for _, uid in restores} == {"source", "sink"}
@@ -108,5 +108,5 @@ def test_another_max_parallelism_is_refused() -> None:
 
 
 def test_another_kind_of_step_under_the_same_uid_is_refused() -> None:
-    with pytest.raises(IncompatibleState, match="'count' was a process when the checkpoint was taken, and is a map now"):
+    with pytest.raises(IncompatibleState, match="'count' was a process when .* and is a map now"):
         plan_restore(stored(1), planned(1, kind="map"))

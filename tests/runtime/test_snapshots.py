@@ -97,7 +97,8 @@ async def test_reported_once_when_stored_and_left_in_either_order() -> None:
         assert isinstance(report, SnapshotStored) and report.checkpoint == 1 and report.subtask == SUBTASK
         [node] = report.state.nodes
         assert node.positions == {"0": 7} and node.pending == ("tx",)
-        assert [(ref.group, ref.offset, ref.length) for ref in node.keyed[0].blocks] == [(2, 0, 3), (1, 3, 2), (0, 5, 1)]
+        blocks = [(ref.group, ref.offset, ref.length) for ref in node.keyed[0].blocks]
+        assert blocks == [(2, 0, 3), (1, 3, 2), (0, 5, 1)]
         assert node.keyed[0].file.size == 6
         taken.barrier_left(1)
         await taken.close()

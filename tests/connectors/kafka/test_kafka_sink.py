@@ -3,7 +3,6 @@
 import asyncio
 import re
 from collections import defaultdict
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -320,12 +319,6 @@ async def test_what_waits_is_bounded_in_bytes(
         await settle(writer)
     assert 0 < most <= 100_000
     assert sum((await end_offsets(kafka.bootstrap, topic, isolation="read_uncommitted")).values()) == 10_001
-
-
-@pytest.fixture
-async def own() -> AsyncIterator[KafkaBroker]:
-    async with KafkaBroker(own=True) as broker:
-        yield broker
 
 
 @pytest.mark.parametrize("delivery", ["exactly-once", "at-least-once"])

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -230,12 +229,6 @@ async def test_without_a_group_nothing_is_committed(kafka: KafkaBroker, topics: 
 
 
 # ------------------------------------------------------------------------------------------------------ outages
-
-
-@pytest.fixture
-async def own() -> AsyncIterator[KafkaBroker]:
-    async with KafkaBroker(own=True) as broker:
-        yield broker
 
 
 async def test_an_outage_is_ridden_out(own: KafkaBroker, caplog: pytest.LogCaptureFixture) -> None:
