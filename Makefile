@@ -34,6 +34,7 @@ test-fast: $(INSTALLED) ## the tests that need neither Kafka nor killed processe
 
 check: $(INSTALLED) ## ruff, mypy --strict, pyright over the typing tests, the layers of imports
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
 	$(BIN)/mypy
 	$(BIN)/pyright
 	$(BIN)/lint-imports

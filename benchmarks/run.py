@@ -91,9 +91,7 @@ def overheads(rows: Sequence[Row]) -> str:
     by_name = {row.name: row for row in rows}
     pairs = [(f"(b) running sum, p={p}", f"(b) p={p}, checkpoints") for p in (1, 4)]
     shares = [
-        statistics.median(
-            on / off - 1 for off, on in zip(by_name[without].flow, by_name[with_].flow, strict=True)
-        )
+        statistics.median(on / off - 1 for off, on in zip(by_name[without].flow, by_name[with_].flow, strict=True))
         for without, with_ in pairs
     ]
     return "checkpoints each second cost (b): " + ", ".join(f"{share:+.0%}" for share in shares) + " of the time"

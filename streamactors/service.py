@@ -1,11 +1,11 @@
 """Embedding a job in a web service: a health endpoint for any ASGI framework.
 
-    async def lifespan(app):
-        async with sa.start(flow, config) as job:
-            app.state.job = job
-            yield
+async def lifespan(app):
+    async with sa.start(flow, config) as job:
+        app.state.job = job
+        yield
 
-    app = Starlette(routes=[Route("/health", health(lambda: app.state.job))], lifespan=lifespan)
+app = Starlette(routes=[Route("/health", health(lambda: app.state.job))], lifespan=lifespan)
 """
 
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping

@@ -24,7 +24,7 @@ from streamactors.cli.progress import ProgressMeter, as_line
 from streamactors.runtime.info import CheckpointInfo
 from tests.programs import PATIENCE, ROOT, Program, streamactors
 
-JOBS = '''
+JOBS = """
 import asyncio, datetime as dt, os
 from pathlib import Path
 import msgspec
@@ -95,7 +95,7 @@ def failing():
 
 if __name__ == "__main__":
     sa.main(live(), config)
-'''
+"""
 
 CUSTOMERS = 7
 Lines = list[dict[str, Any]]

@@ -225,5 +225,3 @@ def _print_settings(settings: list[Setting], *, as_log: bool) -> None:
     shown = max(len(setting.value) for setting in settings)
     for setting in settings:
         typer.echo(f"{setting.name:{width}}  {setting.value:{shown}}  {setting.origin}")
-
-

@@ -12,9 +12,7 @@ from streamactors.sinks import SinkContext, SinkWriter, WriterSink
 class SinkLink(Link):
     """Two-phase commit is the writer's; when to prepare and to commit is the subtask's."""
 
-    def __init__(
-        self, ctx: LinkContext, writer: SinkWriter[Any], restored: Sequence[Any], *, committed: bool
-    ) -> None:
+    def __init__(self, ctx: LinkContext, writer: SinkWriter[Any], restored: Sequence[Any], *, committed: bool) -> None:
         super().__init__(ctx)
         self.writer = writer
         self._restored = restored

@@ -179,9 +179,7 @@ class Job:
         run, attempt, widest = 0, self.restarts + 1, dict[str, int]()
         if self._store is not None:
             sinks = {
-                uid: vertex.parallelism
-                for uid, (vertex, node) in plan.node.items()
-                if isinstance(node.spec, SinkSpec)
+                uid: vertex.parallelism for uid, (vertex, node) in plan.node.items() if isinstance(node.spec, SinkSpec)
             }
             attempt = await self._store.begin_attempt(sinks)
             run, widest = self._store.run, dict(self._store.widest)

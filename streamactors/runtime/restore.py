@@ -96,5 +96,3 @@ def _positions(nodes: Sequence[NodeState], vertex: Vertex, index: int) -> dict[s
 def stored_max_parallelism(manifest: Manifest) -> int | None:
     """What was chosen once is kept."""
     return max((operator.max_parallelism for operator in manifest.operators), default=None)
-
-

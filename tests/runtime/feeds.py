@@ -7,7 +7,7 @@ from typing import Any
 from streamactors.elements import DeadLetter, OutputTag
 from streamactors.sources import Position, SourceBatch, SourceContext, SplitReader, SplitSource, UndecodableRecord
 
-PATIENCE = 3.0
+PATIENCE = 20.0
 """Seconds until a wait counts as a hang."""
 
 

@@ -106,9 +106,7 @@ async def test_results_without_checkpoints(topology: Callable[..., None], parall
 
 @pytest.mark.parametrize("parallelism", [1, 2])
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-async def test_crashes_lose_and_double_nothing(
-    topology: Callable[..., None], parallelism: int, tmp_path: Path
-) -> None:
+async def test_crashes_lose_and_double_nothing(topology: Callable[..., None], parallelism: int, tmp_path: Path) -> None:
     numbers: list[Any] = list(NUMBERS)
     for place in (1400, 900, 400, 20):
         numbers.insert(place, CRASH)
