@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import inspect
 import logging
 import os
 import signal
@@ -190,14 +191,16 @@ async def _supervised(
 ) -> AsyncIterator[JobHandle]:
     task = asyncio.get_running_loop().create_task(job.run(), name=f"job {job.name}")
     handle = JobHandle(job, task)
+    reactions: list[asyncio.Future[Any]] = []
     try:
         await _started(job, task)
-        task.add_done_callback(lambda ended: _tell_failure(job, ended, on_failure))
+        task.add_done_callback(lambda ended: _tell_failure(job, ended, on_failure, reactions))
         yield handle
         await _leave(handle, task, on_exit, exit_timeout)
     finally:
         if not task.done():
             await handle.cancel()
+        await asyncio.gather(*reactions)
 
 
 async def _started(job: Job, task: "asyncio.Task[None]") -> None:
@@ -223,12 +226,18 @@ async def _leave(
         _raise_failure(task)
 
 
-def _tell_failure(job: Job, task: "asyncio.Task[None]", on_failure: Callable[[BaseException], Any] | None) -> None:
+def _tell_failure(
+    job: Job,
+    task: "asyncio.Task[None]",
+    on_failure: Callable[[BaseException], Any] | None,
+    reactions: list[asyncio.Future[Any]],
+) -> None:
+    """`on_failure` may be `async def`: its task joins `reactions`, which are awaited on leaving."""
     if task.cancelled() or (error := task.exception()) is None:
         return
     log.critical("%s: the job has failed: %s", job.name, error, exc_info=error)
-    if on_failure is not None:
-        on_failure(error)
+    if on_failure is not None and inspect.isawaitable(reaction := on_failure(error)):
+        reactions.append(asyncio.ensure_future(reaction))
 
 
 async def collect(stream: Stream[T], config: Config | None = None) -> list[T]:

@@ -76,6 +76,23 @@ async def test_a_failure_cancels_nothing_and_is_told(caplog: pytest.LogCaptureFi
     assert "the job has failed" in caplog.text
 
 
+async def test_the_reaction_to_a_failure_may_be_async_and_is_awaited() -> None:
+    told: list[str] = []
+
+    async def tell(error: BaseException) -> None:
+        await asyncio.sleep(0)
+        told.append(type(error).__name__)
+
+    flow = sa.Dataflow("sums")
+    flow.source("numbers", feed := Feed()).map(lambda v: 1 // v).sink("out", ListSink())
+    with pytest.raises(sa.JobFailed):  # noqa: PT012 (raised on leaving the block)
+        async with sa.start(flow, on_failure=tell) as job:
+            feed.put(0)
+            with pytest.raises(sa.JobFailed):
+                await job.wait()
+    assert told == ["JobFailed"]
+
+
 async def test_what_keeps_it_from_starting_is_raised_on_entering(tmp_path: Path) -> None:
     feed = Feed()
     async with sa.start(flow_of(feed, ListSink()), config(tmp_path), on_exit="cancel"):
