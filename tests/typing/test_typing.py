@@ -17,7 +17,8 @@ Errors = dict[int, str]
 
 def mypy(path: Path) -> Errors:
     """With the settings of pyproject.toml, which are strict; errors in imported files are `make check`'s."""
-    found = [json.loads(line) for line in output_of("mypy", "--output=json", str(path)).splitlines()]
+    # Where it finds nothing, some versions print an empty line.
+    found = [json.loads(line) for line in output_of("mypy", "--output=json", str(path)).split("\n") if line.strip()]
     return {each["line"]: each["message"] for each in found if Path(each["file"]).name == path.name}
 
 
