@@ -56,10 +56,10 @@ class RunningTotal(sa.KeyedOperator[str, Order, Total]):
         ctx.emit(Total(order.id, ctx.key, self.cents.get()))
 
 
-def build(bootstrap: str, orders: str, totals: str) -> sa.Dataflow:
+def build(bootstrap: str, orders: str, totals: str, *, bounded: bool) -> sa.Dataflow:
     flow = sa.Dataflow("kafka-totals")
     (
-        flow.source("orders", KafkaSource(bootstrap, orders, value=sa.Json(Order), bounded=True))
+        flow.source("orders", KafkaSource(bootstrap, orders, value=sa.Json(Order), bounded=bounded))
         .key_by(lambda order: order.customer)
         .process("totals", RunningTotal)
         .sink("out", KafkaSink(bootstrap, totals, value=sa.Json(Total), key=lambda total: total.customer.encode()))
@@ -82,9 +82,10 @@ class Demo:
     count: int
 
     @asynccontextmanager
-    async def job(self) -> AsyncIterator[asyncio.subprocess.Process]:
-        """The job in a process of its own, which does not outlive the block."""
-        work = ("--work", self.bootstrap, self.storage, self.orders, self.totals)
+    async def job(self, *, bounded: bool) -> AsyncIterator[asyncio.subprocess.Process]:
+        """The job in a process of its own, which does not outlive the block; unbounded, it would wait for more."""
+        reading = "bounded" if bounded else "unbounded"
+        work = ("--work", self.bootstrap, self.storage, self.orders, self.totals, reading)
         process = await asyncio.create_subprocess_exec(sys.executable, "-m", "examples.kafka_totals", *work, cwd=ROOT)
         try:
             yield process
@@ -100,9 +101,9 @@ def made_up(count: int) -> Iterator[Order]:
         yield Order(id, f"c{(id * id + id // 7) % CUSTOMERS}", id % 1_000 + 1)
 
 
-async def write_orders(demo: Demo) -> None:
+async def write_orders(demo: Demo, start: int, stop: int) -> None:
     """Keyed by customer, so that each customer's orders keep their order."""
-    orders = made_up(demo.count)
+    orders = islice(made_up(demo.count), start, stop)
     async with AIOKafkaProducer(bootstrap_servers=demo.bootstrap, linger_ms=20, max_batch_size=1 << 18) as producer:
         while some := list(islice(orders, 5_000)):
             sent = [
@@ -195,7 +196,7 @@ def compare(expected: Mapping[str, Sequence[Total]], found: Mapping[str, Sequenc
 # ------------------------------------------------------------------------------------------------------------ the demo
 async def kill_in_the_middle(demo: Demo, seen: Results) -> None:
     """As soon as the first results are committed."""
-    async with demo.job() as process:
+    async with demo.job(bounded=False) as process:
         while not seen.found:
             if process.returncode is not None:
                 raise SystemExit(f"the job ended with exit code {process.returncode} and no result")
@@ -203,11 +204,11 @@ async def kill_in_the_middle(demo: Demo, seen: Results) -> None:
         process.send_signal(signal.SIGKILL)
         code = await process.wait()
     if code != -signal.SIGKILL:
-        raise SystemExit(f"the job ended with exit code {code} before it could be killed: give it more orders")
+        raise SystemExit(f"the job ended with exit code {code} before it could be killed")
 
 
 async def run_to_the_end(demo: Demo) -> None:
-    async with demo.job() as process:
+    async with demo.job(bounded=True) as process:
         if code := await process.wait():
             raise SystemExit(f"the second run ended with exit code {code}")
 
@@ -217,12 +218,14 @@ def say(text: str) -> None:
 
 
 async def demonstrate(demo: Demo) -> Verdict:
-    say(f"1. {demo.count:,} orders of {CUSTOMERS:,} customers go into topic {demo.orders}")
-    await write_orders(demo)
+    half = demo.count // 2
+    say(f"1. {half:,} orders of {CUSTOMERS:,} customers go into topic {demo.orders}")
+    await write_orders(demo, 0, half)
     say("2. The job runs, in a process of its own")
     async with results(demo) as seen:
         await kill_in_the_middle(demo, seen)
-        say(f"3. Killed by SIGKILL, with the first {seen.found:,} results committed")
+        say(f"3. Killed by SIGKILL, with the first {seen.found:,} results committed; then the other orders come")
+        await write_orders(demo, half, demo.count)
         await run_to_the_end(demo)
         say("4. The second run went on from the last checkpoint, and has finished")
         await seen.read_to_the_end()
@@ -242,11 +245,13 @@ async def run(count: int) -> Verdict:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Kafka to Kafka, exactly-once, with a SIGKILL in the middle.")
     parser.add_argument("--orders", type=int, default=ORDERS, help=f"how many (default {ORDERS:,})")
-    parser.add_argument("--work", nargs=4, metavar=("BROKERS", "STORAGE", "ORDERS", "TOTALS"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--work", nargs=5, metavar=("BROKERS", "STORAGE", "ORDERS", "TOTALS", "READING"), help=argparse.SUPPRESS
+    )
     given = parser.parse_args()
     if given.work:
-        bootstrap, storage, orders, totals = given.work
-        sa.main(build(bootstrap, orders, totals), config(storage))
+        bootstrap, storage, orders, totals, reading = given.work
+        sa.main(build(bootstrap, orders, totals, bounded=reading == "bounded"), config(storage))
     verdict = asyncio.run(run(given.orders))
     print(verdict)
     return 0 if verdict.equal else 1
