@@ -208,10 +208,10 @@ class Attempt:
         self._signal.set()
 
     # ------------------------------------------------------------------------------------------------------ requests
-    def checkpoint(self, target: str | None = None) -> asyncio.Future[CheckpointInfo]:
+    def checkpoint(self) -> asyncio.Future[CheckpointInfo]:
         """Ask for a checkpoint now."""
         ticket, answer = self._new_ticket()
-        self._receive(decide.Requested(ticket, target))
+        self._receive(decide.Requested(ticket))
         return answer
 
     def stop(self, *, drain: bool) -> asyncio.Future[CheckpointInfo] | None:
