@@ -6,7 +6,7 @@ Reading and writing have their own modules; what both need of a cluster is here.
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -121,19 +121,9 @@ class Cluster:
             raise InvalidConfig(f"aiokafka refuses the client options: {error}") from None
         self.metadata.add_listener(self._count_update)
         try:
-            await self._bootstrap()
+            await connected(self._client.bootstrap())
         except (KafkaConnectionError, TimeoutError) as error:
             raise await self._diagnosis() from error
-
-    async def _bootstrap(self) -> None:
-        bootstrap = asyncio.ensure_future(self._client.bootstrap())
-        try:
-            await asyncio.wait([bootstrap], timeout=CONNECT_SECONDS)
-            if not bootstrap.done():
-                raise TimeoutError
-            bootstrap.result()
-        finally:
-            await _settle(bootstrap)
 
     async def close(self) -> None:
         client, self._client = self._client, None
@@ -295,6 +285,20 @@ class Cluster:
         settings.pop("retry_backoff_ms", None)
         settings.pop("connections_max_idle_ms", None)
         return {"client_id": "streamactors", **settings}
+
+
+async def connected(connecting: Coroutine[Any, Any, None]) -> None:
+    """Await aiokafka's first connection, for CONNECT_SECONDS at most, so that cancelling it leaves none behind.
+
+    Raises TimeoutError."""
+    bootstrap = asyncio.ensure_future(connecting)
+    try:
+        await asyncio.wait([bootstrap], timeout=CONNECT_SECONDS)
+        if not bootstrap.done():
+            raise TimeoutError
+        bootstrap.result()
+    finally:
+        await _settle(bootstrap)
 
 
 async def _settle(bootstrap: "asyncio.Future[None]") -> None:

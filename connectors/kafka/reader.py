@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError, TopicAuthorizationFailedError
 from aiokafka.structs import TopicPartition
 
-from connectors.kafka.cluster import Cluster, TopicState
+from connectors.kafka.cluster import Cluster, TopicState, connected
 from connectors.kafka.decoding import Values, WholeRecords, decoded
 from connectors.kafka.errors import AccessDenied, BrokersUnreachable, ReadFailed
 from connectors.kafka.groups import GroupCommits, committed_offsets
@@ -321,8 +321,8 @@ class KafkaReader(SplitReader[T], Generic[T]):
             **{"client_id": "streamactors", "fetch_max_bytes": FETCH_BYTES, **self._reading.client.all()},
         )
         try:
-            await self._consumer.start()
-        except KafkaError as error:
+            await connected(self._consumer.start())
+        except (KafkaError, TimeoutError) as error:
             raise BrokersUnreachable(f"can't connect to Kafka at {self._reading.brokers}: {error}") from error
 
     def _seek_all(self) -> None:
