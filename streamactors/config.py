@@ -141,8 +141,10 @@ class FailureRate(Restart):
 class Checkpoints:
     """Files lie under `<storage>/<flow name>/`.
 
-    `timeout` counts from the trigger; `min_pause` from the end of one to the trigger of the next;
-    `tolerable_failures` in a row; `retain` counts complete checkpoints.
+    `alignment` "unaligned": barriers overtake records, which are then stored as in flight; `alignment_timeout`: they do
+    so once a checkpoint has not been aligned for so long (0: at once). Both need exactly-once (Flink: unaligned
+    checkpoints). `timeout` counts from the trigger, as does `alignment_timeout`; `min_pause` from the end of one to the
+    trigger of the next; `tolerable_failures` in a row; `retain` counts complete checkpoints.
     """
 
     storage: str
@@ -165,12 +167,31 @@ class Checkpoints:
         _check_choice("checkpoints.alignment", self.alignment, ("aligned", "unaligned"))
         if self.alignment_timeout is not None:
             _check_duration("checkpoints.alignment_timeout", self.alignment_timeout)
+        self._check_alignment()
         _check_duration("checkpoints.timeout", self.timeout, positive=True)
         _check_duration("checkpoints.min_pause", self.min_pause)
         _check_whole("checkpoints.max_concurrent", self.max_concurrent)
         _check_whole("checkpoints.tolerable_failures", self.tolerable_failures, least=0)
         _check_whole("checkpoints.retain", self.retain, remedy="the latest checkpoint is always kept")
         _check_type("checkpoints.incremental", self.incremental, bool, "True or False")
+
+    def _check_alignment(self) -> None:
+        if self.mode == "at-least-once" and self.may_overtake:
+            name = "alignment" if self.alignment == "unaligned" else "alignment_timeout"
+            raise InvalidConfig(
+                f"checkpoints.{name} = {_shown(getattr(self, name))}: with mode = 'at-least-once' nothing waits for an "
+                "alignment, so there is nothing to overtake: leave it out, or use mode = 'exactly-once'"
+            )
+        if self.alignment == "unaligned" and self.alignment_timeout is not None:
+            raise InvalidConfig(
+                f"checkpoints.alignment_timeout = {_shown(self.alignment_timeout)}: with alignment = 'unaligned' "
+                "barriers overtake at once: leave it out, or use alignment = 'aligned', which turns unaligned after it"
+            )
+
+    @property
+    def may_overtake(self) -> bool:
+        """Whether a barrier may go ahead of records, which are then in flight."""
+        return self.alignment == "unaligned" or self.alignment_timeout is not None
 
     def __repr__(self) -> str:
         settings = [f"{name}={getattr(self, name)!r}" for name in _differing(self) if name != "storage"]
@@ -259,16 +280,11 @@ def resolve(
 
 def unsupported(config: Config) -> list[str]:
     """What `config` asks for and this version has not, each with the way round; empty if all is there."""
-    checkpoints = config.checkpoints
     found: dict[str, tuple[object, bool, str]] = {
         "execution": (config.execution, config.execution == "streaming", "use 'streaming'"),
         "state_backend": (config.state_backend, config.state_backend in ("heap", Heap()), "use 'heap'"),
         "deployment": (config.deployment, config.deployment in (None, Local()), "use Local()"),
     }
-    if checkpoints is not None:
-        alignment, limit = checkpoints.alignment, checkpoints.alignment_timeout
-        found["checkpoints.alignment"] = (alignment, alignment == "aligned", "use 'aligned'")
-        found["checkpoints.alignment_timeout"] = (limit, limit is None, "leave it out")
     return [
         f"{name} = {_shown(value)} is not available in this version: {remedy}"
         for name, (value, supported, remedy) in found.items()

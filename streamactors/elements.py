@@ -20,7 +20,8 @@ class Batch:
     """Records as parallel lists of one length.
 
     `timestamps`, `keys`, `groups` (key groups) and `origins` (record numbers, `split` being their prefix) are None
-    where the stream has none. Lists are shared between batches and never changed once a batch has been handed on.
+    where the stream has none. Groups may travel on without keys, as those of the records that these were made from.
+    Lists are shared between batches and never changed once a batch has been handed on.
     """
 
     __slots__ = ("groups", "keys", "origins", "split", "timestamps", "values")
@@ -80,7 +81,7 @@ class Batch:
 
     def with_values(self, values: Sequence[Any]) -> "Batch":
         """Other values one for one; keys go, since they belonged to the old values."""
-        return Batch(values, self.timestamps, None, None, self.origins, self.split)
+        return Batch(values, self.timestamps, None, self.groups, self.origins, self.split)
 
     def with_keys(self, keys: Sequence[Any], groups: Sequence[int]) -> "Batch":
         return Batch(self.values, self.timestamps, keys, groups, self.origins, self.split)
@@ -115,6 +116,11 @@ class Barrier(msgspec.Struct, frozen=True, gc=False):
     checkpoint: int
     target: str | None = None
     """The URI of a savepoint; None for a checkpoint."""
+    overtakes: bool = False
+    """Goes ahead of what is queued, which is then in flight (Flink: unaligned checkpoint)."""
+    overtakes_at: int | None = None
+    """When it begins to, in milliseconds since the epoch, where it has not been aligned until then (Flink: aligned
+    checkpoint timeout); None: never."""
 
     @property
     def savepoint(self) -> bool:

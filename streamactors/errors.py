@@ -134,3 +134,17 @@ class JobNotRunning(CheckpointFailed):
     """A request (a checkpoint, a stop, a query) to a job that has ended."""
 
     retryable = False
+
+
+class SimulationFailed(StreamactorsError):
+    """A simulated run broke an invariant; the message ends with the command that replays it."""
+
+    retryable = False
+
+
+class Disturbed(StreamactorsError):
+    """A fault that the simulation has put in: a record, a read or a request that fails for no reason."""
+
+
+class Crashed(BaseException):
+    """Raised by every operation of a simulated process from its crash on: nothing that it does reaches the world."""

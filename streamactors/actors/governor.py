@@ -33,12 +33,13 @@ class Governor:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     @classmethod
-    def of_running_loop(cls) -> "Governor":
+    def of_running_loop(cls, monotonic: Callable[[], float] = SYSTEM.monotonic) -> "Governor":
+        """The loop's one governor. It measures by the clock that it was first asked for with."""
         loop = asyncio.get_running_loop()
         governor = _governors.get(loop)
         if governor is None:
             # A governor keeps no reference to its loop, so that this entry goes with the loop.
-            governor = _governors[loop] = cls()
+            governor = _governors[loop] = cls(monotonic)
         return governor
 
     def due(self) -> bool:

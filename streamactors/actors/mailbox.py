@@ -2,11 +2,12 @@
 
 Invariants. Items of one channel are taken in the order they were put. What is queued on a channel never weighs more
 than its quota (an item of weight 0 needs no room). A blocked channel gives nothing, and holds nobody else up. The
-control lane is neither bounded nor blocked. Ready channels are served round-robin.
+control lane is neither bounded nor blocked. Ready channels are served round-robin. An announced item is told of on its
+arrival, and still taken in its turn. The tap sees every item on its arrival, before anybody can take it.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 from streamactors.actors.signal import Signal
@@ -32,6 +33,9 @@ class Mailbox(Generic[M]):
         self.channels = channels
         self.signal = Signal()
         self.control: deque[Any] = deque()
+        self.announced: deque[tuple[int, M]] = deque()
+        """Items put with `announce`, in the order of their arrival, with their channels; taken by the receiver."""
+        self.tap: Callable[[int, M], None] | None = None
         self.quota = max(1, capacity // max(1, channels))
         self.byte_quota = max(1, byte_capacity // max(1, channels))
         self._channels: list[_Channel[M]] = [_Channel() for _ in range(channels)]
@@ -43,7 +47,7 @@ class Mailbox(Generic[M]):
         state = self._channels[channel]
         return 0 if state.bytes >= self.byte_quota else self.quota - state.queued
 
-    def put(self, channel: int, item: M, weight: int, size: int = 0) -> None:
+    def put(self, channel: int, item: M, weight: int, size: int = 0, *, announce: bool = False) -> None:
         """Queue an item of `weight` records and `size` bytes; the sender has asked for room."""
         state = self._channels[channel]
         if weight > self.quota - state.queued:
@@ -53,6 +57,10 @@ class Mailbox(Generic[M]):
         state.items.append((item, weight, size))
         state.queued += weight
         state.bytes += size
+        if announce:
+            self.announced.append((channel, item))
+        if self.tap is not None:
+            self.tap(channel, item)
         self.signal.set()
 
     def notify_room(self, channel: int, wake: Callable[[], None]) -> None:
@@ -94,6 +102,10 @@ class Mailbox(Generic[M]):
                 if state.items:
                     self._ready.append(channel)
                     self.signal.set()
+
+    def items(self, channel: int) -> Iterator[M]:
+        """What is queued on a channel, in order."""
+        return (item for item, _, _ in self._channels[channel].items)
 
     @property
     def queued(self) -> int:

@@ -15,6 +15,8 @@ from streamactors.checkpoint.protocol import (
     Aborted,
     Acknowledge,
     Action,
+    AlignmentTimedOut,
+    BarrierAnnounced,
     BarrierAtHead,
     BarrierLeft,
     Block,
@@ -27,64 +29,73 @@ from streamactors.checkpoint.protocol import (
     Triggered,
     UnblockAll,
 )
+from streamactors.checkpoint.settled import Settled
 from streamactors.elements import Barrier
 
 
 class AlignedBarriers:
-    """The aligned protocol of a subtask with `channels` input channels (0: a source)."""
+    """The aligned protocol of a subtask with `channels` input channels (0: a source). `settled` is shared with the
+    other protocols of the subtask, where there are any."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, settled: Settled | None = None) -> None:
         self._ended: set[int] = set()
         self._channels = channels
+        self._settled = Settled(channels) if settled is None else settled
         self._aligning: Barrier | None = None
         self._aligned: set[int] = set()
-        self._highest = 0
-        """The highest checkpoint snapshot or given up here: barriers at or below it are dropped."""
-        self._aborted: set[int] = set()
-        self._leaving: set[int] = set()
+        self._leaving: dict[int, Barrier] = {}
 
     def on(self, event: Event) -> list[Action]:
         match event:
             case BarrierAtHead(channel, barrier):
+                self._settled.taken(channel, barrier.checkpoint)
                 return self._barrier(channel, barrier)
             case Triggered(barrier):
-                return self._triggered(barrier)
+                self._settled.taken(0, barrier.checkpoint)
+                return [] if barrier.checkpoint in self._settled else self._snapshot(barrier)
             case ChannelEnded(channel):
                 self._ended.add(channel)
                 return self._complete_if_aligned()
             case BarrierLeft(checkpoint):
-                return self._left(checkpoint)
+                return [] if self._leaving.pop(checkpoint, None) is None else [Acknowledge(checkpoint)]
             case Aborted(checkpoint):
                 return self._abort(checkpoint)
+            case BarrierAnnounced() | AlignmentTimedOut():
+                return []
 
-    def _stale(self, checkpoint: int) -> bool:
-        return checkpoint <= self._highest or checkpoint in self._aborted
+    # --------------------------------------------------------------------------- for the protocols that wrap this one
+    @property
+    def leaving(self) -> list[Barrier]:
+        """Of checkpoints that are snapshot but not acknowledged, in their order."""
+        return list(self._leaving.values())
 
-    def _triggered(self, barrier: Barrier) -> list[Action]:
-        if self._stale(barrier.checkpoint):
+    def hand_over(self, checkpoint: int) -> frozenset[int]:
+        """Stop aligning it, if it is being aligned; the channels on which its barrier was taken: they are blocked."""
+        if self._aligning is None or self._aligning.checkpoint != checkpoint:
+            return frozenset()
+        taken = frozenset(self._aligned)
+        self._stop_aligning()
+        return taken
+
+    def overtaken_by(self, checkpoint: int) -> list[Action]:
+        """Barrier `checkpoint` came on some channel: an earlier one that did not was given up upstream."""
+        if self._aligning is None or self._aligning.checkpoint >= checkpoint:
             return []
-        return self._snapshot(barrier)
+        given_up = self._aligning.checkpoint
+        self._settled.up_to(given_up)
+        return [*self._stop_aligning(), Decline(given_up, "a later checkpoint's barrier came first")]
 
+    # ------------------------------------------------------------------------------------------------------- aligning
     def _barrier(self, channel: int, barrier: Barrier) -> list[Action]:
-        if self._stale(barrier.checkpoint):
+        if barrier.checkpoint in self._settled:
             return []
-        actions: list[Action] = []
         if self._aligning is not None and barrier.checkpoint < self._aligning.checkpoint:
             return []
-        if self._aligning is None or barrier.checkpoint > self._aligning.checkpoint:
-            actions += self._overtaken()
-            self._aligning = barrier
+        actions = self.overtaken_by(barrier.checkpoint)
+        self._aligning = self._aligning or barrier
         self._aligned.add(channel)
         actions.append(Block(channel))
         return actions + self._complete_if_aligned()
-
-    def _overtaken(self) -> list[Action]:
-        """A later barrier came first on some channel: the earlier checkpoint was given up upstream."""
-        if self._aligning is None:
-            return []
-        checkpoint = self._aligning.checkpoint
-        self._highest = checkpoint
-        return [*self._stop_aligning(), Decline(checkpoint, "a later checkpoint's barrier came first")]
 
     def _stop_aligning(self) -> list[Action]:
         self._aligning = None
@@ -98,22 +109,13 @@ class AlignedBarriers:
         return [*self._snapshot(barrier), *self._stop_aligning()]
 
     def _snapshot(self, barrier: Barrier) -> list[Action]:
-        self._highest = barrier.checkpoint
-        self._aborted = {checkpoint for checkpoint in self._aborted if checkpoint > barrier.checkpoint}
-        self._leaving.add(barrier.checkpoint)
+        self._settled.up_to(barrier.checkpoint)
+        self._leaving[barrier.checkpoint] = barrier
         return [Snapshot(barrier), Forward(barrier)]
 
-    def _left(self, checkpoint: int) -> list[Action]:
-        if checkpoint not in self._leaving:
-            return []
-        self._leaving.discard(checkpoint)
-        return [Acknowledge(checkpoint)]
-
     def _abort(self, checkpoint: int) -> list[Action]:
-        if checkpoint <= self._highest:
-            self._leaving.discard(checkpoint)
+        if checkpoint <= self._settled.highest:
+            self._leaving.pop(checkpoint, None)
             return [Discard(checkpoint)]
-        self._aborted.add(checkpoint)
-        if self._aligning is not None and self._aligning.checkpoint == checkpoint:
-            return self._stop_aligning()
-        return []
+        self._settled.give_up(checkpoint)
+        return [UnblockAll()] if self.hand_over(checkpoint) else []

@@ -31,6 +31,10 @@ class Settings(msgspec.Struct, frozen=True):
     min_pause: float = 0.0
     max_concurrent: int = 1
     tolerable_failures: int = 0
+    overtaking: bool = False
+    """Barriers overtake what is queued."""
+    alignment_timeout: float | None = None
+    """Barriers begin to overtake so long after the trigger; None: never."""
 
 
 # ------------------------------------------------------------------------------------------------------------- events
@@ -111,9 +115,10 @@ Event = (
 
 # ------------------------------------------------------------------------------------------------------------ actions
 class Trigger(msgspec.Struct, frozen=True):
-    """Put the barrier into every source."""
+    """Put the barrier into every source. `patience`: how long it may wait for its alignment; None: for ever."""
 
     barrier: Barrier
+    patience: float | None = None
 
 
 class Abort(msgspec.Struct, frozen=True):
@@ -281,13 +286,15 @@ class CheckpointCoordinator(Generic[S]):
             served = self._requests[:1] if target else [request for request in self._requests if not request.target]
             tickets += [request.ticket for request in served]
             self._requests = [request for request in self._requests if request not in served]
-        barrier = Barrier(self._next_id, target)
+        # Savepoints hold nothing in flight; nor does the final checkpoint, after which nothing would process it.
+        may_overtake = target is None and not final
+        barrier = Barrier(self._next_id, target, overtakes=may_overtake and self._settings.overtaking)
         self._next_id += 1
         self._last_trigger = now
         self._pending[barrier.checkpoint] = _Pending(barrier, now, tickets, final)
         if final:
             self._final = barrier.checkpoint
-        return Trigger(barrier)
+        return Trigger(barrier, self._settings.alignment_timeout if may_overtake else None)
 
     # ---------------------------------------------------------------------------------------------------- completion
     def _acknowledged(self, subtask: S, checkpoint: int, state: Any) -> list[Action]:

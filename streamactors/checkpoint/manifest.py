@@ -12,8 +12,8 @@ that use it.
 import hashlib
 import struct
 import zlib
-from collections.abc import Iterator
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -28,8 +28,12 @@ HEADER: Final = struct.Struct(">8s4sBHHQ16sI")
 _CHECKED: Final = HEADER.size - 4
 _TRANSACTIONAL: Final = 1
 
-KNOWN_REQUIREMENTS: Final[frozenset[str]] = frozenset()
+IN_FLIGHT: Final = "in-flight"
+KNOWN_REQUIREMENTS: Final = frozenset({IN_FLIGHT})
 """What this version can restore beyond the plain format."""
+
+EdgeKind = Literal["forward", "rebalance", "broadcast", "keyed"]
+"""How an edge spread its records; "forward" includes edges inside a chain."""
 
 
 # ----------------------------------------------------------------------------------------------------------- structure
@@ -58,6 +62,52 @@ class KeyedHandle(msgspec.Struct, frozen=True):
     blocks: tuple[BlockRef, ...]
 
 
+class EdgeKey(msgspec.Struct, frozen=True, array_like=True):
+    """Names an edge between two operators, whether chained or not, over versions of the flow. `tag`: the side output
+    that it carries. `ordinal`: among edges that are otherwise alike, as in a union of a stream with itself."""
+
+    upstream: str
+    downstream: str
+    tag: str | None = None
+    ordinal: int = 0
+
+    def __str__(self) -> str:
+        tag = "" if self.tag is None else f" (side output {self.tag!r})"
+        ordinal = f" (no. {self.ordinal + 1})" if self.ordinal else ""
+        return f"{self.upstream!r} → {self.downstream!r}{tag}{ordinal}"
+
+
+class InFlightEdge(msgspec.Struct, frozen=True, array_like=True):
+    """An edge as it was when the checkpoint was taken."""
+
+    key: EdgeKey
+    kind: EdgeKind
+
+
+class FrameRef(msgspec.Struct, frozen=True, array_like=True):
+    """One batch in flight on edge `edge` (an index into the handle's), to subtask `receiver` of its downstream operator,
+    as `length` bytes at `offset` of a file. `unsent`: it lay with subtask `sender` of its upstream operator, behind all
+    that lay with its receiver; else `sender` only tells channels apart, since who sent it may be long gone. `groups`:
+    the lowest and the highest key group of its records; None where they have none."""
+
+    edge: int
+    sender: int
+    receiver: int
+    unsent: bool
+    groups: tuple[int, int] | None
+    records: int
+    offset: int
+    length: int
+
+
+class InFlightHandle(msgspec.Struct, frozen=True):
+    """What was in flight in one subtask, in one file. Per channel, `frames` are listed in the channel's order."""
+
+    file: FileHandle
+    edges: tuple[InFlightEdge, ...]
+    frames: tuple[FrameRef, ...]
+
+
 class NodeState(msgspec.Struct, frozen=True, omit_defaults=True):
     """One operator in one subtask. `positions` by split; `pending`: a sink's transactions not known to be committed."""
 
@@ -76,13 +126,17 @@ class SubtaskState(msgspec.Struct, frozen=True, omit_defaults=True):
     index: int
     nodes: tuple[NodeState, ...]
     ended: bool = False
+    in_flight: InFlightHandle | None = None
 
 
 class OperatorMeta(msgspec.Struct, frozen=True):
+    """`named` False: the uid was made from the step's place in the flow."""
+
     uid: str
     kind: str
     parallelism: int
     max_parallelism: int
+    named: bool = True
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -111,6 +165,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             for node in subtask.nodes:
                 for keyed in node.keyed:
                     yield keyed.file
+            if subtask.in_flight is not None:
+                yield subtask.in_flight.file
 
     @property
     def state_bytes(self) -> int:
@@ -121,6 +177,22 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Entries of keyed state."""
         return sum(block.entries for _, node in self.nodes() for keyed in node.keyed for block in keyed.blocks)
 
+    @property
+    def in_flight_records(self) -> int:
+        return sum(frame.records for _, _, frame in self.in_flight())
+
+    @property
+    def in_flight_bytes(self) -> int:
+        return sum(frame.length for _, _, frame in self.in_flight())
+
+    def in_flight(self) -> Iterator[tuple[InFlightHandle, InFlightEdge, FrameRef]]:
+        """Every frame, by subtask, in listing order."""
+        for subtask in self.subtasks:
+            handle = subtask.in_flight
+            if handle is not None:
+                for frame in handle.frames:
+                    yield handle, handle.edges[frame.edge], frame
+
     def nodes(self, uid: str | None = None) -> Iterator[tuple[SubtaskState, NodeState]]:
         """Every operator subtask, or those of operator `uid`."""
         for subtask in self.subtasks:
@@ -130,6 +202,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def operator(self, uid: str) -> OperatorMeta | None:
         return next((operator for operator in self.operators if operator.uid == uid), None)
+
+
+def requirements(subtasks: Iterable[SubtaskState]) -> tuple[str, ...]:
+    """What a manifest of these has to put into `requires`."""
+    in_flight = any(subtask.in_flight is not None and subtask.in_flight.frames for subtask in subtasks)
+    return (IN_FLIGHT,) if in_flight else ()
 
 
 class Epoch(msgspec.Struct, frozen=True):
@@ -239,6 +317,7 @@ def decode(data: bytes, type: type[S], file: str) -> S:
 def encode_manifest(manifest: Manifest) -> bytes:
     """Raises UnserialisableValue, naming the operator, where positions or transactions are not plain msgpack data."""
     flags = _TRANSACTIONAL if manifest.transactional else 0
+    assert set(requirements(manifest.subtasks)) <= set(manifest.requires), "an older reader would lose data"
     try:
         return _seal(_KINDS[Manifest], msgspec.msgpack.encode(manifest), flags)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -269,7 +348,29 @@ def decode_manifest(data: bytes, file: str) -> Manifest:
     for handle in manifest.files:
         if not is_plain_path(handle.path) or handle.size < 0 or len(handle.digest) != DIGEST_SIZE:
             raise CorruptCheckpoint(f"{file} is malformed: it refers to {handle}")
+    _check_in_flight(manifest, file)
     return manifest
+
+
+def _check_in_flight(manifest: Manifest, file: str) -> None:
+    handles = [subtask.in_flight for subtask in manifest.subtasks if subtask.in_flight is not None]
+    for handle, frame in ((handle, frame) for handle in handles for frame in handle.frames):
+        if not 0 <= frame.edge < len(handle.edges):
+            raise CorruptCheckpoint(f"{file} is malformed: {frame} is on none of its {len(handle.edges)} edges")
+        edge = handle.edges[frame.edge]
+        if not _is_sound(manifest, handle.file, edge, frame):
+            raise CorruptCheckpoint(f"{file} is malformed: on the {edge.kind} edge {edge.key} it lists {frame}")
+
+
+def _is_sound(manifest: Manifest, written: FileHandle, edge: InFlightEdge, frame: FrameRef) -> bool:
+    upstream, downstream = manifest.operator(edge.key.upstream), manifest.operator(edge.key.downstream)
+    if upstream is None or downstream is None:
+        return False
+    inside = 0 <= frame.offset <= frame.offset + frame.length <= written.size
+    senders = upstream.parallelism if frame.unsent else frame.sender + 1
+    between = 0 <= frame.sender < senders and 0 <= frame.receiver < downstream.parallelism
+    grouped = frame.groups is not None or edge.kind != "keyed"
+    return inside and between and grouped and frame.records > 0
 
 
 def is_transactional(data: bytes) -> bool | None:

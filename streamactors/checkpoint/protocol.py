@@ -12,8 +12,16 @@ from streamactors.elements import Barrier
 
 
 class Triggered(msgspec.Struct, frozen=True, gc=False):
-    """The coordinator asks a source to put in a barrier."""
+    """A source has nothing in hand, and may put in a barrier that was announced."""
 
+    barrier: Barrier
+
+
+class BarrierAnnounced(msgspec.Struct, frozen=True, gc=False):
+    """A barrier has arrived at the tail of channel `channel`; what is queued ahead of it is still to be processed. (Of
+    a source, on channel 0: the coordinator's trigger has come.)"""
+
+    channel: int
     barrier: Barrier
 
 
@@ -36,13 +44,19 @@ class BarrierLeft(msgspec.Struct, frozen=True, gc=False):
     checkpoint: int
 
 
+class AlignmentTimedOut(msgspec.Struct, frozen=True, gc=False):
+    """The timer of checkpoint `checkpoint` has run out (see `StartTimer`). May come when all is done."""
+
+    checkpoint: int
+
+
 class Aborted(msgspec.Struct, frozen=True, gc=False):
     """The coordinator gave checkpoint `checkpoint` up. May come before its barrier."""
 
     checkpoint: int
 
 
-Event = Triggered | BarrierAtHead | ChannelEnded | BarrierLeft | Aborted
+Event = Triggered | BarrierAnnounced | BarrierAtHead | ChannelEnded | BarrierLeft | AlignmentTimedOut | Aborted
 
 
 class Block(msgspec.Struct, frozen=True, gc=False):
@@ -67,14 +81,41 @@ class Forward(msgspec.Struct, frozen=True, gc=False):
     barrier: Barrier
 
 
+class StartTimer(msgspec.Struct, frozen=True, gc=False):
+    """Tell when it is `barrier.overtakes_at`, unless the checkpoint has been acknowledged or discarded by then."""
+
+    barrier: Barrier
+
+
+class CaptureInHand(msgspec.Struct, frozen=True, gc=False):
+    """Persist, for this checkpoint, what is in hand at every link of the chain."""
+
+    checkpoint: int
+
+
+class Capture(msgspec.Struct, frozen=True, gc=False):
+    """Persist, for this checkpoint, what is queued on this channel ahead of its barrier; where that has not arrived
+    yet, all that is queued and what still comes, until it does (or a later barrier does)."""
+
+    checkpoint: int
+    channel: int
+
+
+class Overtake(msgspec.Struct, frozen=True, gc=False):
+    """Send the barrier ahead of all that waits in each output, whether it waits there itself or not yet, though not
+    ahead of an earlier barrier; persist what it overtook. An output that it has left already stays as it is."""
+
+    barrier: Barrier
+
+
 class Acknowledge(msgspec.Struct, frozen=True, gc=False):
-    """As soon as the snapshot is durable, tell the coordinator."""
+    """Nothing more is to be captured. As soon as the snapshot is durable, tell the coordinator."""
 
     checkpoint: int
 
 
 class Discard(msgspec.Struct, frozen=True, gc=False):
-    """Drop what a snapshot of this checkpoint still has under way."""
+    """Drop what a snapshot of this checkpoint still has under way, and its barrier where it waits in an output."""
 
     checkpoint: int
 
@@ -86,7 +127,19 @@ class Decline(msgspec.Struct, frozen=True, gc=False):
     reason: str
 
 
-Action = Block | UnblockAll | Snapshot | Forward | Acknowledge | Discard | Decline
+Action = (
+    Block
+    | UnblockAll
+    | Snapshot
+    | Forward
+    | StartTimer
+    | CaptureInHand
+    | Capture
+    | Overtake
+    | Acknowledge
+    | Discard
+    | Decline
+)
 
 
 class BarrierProtocol(Protocol):

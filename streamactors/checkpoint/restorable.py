@@ -14,7 +14,15 @@ from typing import Literal
 
 from streamactors.checkpoint import layout, manifest
 from streamactors.checkpoint.layout import Place
-from streamactors.checkpoint.manifest import BlockRef, FileHandle, KeyedHandle, Manifest, Reference
+from streamactors.checkpoint.manifest import (
+    BlockRef,
+    FileHandle,
+    FrameRef,
+    InFlightHandle,
+    KeyedHandle,
+    Manifest,
+    Reference,
+)
 from streamactors.checkpoint.storage import Files, LocalFiles, normalise_uri
 from streamactors.clock import SYSTEM, Clock
 from streamactors.errors import CorruptCheckpoint, IncompatibleState, InvalidConfig, TransactionAlreadyCommitted
@@ -84,8 +92,15 @@ class Restorable:
 
     async def read_blocks(self, handle: KeyedHandle, blocks: Sequence[BlockRef]) -> list[bytes]:
         """The bytes of some of a file's blocks; the whole file is verified first. Raises CorruptCheckpoint."""
-        await self._verify_digest(handle.file)
-        return await self.files.read_ranges(self.path(handle.file), [(block.offset, block.length) for block in blocks])
+        return await self._read(handle.file, blocks)
+
+    async def read_frames(self, handle: InFlightHandle, frames: Sequence[FrameRef]) -> list[bytes]:
+        """Likewise."""
+        return await self._read(handle.file, frames)
+
+    async def _read(self, file: FileHandle, parts: Sequence[BlockRef | FrameRef]) -> list[bytes]:
+        await self._verify_digest(file)
+        return await self.files.read_ranges(self.path(file), [(part.offset, part.length) for part in parts])
 
 
 # ------------------------------------------------------------------------------------------------------ a flow's folder

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+import msgspec
 from rich.console import Console, RenderableType
 from rich.table import Table
 
 from streamactors.checkpoint import layout
-from streamactors.checkpoint.manifest import Manifest, NodeState, OperatorMeta
+from streamactors.checkpoint.manifest import EdgeKey, Manifest, NodeState, OperatorMeta
 from streamactors.checkpoint.restorable import CheckpointSummary, list_checkpoints, load
 from streamactors.checkpoint.storage import Files, LocalFiles, normalise_uri
 from streamactors.cli.progress import in_bytes
@@ -71,12 +72,15 @@ def _totals(manifest: Manifest) -> dict[str, Any]:
         "time": dt.datetime.fromtimestamp(manifest.time_ms / 1000, dt.UTC).isoformat(timespec="milliseconds"),
         "bytes": manifest.state_bytes,
         "entries": manifest.entries,
+        "in_flight_records": manifest.in_flight_records,
+        "in_flight_bytes": manifest.in_flight_bytes,
         "final": manifest.final,
     }
 
 
 def _checkpoints(rows: Sequence[dict[str, Any]]) -> Table:
-    table = _table("checkpoint", "run", "attempt", "flow", "time", "size", "entries", "committed", "problem")
+    columns = "checkpoint", "run", "attempt", "flow", "time", "size", "entries", "in flight", "committed", "problem"
+    table = _table(*columns)
     for row in rows:
         known = "time" in row
         table.add_row(
@@ -87,6 +91,7 @@ def _checkpoints(rows: Sequence[dict[str, Any]]) -> Table:
             _local(row["time"]) if known else "",
             in_bytes(row["bytes"]) if known else "",
             f"{row['entries']:,}" if known else "",
+            f"{row['in_flight_records']:,}" if known else "",
             "yes" if row["committed"] else "no",
             f"[red]{_plain(row['problem'])}[/red]" if row["problem"] else "",
         )
@@ -115,6 +120,7 @@ async def _inspect_one(files: Files, uri: str, *, as_json: bool, verify: Depth) 
         "problem": problem,
         **_totals(manifest),
         "operators": [_operator(manifest, operator) for operator in manifest.operators],
+        "in_flight": _in_flight(manifest),
     }
     _print(content, as_json, lambda: _one(content))
     return EXIT_FAILED if problem else EXIT_OK
@@ -158,11 +164,37 @@ def _states(nodes: Iterable[NodeState]) -> dict[str, int]:
     return dict(entries)
 
 
+def _in_flight(manifest: Manifest) -> list[dict[str, Any]]:
+    """By edge."""
+    edges: dict[EdgeKey, dict[str, Any]] = {}
+    for _, edge, frame in manifest.in_flight():
+        key = edge.key
+        found = edges.setdefault(key, msgspec.structs.asdict(key) | {"kind": edge.kind, "records": 0, "bytes": 0})
+        found["records"] += frame.records
+        found["bytes"] += frame.length
+    return list(edges.values())
+
+
+def _in_flight_table(edges: Sequence[dict[str, Any]]) -> Table:
+    table = _table("in flight from", "to", "side output", "kind", "records", "size")
+    for edge in edges:
+        table.add_row(
+            _plain(edge["upstream"]),
+            _plain(edge["downstream"]) + (f" (no. {edge['ordinal'] + 1})" if edge["ordinal"] else ""),
+            _plain(edge["tag"] or ""),
+            edge["kind"],
+            f"{edge['records']:,}",
+            in_bytes(edge["bytes"]),
+        )
+    return table
+
+
 def _one(content: dict[str, Any]) -> list[RenderableType]:
     title = (
         f"[bold]{_plain(content['flow'])}[/bold] chk-{content['checkpoint']}: run {content['run']}, "
         f"attempt {content['attempt']}, {_local(content['time'])}, {in_bytes(content['bytes'])}, "
-        f"{content['entries']:,} entries, {'committed' if content['committed'] else 'not known to be committed'}"
+        f"{content['entries']:,} entries, {content['in_flight_records']:,} records in flight, "
+        f"{'committed' if content['committed'] else 'not known to be committed'}"
     )
     table = _table("operator", "kind", "parallelism", "key groups", "state", "size", "positions", "pending")
     for operator in content["operators"]:
@@ -179,7 +211,10 @@ def _one(content: dict[str, Any]) -> list[RenderableType]:
             "\n".join(_plain(_words(pending)) for subtask in subtasks for pending in subtask["pending"]),
         )
     problem = [f"[red]{_plain(content['problem'])}[/red]"] if content["problem"] else []
-    return [title, *problem, table]
+    tables: list[RenderableType] = [table]
+    if content["in_flight"]:
+        tables += ["", _in_flight_table(content["in_flight"])]
+    return [title, *problem, *tables]
 
 
 def _positions(subtask: dict[str, Any]) -> list[str]:
@@ -206,10 +241,13 @@ def _print(content: Any, as_json: bool, tables: Any) -> None:
         console.print(table)
 
 
+_NUMBERS = {"size", "entries", "records", "in flight"}
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, overflow="fold", justify="right" if column in ("size", "entries") else "left")
+        table.add_column(column, overflow="fold", justify="right" if column in _NUMBERS else "left")
     return table
 
 

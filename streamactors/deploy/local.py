@@ -1,6 +1,7 @@
 """All subtasks in this process, on the loop that starts the job."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from streamactors.actors.governor import Governor
@@ -19,11 +20,23 @@ PATIENCE = 10.0
 """Seconds that a cancelled subtask may take to release what it holds."""
 
 
+ChannelWrapper = Callable[[ChannelId, Channel], Channel]
+"""What stands in for a channel, such as one that stalls by seed."""
+
+
 class LocalAttempt:
     """The subtasks of one attempt and the tasks that run them."""
 
-    def __init__(self, spec: AttemptSpec, storage: SnapshotStorage | None, reports: Reports, clock: Clock) -> None:
+    def __init__(
+        self,
+        spec: AttemptSpec,
+        storage: SnapshotStorage | None,
+        reports: Reports,
+        clock: Clock,
+        wrap: ChannelWrapper | None = None,
+    ) -> None:
         self._reports = reports
+        self._wrap = wrap
         self._supervisor = Supervisor(self._ended)
         plan = spec.plan
         inputs = {id: plan.channels_in(id) for id in plan.subtasks}
@@ -31,9 +44,8 @@ class LocalAttempt:
             id: Mailbox(len(channels), spec.mailbox_capacity) for id, channels in inputs.items()
         }
         places = {channel: place for channels in inputs.values() for place, channel in enumerate(channels)}
-        around = Surroundings(
-            functools.partial(self._channel, places), storage, reports, Governor.of_running_loop(), clock
-        )
+        governor = Governor.of_running_loop(clock.monotonic)
+        around = Surroundings(functools.partial(self._channel, places), storage, reports, governor, clock)
         self._names = {str(id): id for id in plan.subtasks}
         self._subtasks = {id: assemble(spec, id, self._mailboxes[id], around) for id in plan.subtasks}
 
@@ -54,7 +66,8 @@ class LocalAttempt:
             self._subtasks[self._names[stuck]].revoke_state()
 
     def _channel(self, places: dict[ChannelId, int], id: ChannelId) -> Channel:
-        return MailboxChannel(self._mailboxes[id.receiver], places[id])
+        channel = MailboxChannel(self._mailboxes[id.receiver], places[id])
+        return channel if self._wrap is None else self._wrap(id, channel)
 
     def _ended(self, name: str, error: BaseException | None) -> None:
         id = self._names[name]
@@ -62,9 +75,14 @@ class LocalAttempt:
 
 
 async def deploy_locally(
-    spec: AttemptSpec, storage: SnapshotStorage | None, reports: Reports, clock: Clock
+    spec: AttemptSpec,
+    storage: SnapshotStorage | None,
+    reports: Reports,
+    clock: Clock,
+    wrap: ChannelWrapper | None = None,
 ) -> LocalAttempt:
-    attempt = LocalAttempt(spec, storage, reports, clock)
+    """`wrap` is given every channel, and gives what is used in its place."""
+    attempt = LocalAttempt(spec, storage, reports, clock, wrap)
     attempt.start()
     return attempt
 
@@ -86,6 +104,6 @@ def read_metrics(subtask: Subtask) -> dict[str, Any]:
         "capacity": subtask.mailbox.quota * subtask.mailbox.channels,
         "blocked": subtask.mailbox.blocked,
         "unsent": subtask.outputs.unsent,
-        "snapshot_seconds": subtask.snapshot_seconds,
+        "snapshot_seconds": subtask.barriers.snapshot_seconds,
         "nodes": nodes,
     }

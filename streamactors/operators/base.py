@@ -1,7 +1,8 @@
 """The classes that users derive from, and `Link`: one operator of one subtask, working on batches.
 
-Invariant of a link: `process(batch)` takes the whole batch and returns everything it emitted for it, in order; between
-two calls nothing is held back outside state. That is what lets a barrier pass between two batches.
+Invariant of a link: `process(batch)` takes the whole batch, or all of it but `rest`, and returns everything it emitted
+for what it took, in order; between two calls nothing is held back outside state. That is what lets a barrier pass
+between two calls.
 """
 
 import functools
@@ -113,6 +114,11 @@ class LinkContext:
     backend: KeyedBackend | None = None
     drain: Callable[[Batch | None, dict[str, Batch]], Coroutine[Any, Any, None]] | None = None
     """Pushes what was emitted so far on, and waits for room downstream."""
+    interrupted: Callable[[], bool] = bool
+    """Whether the subtask has something to do that should not wait for a whole batch: a link whose records may take
+    long asks between two of them, and leaves the others in `rest`."""
+    carry_groups: bool = False
+    """Whether what a keyed operator emits is to carry the key group of the record that it was emitted for."""
 
 
 @dataclass(slots=True)
@@ -128,18 +134,21 @@ class Link(ABC):
 
     sides: dict[str, Batch]
     """What the last `process` emitted to side outputs, by tag name; taken by the chain."""
+    rest: Batch | None
+    """What the last `process` has left of its batch, having been interrupted; taken by the chain."""
 
     def __init__(self, ctx: LinkContext) -> None:
         self.ctx = ctx
         self.uid = ctx.uid
         self.sides = {}
+        self.rest = None
 
     async def open(self) -> None:
         return None
 
     @abstractmethod
     async def process(self, batch: Batch) -> Batch | None:
-        """All that this batch turns into; None or empty for nothing."""
+        """All that this batch (up to `rest`) turns into; None or empty for nothing."""
 
     async def finish(self) -> Batch | None:
         """End of data: the last output."""
@@ -235,14 +244,25 @@ class Mark(NamedTuple):
 
     values: list[Any]
     emitted: int
-    sides: dict[str, tuple[list[Any], list[int | None]]]
+    sides: dict[str, "_Side"]
     counts: dict[str, int]
+
+
+class _Side(NamedTuple):
+    """What was emitted to one side output."""
+
+    values: list[Any]
+    stamps: list[int | None]
+    groups: list[int]
+
+    def cut(self, length: int) -> None:
+        del self.values[length:], self.stamps[length:], self.groups[length:]
 
 
 class RecordContext(Cursor, Context[Any, Any]):
     """The one `Context` of a link: the cursor of its state, and the collector of its output."""
 
-    __slots__ = ("_append", "_drain", "_sides", "_stamps", "_values", "timestamp")
+    __slots__ = ("_append", "_drain", "_groups", "_sides", "_stamps", "_values", "timestamp")
 
     def __init__(self, drain: Callable[["RecordContext"], Coroutine[Any, Any, None]]) -> None:
         super().__init__()
@@ -251,13 +271,15 @@ class RecordContext(Cursor, Context[Any, Any]):
         self._values: list[Any] = []
         self._append = self._values.append
         self._stamps: list[int | None] | None = None
-        self._sides: dict[str, tuple[list[Any], list[int | None]]] = {}
+        self._groups: list[int] | None = None
+        self._sides: dict[str, _Side] = {}
 
-    def begin(self, *, stamped: bool) -> None:
+    def begin(self, *, stamped: bool, grouped: bool = False) -> None:
         """Start collecting for a batch. One unstamped batch may have left stamps behind, by explicit time-stamps."""
         self._values = []
         self._append = self._values.append
         self._stamps = [] if stamped else None
+        self._groups = [] if grouped else None
         self.timestamp = None
 
     def emit(self, value: Any, timestamp: int | None = None) -> None:
@@ -269,15 +291,18 @@ class RecordContext(Cursor, Context[Any, Any]):
             self._stamps = [None] * (len(self._values) - 1) + [timestamp]
 
     def emit_to(self, tag: OutputTag[T], value: T) -> None:
-        values, stamps = self._sides.setdefault(tag.name, ([], []))
-        values.append(value)
-        stamps.append(self.timestamp)
+        side = self._sides.get(tag.name)
+        if side is None:
+            side = self._sides[tag.name] = _Side([], [], [])
+        side.values.append(value)
+        side.stamps.append(self.timestamp)
+        side.groups.append(self.group)
 
     async def drain(self) -> None:
         await self._drain(self)
 
     def mark(self) -> "Mark":
-        counts = {name: len(values) for name, (values, _) in self._sides.items()}
+        counts = {name: len(side.values) for name, side in self._sides.items()}
         return Mark(self._values, len(self._values), self._sides, counts)
 
     def roll_back(self, mark: "Mark") -> None:
@@ -287,27 +312,46 @@ class RecordContext(Cursor, Context[Any, Any]):
         del self._values[emitted:]
         if self._stamps is not None:
             del self._stamps[emitted:]
+        if self._groups is not None:
+            del self._groups[emitted:]
         counts = mark.counts if self._sides is mark.sides else {}
-        for name, (values, stamps) in self._sides.items():
-            del values[counts.get(name, 0) :], stamps[counts.get(name, 0) :]
+        for name, side in self._sides.items():
+            side.cut(counts.get(name, 0))
 
     def take(self) -> Batch | None:
         """The main output so far; the next emit begins a new one."""
         if not self._values:
             return None
-        batch = Batch(self._values, self._stamps)
+        batch = Batch(self._values, self._stamps, None, self._groups)
         self._values = []
         self._append = self._values.append
         if self._stamps is not None:
             self._stamps = []
+        if self._groups is not None:
+            self._groups = []
         return batch
 
     def take_sides(self) -> dict[str, Batch]:
         if not self._sides:
             return {}
-        sides = {name: Batch(values, _dense(stamps)) for name, (values, stamps) in self._sides.items()}
+        grouped = self._groups is not None
+        sides = {
+            name: Batch(side.values, _dense(side.stamps), None, side.groups if grouped else None)
+            for name, side in self._sides.items()
+        }
         self._sides = {}
         return sides
+
+
+class GroupedContext(RecordContext):
+    """Gives each emitted record the key group of the one in hand."""
+
+    __slots__ = ()
+
+    def emit(self, value: Any, timestamp: int | None = None) -> None:
+        super().emit(value, timestamp)
+        if self._groups is not None:
+            self._groups.append(self.group)
 
 
 def _dense(stamps: list[int | None]) -> list[int | None] | None:

@@ -1,6 +1,6 @@
 """`process`, keyed and not, and `reduce`: the steps that run a user's operator, and bind its state."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from streamactors.elements import Batch, DeadLetter, ErrorRoute, OutputTag
 from streamactors.errors import InvalidDataflow
 from streamactors.operators.base import (
+    GroupedContext,
     KeyedOperator,
     Link,
     LinkContext,
@@ -37,7 +38,8 @@ class ProcessLink(Link):
         self._keyed = keyed
         self._process = operator.process
         self._async = is_async(operator.process)
-        self._context = RecordContext(self._drain)
+        self._carry = ctx.carry_groups
+        self._context = GroupedContext(self._drain) if ctx.carry_groups else RecordContext(self._drain)
         self._opened = False
         if ctx.backend is not None:
             ctx.backend.attach(self._context)
@@ -54,13 +56,16 @@ class ProcessLink(Link):
 
     async def process(self, batch: Batch) -> Batch | None:
         context = self._context
-        context.begin(stamped=batch.timestamps is not None)
+        grouped = self._carry and batch.groups is not None
+        context.begin(stamped=batch.timestamps is not None, grouped=grouped)
         values = iter(batch.values)
         try:
             if self.ctx.on_error != "fail":
                 await self._run_routed(batch)
             elif self._async:
                 await self._run_async(values, batch)
+            elif grouped and not self._keyed:
+                self._run_grouped(values, batch)
             else:
                 self._run(values, batch)
         except Exception as error:
@@ -85,16 +90,20 @@ class ProcessLink(Link):
             for value, ctx.key, ctx.group, ctx.timestamp in zip(values, batch.keys, batch.groups, stamps, strict=False):
                 process(value, ctx)
 
-    async def _run_async(self, values: Iterator[Any], batch: Batch) -> None:
+    def _run_grouped(self, values: Iterator[Any], batch: Batch) -> None:
         process, ctx = self._process, self._context
-        stamps = repeat(None) if batch.timestamps is None else batch.timestamps
-        if self._keyed:
-            assert batch.keys is not None and batch.groups is not None
-            for value, ctx.key, ctx.group, ctx.timestamp in zip(values, batch.keys, batch.groups, stamps, strict=False):
-                await process(value, ctx)
-        else:
-            for value, ctx.timestamp in zip(values, stamps, strict=False):
-                await process(value, ctx)
+        for value, ctx.group, ctx.timestamp in _rows(values, batch.groups, batch.timestamps):
+            process(value, ctx)
+
+    async def _run_async(self, values: Iterator[Any], batch: Batch) -> None:
+        process, ctx, interrupted = self._process, self._context, self.ctx.interrupted
+        taken = 0
+        for value, ctx.key, ctx.group, ctx.timestamp in _rows(values, batch.keys, batch.groups, batch.timestamps):
+            await process(value, ctx)
+            taken += 1
+            if interrupted():
+                break
+        self.rest = _after(batch, taken)
 
     async def _run_routed(self, batch: Batch) -> None:
         """Slower: a failing record must leave no output behind."""
@@ -105,11 +114,16 @@ class ProcessLink(Link):
             try:
                 if self._async:
                     await self._run_async(iter(one.values), one)
-                else:
+                elif self._keyed:
                     self._run(iter(one.values), one)
+                else:
+                    self._run_grouped(iter(one.values), one)
             except Exception as error:
                 context.roll_back(mark)
                 self._to_dead_letters(one, error)
+            if self._async and self.ctx.interrupted():
+                self.rest = _after(batch, index + 1)
+                return
 
     def _to_dead_letters(self, one: Batch, error: Exception) -> None:
         route = self.ctx.on_error
@@ -120,6 +134,16 @@ class ProcessLink(Link):
     async def _drain(self, context: RecordContext) -> None:
         if self.ctx.drain is not None:
             await self.ctx.drain(context.take(), context.take_sides())
+
+
+def _rows(values: Iterator[Any], *columns: Sequence[Any] | None) -> Iterator[tuple[Any, ...]]:
+    """Record by record. A column that the batch has not gives None."""
+    return zip(values, *(repeat(None) if column is None else column for column in columns), strict=False)
+
+
+def _after(batch: Batch, taken: int) -> Batch | None:
+    """What is left of a batch."""
+    return batch.slice(taken, len(batch)) if taken < len(batch) else None
 
 
 def bind_states(operator: Any, ctx: LinkContext) -> None:

@@ -30,22 +30,45 @@ class FunctionLink(Link):
             results = await self._call(values)
         except Exception as error:
             raise self.failed(error, batch, done_of(values, len(batch)) - 1) from error
+        if len(results) < len(batch):
+            self.rest = batch.slice(len(results), len(batch))
+            batch = batch.slice(0, len(results))
         return self.combine(batch, results)
 
     async def _call(self, values: Iterator[Any]) -> list[Any]:
-        fn = self._fn
+        """The results of all values, or, if interrupted, of the first ones."""
         if self._async is None:
             return await self._first_call(values)
         if self._async:
-            return [await fn(value) for value in values]
+            return await self._await_each(values)
+        return self._call_each(values)
+
+    def _call_each(self, values: Iterator[Any]) -> list[Any]:
+        fn = self._fn
         return [fn(value) for value in values]
+
+    def _settled(self, result: Any) -> Any:
+        """What a call has given, once all of it is there."""
+        return result
+
+    async def _await_each(self, values: Iterator[Any]) -> list[Any]:
+        fn, interrupted = self._fn, self.ctx.interrupted
+        results = []
+        for value in values:
+            results.append(self._settled(await fn(value)))
+            if interrupted():
+                break
+        return results
 
     async def _first_call(self, values: Iterator[Any]) -> list[Any]:
         """A plain function may still return an awaitable (`lambda x: client.get(x)`): its first result tells."""
         for value in values:
             first = self._fn(value)
             self._async = inspect.isawaitable(first)
-            return [await first if self._async else first, *await self._call(values)]
+            result = self._settled(await first if self._async else first)
+            if self._async and self.ctx.interrupted():
+                return [result]
+            return [result, *await self._call(values)]
         return []
 
     @abstractmethod
@@ -65,20 +88,12 @@ class FilterLink(FunctionLink):
 class FlatMapLink(FunctionLink):
     """A function may be a generator: its items are drawn here, so that its failure is the record's."""
 
-    async def _call(self, values: Iterator[Any]) -> list[Any]:
+    def _call_each(self, values: Iterator[Any]) -> list[Any]:
         fn = self._fn
-        if self._async is None:
-            return await self._first_call(values)
-        if self._async:
-            return [list(await fn(value)) for value in values]
         return [list(fn(value)) for value in values]
 
-    async def _first_call(self, values: Iterator[Any]) -> list[Any]:
-        for value in values:
-            first = self._fn(value)
-            self._async = inspect.isawaitable(first)
-            return [list(await first if self._async else first), *await self._call(values)]
-        return []
+    def _settled(self, result: Any) -> list[Any]:
+        return list(result)
 
     def combine(self, batch: Batch, results: list[Any]) -> Batch | None:
         counts = [len(items) for items in results]
@@ -87,7 +102,8 @@ class FlatMapLink(FunctionLink):
             return None
         stamps = None if batch.timestamps is None else _repeat_each(batch.timestamps, counts)
         origins = None if batch.origins is None else _repeat_each(batch.origins, counts)
-        return Batch(values, stamps, None, None, origins, batch.split)
+        groups = None if batch.groups is None else _repeat_each(batch.groups, counts)
+        return Batch(values, stamps, None, groups, origins, batch.split)
 
 
 def _repeat_each(column: Any, counts: list[int]) -> list[Any]:

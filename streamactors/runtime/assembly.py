@@ -4,23 +4,27 @@ import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from streamactors.actors.governor import Governor
 from streamactors.actors.mailbox import Mailbox
-from streamactors.checkpoint.aligned import AlignedBarriers
-from streamactors.checkpoint.at_least_once import CountedBarriers
-from streamactors.checkpoint.protocol import BarrierProtocol
+from streamactors.checkpoint.frames import FrameCodec
+from streamactors.checkpoint.modes import barrier_protocol
 from streamactors.clock import Clock
 from streamactors.config import Checkpoints
 from streamactors.elements import Batch, Element
-from streamactors.graph.logical import Node, SourceSpec
+from streamactors.graph.edges import PlanEdges, edge_keys
+from streamactors.graph.logical import Broadcast, Node, SourceSpec
 from streamactors.graph.physical import ChannelId, PhysicalPlan, SubtaskId, Vertex
 from streamactors.metrics import MetricGroup
 from streamactors.operators.base import Link, LinkContext, OperatorContext, OperatorSpec
 from streamactors.operators.sink import SinkSpec
+from streamactors.runtime.backlog import Backlog, BacklogReader
+from streamactors.runtime.barriers import Barriers
 from streamactors.runtime.chain import Chain, LinkSlot
 from streamactors.runtime.channel import Channel
+from streamactors.runtime.inflight import Captures, Route
 from streamactors.runtime.inputs import Input, MailboxInput, SourceInput
 from streamactors.runtime.messages import NodeRestore, Reports
 from streamactors.runtime.nodes import NodeRuntime
@@ -44,10 +48,30 @@ class AttemptSpec:
     checkpoints: Checkpoints | None
     mailbox_capacity: int
     restores: Restores = field(default_factory=dict)
+    backlogs: Mapping[SubtaskId, Backlog] = field(default_factory=dict)
     committed: bool = False
     """A receipt says that the restored transactions are committed."""
     widest: Mapping[str, int] = field(default_factory=dict)
     resources: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def overtaking(self) -> bool:
+        """Whether a barrier may overtake records."""
+        return self.checkpoints is not None and self.checkpoints.may_overtake
+
+    @cached_property
+    def edges(self) -> PlanEdges:
+        return edge_keys(self.plan)
+
+    @cached_property
+    def codec(self) -> FrameCodec:
+        return FrameCodec()
+
+    def consumers(self, vertex: str, link: int, tag: str | None) -> int:
+        """How many steps are handed what a link emits."""
+        chained = tag is None and link + 1 < len(self.plan.vertex[vertex].nodes)
+        exits = [edge for edge in self.plan.edges if (edge.upstream, edge.link, edge.tag) == (vertex, link, tag)]
+        return len(exits) + chained
 
 
 @dataclass(frozen=True)
@@ -77,24 +101,33 @@ class _Assembly:
         self._chain = Chain(around.clock.monotonic)
         self._outputs: list[Output] = []
         self._metrics = {node.uid: MetricGroup() for node in self._vertex.nodes}
+        routes = [self._route(channel) for channel in spec.plan.channels_in(id)]
+        self._captures = Captures(mailbox, routes, spec.codec, mailbox.signal.set)
+        if spec.overtaking:
+            self._chain.before_seen = self._captures.before_seen
 
     def build(self) -> Subtask:
         backends = {node.uid: self._backend(node) for node in self._vertex.nodes}
         for place, node in enumerate(self._vertex.nodes):
             self._chain.add(self._slot(place, node, backends[node.uid]))
         source = self._input()
+        outputs = Outputs(self._outputs, self._mailbox.signal.set)
+        nodes = [self._node(node, backends[node.uid]) for node in self._vertex.nodes]
+        barriers = self._barriers(source, outputs, nodes)
+        self._chain.interrupted = barriers.urgent
         return Subtask(
             self._id,
             mailbox=self._mailbox,
             source=source,
             chain=self._chain,
-            outputs=Outputs(self._outputs, self._mailbox.signal.set),
-            nodes=[self._node(node, backends[node.uid]) for node in self._vertex.nodes],
-            protocol=self._protocol(source.channels),
-            snapshots=self._snapshots(),
+            outputs=outputs,
+            nodes=nodes,
+            barriers=barriers,
+            captures=self._captures,
+            backlog=self._backlog(),
+            checkpointing=self._spec.checkpoints is not None,
             reports=self._around.reports,
             governor=self._around.governor,
-            monotonic=self._around.clock.monotonic,
         )
 
     # ---------------------------------------------------------------------------------------------------------- links
@@ -111,16 +144,46 @@ class _Assembly:
             if (edge.upstream, edge.link) == (self._vertex.uid, place):
                 output = self._output(number, node)
                 (main if edge.tag is None else sides.setdefault(edge.tag, [])).append(output)
-        return LinkSlot(self._link(place, node, backend), main, sides, self._metrics[node.uid])
+        link, metrics = self._link(place, node, backend), self._metrics[node.uid]
+        if place == 0 or not self._spec.overtaking:
+            return LinkSlot(link, main, sides, metrics)
+        route = self._chained_route(place)
+        prove = functools.partial(_prove, self._spec.codec, route)
+        return LinkSlot(link, main, sides, metrics, route, prove)
 
     def _output(self, number: int, node: Node) -> Output:
         plan = self._spec.plan
         edge = plan.edges[number]
-        channels: Sequence[Channel] = [self._around.channel(id) for id in plan.channels_out(number, self._id)]
-        downstream = plan.vertex[edge.downstream]
-        output = Output(router(edge.partitioning, node.uid, len(channels), downstream.max_parallelism), channels)
+        ids = plan.channels_out(number, self._id)
+        channels: Sequence[Channel] = [self._around.channel(id) for id in ids]
+        routing = router(edge.partitioning, node.uid, len(channels), plan.vertex[edge.downstream].max_parallelism)
+        if self._spec.overtaking:
+            routes = [self._route(id) for id in ids]
+            prove = functools.partial(_prove, self._spec.codec, routes[0])
+            output = Output(routing, channels, routes, prove, self._captures.before_seen)
+        else:
+            output = Output(routing, channels)
         self._outputs.append(output)
         return output
+
+    # ------------------------------------------------------------------------------------------------ in-flight data
+    def _route(self, channel: ChannelId) -> Route:
+        leave = self._spec.plan.edges[channel.edge]
+        consumers = self._spec.consumers(leave.upstream, leave.link, leave.tag)
+        shared = consumers > 1 or isinstance(leave.partitioning, Broadcast)
+        edge = self._spec.edges.exits[channel.edge].stored
+        return Route(edge, channel.sender.index, channel.receiver.index, shared)
+
+    def _chained_route(self, place: int) -> Route:
+        index = self._id.index
+        edge = self._spec.edges.chained[self._vertex.uid, place].stored
+        return Route(edge, index, index, self._spec.consumers(self._vertex.uid, place - 1, None) > 1)
+
+    def _backlog(self) -> BacklogReader | None:
+        backlog = self._spec.backlogs.get(self._id)
+        if backlog is None or self._around.storage is None:
+            return None
+        return BacklogReader(backlog, self._around.storage, self._spec.codec, self._vertex.max_parallelism)
 
     def _link(self, place: int, node: Node, backend: KeyedBackend | None) -> Link | None:
         if isinstance(node.spec, SourceSpec):
@@ -138,6 +201,8 @@ class _Assembly:
             ),
             backend=backend,
             drain=functools.partial(self._chain.drain, place),
+            interrupted=self._interrupted,
+            carry_groups=self._spec.overtaking,
         )
         if isinstance(node.spec, SinkSpec):
             pending = self._start(node).pending
@@ -209,16 +274,37 @@ class _Assembly:
             governor=self._around.governor,
         )
 
-    def _protocol(self, channels: int) -> BarrierProtocol:
-        if self._spec.checkpoints is not None and self._spec.checkpoints.mode == "at-least-once":
-            return CountedBarriers(channels)
-        return AlignedBarriers(channels)
+    def _barriers(self, source: Input, outputs: Outputs, nodes: Sequence[NodeRuntime]) -> Barriers:
+        checkpoints = self._spec.checkpoints
+        return Barriers(
+            self._id,
+            barrier_protocol("exactly-once" if checkpoints is None else checkpoints.mode, source.channels),
+            mailbox=self._mailbox,
+            source=source,
+            chain=self._chain,
+            outputs=outputs,
+            nodes=nodes,
+            captures=self._captures,
+            snapshots=self._snapshots(),
+            reports=self._around.reports,
+            clock=self._around.clock,
+        )
+
+    def _interrupted(self) -> bool:
+        """Whether the subtask has something to do that should not wait for a whole batch."""
+        return bool(self._mailbox.control or self._mailbox.announced)
 
     def _snapshots(self) -> Snapshots | None:
         if self._spec.checkpoints is None or self._around.storage is None:
             return None
-        return Snapshots(self._id, self._around.storage, self._around.governor, self._around.reports)
+        around = self._around
+        return Snapshots(self._id, self._around.storage, around.governor, around.reports, self._captures)
 
     def _log(self, node: Node) -> logging.LoggerAdapter[logging.Logger]:
         about = {"flow": self._spec.plan.name, "uid": node.uid, "subtask": self._id.index}
         return logging.LoggerAdapter(logging.getLogger("streamactors.connector"), about)
+
+
+def _prove(codec: FrameCodec, route: Route, batch: Batch) -> None:
+    """An edge's first record: one that could not be captured is refused now, not at a checkpoint under load."""
+    codec.check(batch.values[0], route.edge.key)

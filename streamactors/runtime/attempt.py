@@ -10,11 +10,23 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
+import msgspec
+
 from streamactors.actors.signal import Signal
 from streamactors.actors.supervisor import despite_cancellation
 from streamactors.checkpoint import coordinator as decide
 from streamactors.checkpoint.coordinator import CheckpointCoordinator
-from streamactors.checkpoint.manifest import BlockRef, FileHandle, KeyedHandle, Manifest, OperatorMeta, SubtaskState
+from streamactors.checkpoint.manifest import (
+    BlockRef,
+    FileHandle,
+    FrameRef,
+    InFlightHandle,
+    KeyedHandle,
+    Manifest,
+    OperatorMeta,
+    SubtaskState,
+    requirements,
+)
 from streamactors.checkpoint.restorable import Restorable
 from streamactors.checkpoint.store import CheckpointStore, CheckpointWriter
 from streamactors.clock import Clock
@@ -85,6 +97,10 @@ class StoredSnapshots:
         assert self._restored is not None
         return await self._restored.read_blocks(handle, blocks)
 
+    async def read_frames(self, handle: InFlightHandle, frames: Sequence[FrameRef]) -> list[bytes]:
+        assert self._restored is not None
+        return await self._restored.read_frames(handle, frames)
+
 
 class Attempt:
     """Runs once. `store` and `checkpoints` are None where none are taken."""
@@ -138,6 +154,8 @@ class Attempt:
             min_pause=checkpoints.min_pause.total_seconds(),
             max_concurrent=checkpoints.max_concurrent,
             tolerable_failures=checkpoints.tolerable_failures,
+            overtaking=checkpoints.alignment == "unaligned",
+            alignment_timeout=None if (patience := checkpoints.alignment_timeout) is None else patience.total_seconds(),
         )
         first = self._store.next_checkpoint_id()
         return CheckpointCoordinator(settings, self._plan.subtasks, self._committers, first)
@@ -316,8 +334,11 @@ class Attempt:
     # ------------------------------------------------------------------------------------------------------- actions
     def _execute(self, action: decide.Action) -> None:
         match action:
-            case decide.Trigger(barrier):
+            case decide.Trigger(barrier, patience):
                 self._started_at[barrier.checkpoint] = self._clock.monotonic()
+                if patience is not None:
+                    overtakes_at = self._clock.time_ms() + round(patience * 1000)
+                    barrier = msgspec.structs.replace(barrier, overtakes_at=overtakes_at)
                 self._run_beside(f"checkpoint {barrier.checkpoint}", self._trigger(barrier))
             case decide.WriteManifest():
                 self._run_beside(f"manifest {action.barrier.checkpoint}", self._write_manifest(action))
@@ -378,8 +399,8 @@ class Attempt:
             return
         self._storage.writers.pop(number, None)
         duration = self._clock.monotonic() - self._started_at.pop(number, action.started)
-        size = manifest.state_bytes
-        self._infos[number] = CheckpointInfo.of(number, stored.uri, duration, size, size)
+        size, in_flight = manifest.state_bytes, manifest.in_flight_bytes
+        self._infos[number] = CheckpointInfo.of(number, stored.uri, duration, size, size, in_flight)
         self._receive(decide.ManifestWritten(number))
 
     def _manifest(self, action: decide.WriteManifest) -> Manifest:
@@ -392,13 +413,14 @@ class Attempt:
             checkpoint=action.barrier.checkpoint,
             time_ms=self._clock.time_ms(),
             operators=tuple(
-                OperatorMeta(uid, node.kind, vertex.parallelism, vertex.max_parallelism)
+                OperatorMeta(uid, node.kind, vertex.parallelism, vertex.max_parallelism, node.named)
                 for uid, (vertex, node) in self._plan.node.items()
             ),
             subtasks=tuple(states),
             savepoint=action.barrier.savepoint,
             transactional=bool(self._committers),
             final=action.final,
+            requires=requirements(states),
         )
 
     async def _abort(self, checkpoint: int) -> None:

@@ -1,16 +1,20 @@
 """The links of one subtask, and the batches in hand between them.
 
-Invariant: `_stack` holds every record that was taken from the input and is not yet fully processed, deepest link
-last. A step takes a slice from the deepest link with work, so each link's output is consumed before its next input,
-and between two steps nothing is in hand but the stack. Order within a link is the order of its input.
+Invariant: `_stack` holds every record that was taken from the input and is not yet fully processed, deepest link last,
+and of one link the batch to go first last; what was restored waits in `_backlog`, and goes before all input. A step
+takes a slice from the deepest link with work, so each link's output is consumed before its next input, and between two
+steps nothing is in hand but these two. Order within a link is the order of its input, also where a drain was cut short
+and has left work behind.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 from streamactors.elements import Batch
 from streamactors.metrics import MetricGroup
 from streamactors.operators.base import Link
+from streamactors.runtime.inflight import Route
 from streamactors.runtime.routing import Output
 
 SLICE_SECONDS = 0.0005
@@ -23,12 +27,33 @@ class LinkSlot:
 
     `link` is None in the place of a source."""
 
-    __slots__ = ("link", "main", "metrics", "records_in", "records_out", "sides", "slice", "undelivered")
+    __slots__ = (
+        "link",
+        "main",
+        "metrics",
+        "prove",
+        "records_in",
+        "records_out",
+        "route",
+        "sides",
+        "slice",
+        "undelivered",
+    )
 
     def __init__(
-        self, link: Link | None, main: Sequence[Output], sides: Mapping[str, Sequence[Output]], metrics: MetricGroup
+        self,
+        link: Link | None,
+        main: Sequence[Output],
+        sides: Mapping[str, Sequence[Output]],
+        metrics: MetricGroup,
+        route: Route | None = None,
+        prove: Callable[[Batch], None] | None = None,
     ) -> None:
         self.link = link
+        self.route = route
+        """How records come to it from the link before; None for the first."""
+        self.prove = prove
+        """Called with its first batch from there: raises UnserialisableValue if it could not be captured."""
         self.metrics = metrics
         self.main = main
         self.sides = sides
@@ -53,10 +78,17 @@ class Chain:
         """Waits for room downstream; the subtask's."""
         self.check_alive: Callable[[], None] | None = None
         """Raises CancelledError once the attempt is over; the subtask's."""
+        self.before_seen: Callable[[Batch], None] | None = None
+        """Called with every batch before a link gets it; the subtask's, where barriers may overtake."""
+        self.interrupted: Callable[[], bool] = bool
+        """Whether a barrier waits to overtake; the subtask's."""
         self._opened: list[Link] = []
         self._last = -1
         self._monotonic = monotonic
         self._stack: list[tuple[int, Batch]] = []
+        self._origin: Route | None = None
+        """How the input in hand came to the first link."""
+        self._backlog: deque[tuple[int, Route, Batch]] = deque()
 
     def add(self, slot: LinkSlot) -> None:
         self.slots.append(slot)
@@ -64,20 +96,39 @@ class Chain:
 
     @property
     def busy(self) -> bool:
-        return bool(self._stack)
+        return bool(self._stack or self._backlog)
 
     @property
     def slice(self) -> int:
         """How many records a source should put in at a time: what its slowest link takes in one step."""
         return min((slot.slice for slot in self.slots if slot.link is not None), default=LARGEST_SLICE)
 
-    def push(self, batch: Batch) -> None:
-        """Input for the first link."""
+    def push(self, batch: Batch, origin: Route | None = None) -> None:
+        """Input for the first link, when nothing is in hand."""
+        self._origin = origin
         self._stack.append((0, batch))
+
+    def push_backlog(self, place: int, origin: Route, batch: Batch) -> None:
+        """Input for the link at `place`, to be processed before anything else but what was pushed so before it."""
+        self._backlog.append((place, origin, batch))
+
+    def in_hand(self) -> Iterator[tuple[Route, Batch]]:
+        """What is not yet fully processed, in the order in which it will be, with how it came to its link."""
+        for place, batch in reversed(self._stack):
+            route = self.slots[place].route or self._origin
+            assert route is not None
+            yield route, batch
+        for _, origin, batch in self._backlog:
+            yield origin, batch
 
     async def step(self) -> None:
         """One slice through one link."""
+        if not self._stack:
+            place, self._origin, restored = self._backlog.popleft()
+            self._stack.append((place, restored))
         index, batch = self._stack.pop()
+        if self.before_seen is not None:
+            self.before_seen(batch)
         slot = self.slots[index]
         if len(batch) > slot.slice:
             self._stack.append((index, batch.slice(slot.slice, len(batch))))
@@ -86,11 +137,24 @@ class Chain:
         assert link is not None
         started = self._monotonic()
         result = await link.process(batch)
-        slot.took(len(batch), self._monotonic() - started)
+        taken = len(batch)
+        if link.rest is not None:
+            taken -= len(link.rest)
+            self._insert(index, index, link.rest)
+            link.rest = None
+        slot.took(taken, self._monotonic() - started)
         self.emit(index, result)
         if link.sides:
             sides, link.sides = link.sides, {}
             self.emit_sides(index, sides)
+
+    def _insert(self, place: int, emitter: int, batch: Batch) -> None:
+        """For the link at `place`, behind what the link at `emitter` has emitted already: a drain that was cut short
+        may have left some of it."""
+        at = len(self._stack)
+        while at and self._stack[at - 1][0] > emitter:
+            at -= 1
+        self._stack.insert(at, (place, batch))
 
     def emit(self, index: int, batch: Batch | None) -> None:
         """What the link at `index` (or the source in its place) has put out."""
@@ -101,7 +165,11 @@ class Chain:
         for output in slot.main:
             output.stage(batch)
         if index < self._last:
-            self._stack.append((index + 1, batch))
+            following = self.slots[index + 1]
+            if following.prove is not None:
+                following.prove(batch)
+                following.prove = None
+            self._insert(index + 1, index, batch)
 
     def emit_sides(self, index: int, sides: Mapping[str, Batch]) -> None:
         slot = self.slots[index]
@@ -119,7 +187,7 @@ class Chain:
             self.check_alive()
         self.emit(index, batch)
         self.emit_sides(index, sides)
-        while self._stack and self._stack[-1][0] > index:
+        while self._stack and self._stack[-1][0] > index and not self.interrupted():
             await self.step()
         if self.make_room is not None:
             await self.make_room()

@@ -1,14 +1,15 @@
 """The way into another subtask's mailbox.
 
 Contract of every channel, whatever carries it: elements arrive once and in the order sent; a batch is sent only into
-room (`room` counts records), everything else needs none; `notify_room` calls back once there is room again.
+room (`room` counts records), everything else needs none; `notify_room` calls back once there is room again; a barrier
+is announced to the receiver on its arrival.
 """
 
 from collections.abc import Callable
 from typing import Protocol
 
 from streamactors.actors.mailbox import Mailbox
-from streamactors.elements import Batch, Element
+from streamactors.elements import Barrier, Batch, Element
 
 
 class Channel(Protocol):
@@ -35,7 +36,7 @@ class MailboxChannel:
         if isinstance(element, Batch):
             self._mailbox.put(self._index, element, len(element), element.estimated_bytes())
         else:
-            self._mailbox.put(self._index, element, 0)
+            self._mailbox.put(self._index, element, 0, announce=isinstance(element, Barrier))
 
     def notify_room(self, wake: Callable[[], None]) -> None:
         self._mailbox.notify_room(self._index, wake)

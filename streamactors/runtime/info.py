@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class CheckpointInfo:
-    """A complete checkpoint. `state_bytes`: all that it refers to; `uploaded_bytes`: what was written for it."""
+    """A complete checkpoint. `state_bytes`: all that it refers to; `uploaded_bytes`: what was written for it;
+    `inflight_bytes`: the records that its barriers have overtaken."""
 
     id: int
     uri: str
@@ -16,5 +17,5 @@ class CheckpointInfo:
     inflight_bytes: int
 
     @classmethod
-    def of(cls, id: int, uri: str, seconds: float, state_bytes: int, uploaded_bytes: int) -> "CheckpointInfo":
-        return cls(id, uri, dt.timedelta(seconds=seconds), state_bytes, uploaded_bytes, 0)
+    def of(cls, id: int, uri: str, seconds: float, state_bytes: int, uploaded_bytes: int, inflight_bytes: int) -> "CheckpointInfo":
+        return cls(id, uri, dt.timedelta(seconds=seconds), state_bytes, uploaded_bytes, inflight_bytes)

@@ -35,6 +35,7 @@ from streamactors.runtime.attempt import Attempt, Deploy
 from streamactors.runtime.info import CheckpointInfo
 from streamactors.runtime.restart import RestartPolicy
 from streamactors.runtime.restore import plan_restore, stored_max_parallelism
+from streamactors.runtime.restore_in_flight import plan_backlogs
 
 log = logging.getLogger("streamactors.job")
 
@@ -173,9 +174,10 @@ class Job:
         config = self._spec.config
         kept = stored_max_parallelism(restored.manifest) if restored is not None else None
         plan = self._spec.plan(config.max_parallelism or kept)
-        restores = {}
+        restores, backlogs = {}, {}
         if restored is not None:
             restores = plan_restore(restored.manifest, plan, self._spec.drop_state)
+            backlogs = plan_backlogs(restored.manifest, plan, self._spec.drop_state)
         run, attempt, widest = 0, self.restarts + 1, dict[str, int]()
         if self._store is not None:
             sinks = {
@@ -190,6 +192,7 @@ class Job:
             config.checkpoints,
             config.mailbox_capacity,
             restores,
+            backlogs,
             restored.committed if restored is not None else False,
             widest,
             self._spec.resources,

@@ -24,6 +24,13 @@ class TriggerBarrier:
 
 
 @dataclass(frozen=True, slots=True)
+class AlignmentExpired:
+    """To itself: the checkpoint may not wait for its alignment any longer."""
+
+    checkpoint: int
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointComplete:
     checkpoint: int
     commit: bool
@@ -57,7 +64,9 @@ class Query:
     answer: asyncio.Future[Any]
 
 
-Control = Start | TriggerBarrier | CheckpointComplete | CheckpointAborted | StopReading | Finish | Query
+Control = (
+    Start | TriggerBarrier | AlignmentExpired | CheckpointComplete | CheckpointAborted | StopReading | Finish | Query
+)
 
 
 # -------------------------------------------------------------------------------------------------------------- reports

@@ -1,20 +1,24 @@
 """From the output of a chain into channels.
 
 Invariants. What is emitted leaves on each channel in the order emitted; a barrier or end of data leaves behind all
-that was emitted before it. Records of one input batch leave together: they are staged until it is done (or there are
-`STAGED_LIMIT` of them), so that a quiet stream has no added latency and a busy one sends large batches.
+that was emitted before it, but for a barrier that overtakes: what it went ahead of is captured as in flight, once, and
+no barrier goes ahead of an earlier one. Records of one input batch leave together: they are staged until it is done (or
+there are `STAGED_LIMIT` of them), so that a quiet stream has no added latency and a busy one sends large batches.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Protocol
+
+import msgspec
 
 from streamactors.elements import Barrier, Batch, Element
 from streamactors.errors import RecordFailed, StreamactorsError
 from streamactors.graph.logical import Broadcast, Forward, Keyed, Partitioning, Rebalance
 from streamactors.operators.base import done_of
 from streamactors.runtime.channel import Channel
+from streamactors.runtime.inflight import Route
 from streamactors.state.key_groups import KeyGrouper, subtask_of
 
 STAGED_LIMIT = 1024
@@ -108,17 +112,34 @@ def router(partitioning: Partitioning, uid: str, channels: int, max_parallelism:
 
 
 class Output:
-    """One edge out of a chain: stages, routes, and holds what its channels have no room for."""
+    """One edge out of a chain: stages, routes, and holds what its channels have no room for.
 
-    def __init__(self, router: Router, channels: Sequence[Channel]) -> None:
+    Where barriers may overtake: `routes` by channel; `prove`, called with the first batch, raises UnserialisableValue
+    if its records could not be captured; `before_seen` is called with every batch before its receiver gets it.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        channels: Sequence[Channel],
+        routes: Sequence[Route] = (),
+        prove: Callable[[Batch], None] | None = None,
+        before_seen: Callable[[Batch], None] | None = None,
+    ) -> None:
         self._router = router
         self._channels = channels
+        self._routes = routes
+        self._prove = prove
+        self._before_seen = before_seen
         self._staged: list[Batch] = []
         self._staged_records = 0
         self._unsent: list[deque[Element]] = [deque() for _ in channels]
         self._waiting: set[int] = set()
 
     def stage(self, batch: Batch) -> None:
+        if self._prove is not None:
+            self._prove(batch)
+            self._prove = None
         self._staged.append(batch)
         self._staged_records += len(batch)
         if self._staged_records >= STAGED_LIMIT:
@@ -139,6 +160,28 @@ class Output:
         self.seal()
         for unsent in self._unsent:
             unsent.append(element)
+
+    def overtake(self, barrier: Barrier, capture: Callable[[Route, Batch], None], *, waiting: bool) -> None:
+        """Put the barrier ahead of what is unsent, behind an earlier barrier. `waiting`: it was forwarded before, and
+        is not here any more where it has left."""
+        self.seal()
+        for route, unsent in zip(self._routes, self._unsent, strict=True):
+            place = _place(barrier.checkpoint, unsent)
+            if place == len(unsent) and waiting:
+                continue
+            start = _behind_barriers(unsent, place)
+            for element in islice(unsent, start, place):
+                if isinstance(element, Batch):
+                    capture(route, element)
+            if place < len(unsent):
+                del unsent[place]
+            unsent.insert(start, barrier)
+
+    def drop(self, checkpoint: int) -> None:
+        """The barrier of a checkpoint that was given up is of no use to anybody."""
+        for unsent in self._unsent:
+            if (place := _place(checkpoint, unsent)) < len(unsent):
+                del unsent[place]
 
     def flush(self, wake: Callable[[], None], left: Callable[[Barrier], None]) -> bool:
         """Send what there is room for; whether nothing is left unsent. `wake` is called when there is room again."""
@@ -164,6 +207,8 @@ class Output:
             if room < len(element) and room < channel.quota - channel.quota // 2:
                 channel.notify_room(wake)
                 return False
+            if self._before_seen is not None:
+                self._before_seen(element)
             if room >= len(element):
                 channel.send(unsent.popleft())
             else:
@@ -180,6 +225,20 @@ class Output:
         """Records that wait for room, or for their input batch to be done."""
         waiting = (len(element) for unsent in self._unsent for element in unsent if isinstance(element, Batch))
         return self._staged_records + sum(waiting)
+
+
+def _place(checkpoint: int, unsent: deque[Element]) -> int:
+    """Where the barrier waits; the length if it does not."""
+    for place, element in enumerate(unsent):
+        if isinstance(element, Barrier) and element.checkpoint == checkpoint:
+            return place
+    return len(unsent)
+
+
+def _behind_barriers(unsent: deque[Element], end: int) -> int:
+    """The first place that is behind every barrier ahead of place `end`."""
+    places = [place for place, element in enumerate(islice(unsent, end)) if isinstance(element, Barrier)]
+    return places[-1] + 1 if places else 0
 
 
 class Outputs:
@@ -208,6 +267,24 @@ class Outputs:
         self._leaving[barrier.checkpoint] = self._fan_out
         self.broadcast(barrier)
 
+    def overtake(self, barrier: Barrier, capture: Callable[[Route, Batch], None]) -> None:
+        """Send it ahead of all that waits, whether it waits itself or not yet. Downstream, it overtakes too."""
+        waiting = barrier.checkpoint in self._leaving
+        if not waiting:
+            if not self._fan_out:
+                self.departed.append(barrier.checkpoint)
+                return
+            self._leaving[barrier.checkpoint] = self._fan_out
+        ahead = msgspec.structs.replace(barrier, overtakes=True)
+        for output in self._outputs:
+            output.overtake(ahead, capture, waiting=waiting)
+        self.flush()
+
+    def drop(self, checkpoint: int) -> None:
+        if self._leaving.pop(checkpoint, None) is not None:
+            for output in self._outputs:
+                output.drop(checkpoint)
+
     def flush(self) -> bool:
         """Whether nothing is left unsent."""
         empty = True
@@ -230,13 +307,14 @@ class Outputs:
 
 
 def concatenate(batches: Sequence[Batch]) -> Batch:
-    """One batch. A column that only some have: time-stamps are filled with None, origins are dropped."""
+    """One batch. A column that only some have: time-stamps are filled with None, the others are dropped."""
     same_split = len({batch.split for batch in batches}) == 1 and all(batch.origins is not None for batch in batches)
+    grouped = all(batch.groups is not None for batch in batches)
     return Batch(
         _joined([batch.values for batch in batches]),
         _stamps(batches),
         None,
-        None,
+        _joined([batch.groups or () for batch in batches]) if grouped else None,
         _joined([batch.origins or () for batch in batches]) if same_split else None,
         batches[0].split,
     )

@@ -1,21 +1,31 @@
 """The asynchronous part of a subtask's snapshots.
 
-Invariant: a snapshot is reported as stored exactly once, and only when (a) every byte of it is durable and (b) its
-barrier has left every output. A discarded one is never reported. Serialising takes turns with the actors on the loop;
-writing happens off the loop.
+Invariant: a snapshot is reported as stored exactly once, and only when (a) every byte of it is durable, in-flight data
+included, and (b) the protocol has acknowledged it: its barrier has left every output, and nothing more is to be
+captured. A discarded one is never reported. Serialising takes turns with the actors on the loop; writing happens off
+the loop.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from streamactors.actors.governor import Governor
-from streamactors.checkpoint.manifest import BlockRef, FileHandle, KeyedHandle, NodeState, SubtaskState
+from streamactors.checkpoint.manifest import (
+    BlockRef,
+    FileHandle,
+    FrameRef,
+    InFlightHandle,
+    KeyedHandle,
+    NodeState,
+    SubtaskState,
+)
 from streamactors.elements import Barrier
 from streamactors.errors import StreamactorsError
 from streamactors.graph.physical import SubtaskId
+from streamactors.runtime.inflight import Capture, Captures
 from streamactors.runtime.messages import Failed, Reports, SnapshotDeclined, SnapshotStored
 from streamactors.state.backend import KeyedSnapshot
 
@@ -31,6 +41,7 @@ class SnapshotStorage(Protocol):
 
     async def write(self, barrier: Barrier, name: str, chunks: AsyncIterator[bytes]) -> FileHandle: ...
     async def read(self, handle: KeyedHandle, blocks: Sequence[BlockRef]) -> list[bytes]: ...
+    async def read_frames(self, handle: InFlightHandle, frames: Sequence[FrameRef]) -> list[bytes]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,78 +60,121 @@ class CapturedNode:
 
 
 @dataclass(slots=True)
-class _InFlight:
+class _Pending:
+    """A snapshot on its way. `tasks`: the writing of its state, and of what its barrier has overtaken."""
+
+    barrier: Barrier
     nodes: Sequence[CapturedNode]
-    task: asyncio.Task[None]
-    left: bool = False
-    state: SubtaskState | None = None
+    ended: bool
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    capture: Capture | None = None
+    acknowledged: bool = False
+    states: tuple[NodeState, ...] | None = None
+    in_flight: InFlightHandle | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.acknowledged and all(task.done() for task in self.tasks)
 
 
 class Snapshots:
     """The snapshots that one subtask has in flight."""
 
-    def __init__(self, subtask: SubtaskId, storage: SnapshotStorage, governor: Governor, reports: Reports) -> None:
+    def __init__(
+        self, subtask: SubtaskId, storage: SnapshotStorage, governor: Governor, reports: Reports, captures: Captures
+    ) -> None:
         self._subtask = subtask
         self._storage = storage
         self._governor = governor
         self._reports = reports
-        self._in_flight: dict[int, _InFlight] = {}
+        self._captures = captures
+        self._pending: dict[int, _Pending] = {}
         self._dropped: set[asyncio.Task[None]] = set()
         """Cancelled, and on their way out: a storage that hangs may keep one of them, but not the subtask."""
 
     def begin(self, barrier: Barrier, nodes: Sequence[CapturedNode], *, ended: bool) -> None:
         """Write what was captured, in the background."""
-        store = self._store(barrier, nodes, ended=ended)
-        task = asyncio.get_running_loop().create_task(store, name=f"snapshot {barrier.checkpoint} of {self._subtask}")
-        self._in_flight[barrier.checkpoint] = _InFlight(nodes, task)
+        pending = self._pending[barrier.checkpoint] = _Pending(barrier, nodes, ended)
+        self._write(pending, "snapshot", self._store_nodes(pending))
 
-    def barrier_left(self, checkpoint: int) -> None:
-        snapshot = self._in_flight.get(checkpoint)
-        if snapshot is not None:
-            snapshot.left = True
-            self._report_if_done(checkpoint, snapshot)
+    def capture(self, checkpoint: int) -> Capture | None:
+        """Where in-flight data of a snapshot under way goes; None if that has failed or was given up meanwhile."""
+        pending = self._pending.get(checkpoint)
+        if pending is None:
+            return None
+        if pending.capture is None:
+            pending.capture = Capture(self._captures, checkpoint)
+            self._write(pending, "in-flight data", self._store_in_flight(pending, pending.capture))
+        return pending.capture
+
+    def acknowledge(self, checkpoint: int) -> None:
+        """Nothing more is to be captured: report it as soon as all of it is durable."""
+        pending = self._pending.get(checkpoint)
+        if pending is None:
+            return
+        pending.acknowledged = True
+        if pending.capture is not None:
+            self._captures.finish(pending.capture)
+            pending.capture.seal()
+        self._report_if_done(pending)
 
     def discard(self, checkpoint: int) -> None:
         """Drop it; `close` waits until nothing of it is being written."""
-        snapshot = self._in_flight.pop(checkpoint, None)
-        if snapshot is None:
+        pending = self._pending.pop(checkpoint, None)
+        if pending is None:
             return
-        if not snapshot.task.done():
-            self._dropped.add(snapshot.task)
-            snapshot.task.add_done_callback(self._dropped.discard)
-            snapshot.task.cancel()
-        for node in snapshot.nodes:
+        for task in pending.tasks:
+            if not task.done() and task is not asyncio.current_task():
+                self._dropped.add(task)
+                task.add_done_callback(self._dropped.discard)
+                task.cancel()
+        self._release(pending)
+
+    def _release(self, pending: _Pending) -> None:
+        for node in pending.nodes:
             node.abort()
+        if pending.capture is not None:
+            self._captures.finish(pending.capture)
+            pending.capture.drop()
 
     async def close(self) -> None:
-        for checkpoint in list(self._in_flight):
+        for checkpoint in list(self._pending):
             self.discard(checkpoint)
         await asyncio.gather(*self._dropped, return_exceptions=True)
 
     # ------------------------------------------------------------------------------------------------------- storing
-    async def _store(self, barrier: Barrier, nodes: Sequence[CapturedNode], *, ended: bool) -> None:
-        checkpoint = barrier.checkpoint
-        try:
-            states = [await self._store_node(barrier, node) for node in nodes]
-        except Exception as error:
-            self._in_flight.pop(checkpoint, None)
-            for node in nodes:
-                node.abort()
-            self._report_failure(checkpoint, error)
-            return
-        snapshot = self._in_flight.get(checkpoint)
-        if snapshot is None:
-            return  # discarded at the very end
-        snapshot.state = SubtaskState(self._subtask.vertex, self._subtask.index, tuple(states), ended=ended)
-        self._report_if_done(checkpoint, snapshot)
+    def _write(self, pending: _Pending, what: str, work: Coroutine[Any, Any, None]) -> None:
+        name = f"{what} {pending.barrier.checkpoint} of {self._subtask}"
+        task = asyncio.get_running_loop().create_task(self._or_fail(pending, work), name=name)
+        pending.tasks.append(task)
+        task.add_done_callback(lambda _: self._report_if_done(pending))
 
-    def _report_failure(self, checkpoint: int, error: Exception) -> None:
+    async def _or_fail(self, pending: _Pending, work: Coroutine[Any, Any, None]) -> None:
         """A storage that refuses may be better next time; a value that can't be serialised will not."""
-        log.warning("checkpoint %d: the snapshot of %s failed: %s", checkpoint, self._subtask, error)
-        if isinstance(error, StreamactorsError) and error.retryable:
-            self._reports(SnapshotDeclined(self._subtask, checkpoint, str(error)))
-        else:
-            self._reports(Failed(self._subtask, error))
+        try:
+            await work
+        except Exception as error:
+            checkpoint = pending.barrier.checkpoint
+            if self._pending.get(checkpoint) is not pending:
+                return
+            self.discard(checkpoint)
+            log.warning("checkpoint %d: the snapshot of %s failed: %s", checkpoint, self._subtask, error)
+            if isinstance(error, StreamactorsError) and error.retryable:
+                self._reports(SnapshotDeclined(self._subtask, checkpoint, str(error)))
+            else:
+                self._reports(Failed(self._subtask, error))
+
+    async def _store_nodes(self, pending: _Pending) -> None:
+        pending.states = tuple([await self._store_node(pending.barrier, node) for node in pending.nodes])
+
+    async def _store_in_flight(self, pending: _Pending, capture: Capture) -> None:
+        chunks = capture.chunks(self._governor)
+        # Most subtasks have nothing in flight, and need no file.
+        first = await anext(chunks, None)
+        if first is not None:
+            name = f"{self._subtask.vertex}-{self._subtask.index}-in-flight"
+            file = await self._storage.write(pending.barrier, name, _with_first(first, chunks))
+            pending.in_flight = capture.handle(file)
 
     async def _store_node(self, barrier: Barrier, node: CapturedNode) -> NodeState:
         keyed: tuple[KeyedHandle, ...] = ()
@@ -152,10 +206,13 @@ class Snapshots:
         if chunk:
             yield b"".join(chunk)
 
-    def _report_if_done(self, checkpoint: int, snapshot: _InFlight) -> None:
-        if snapshot.left and snapshot.state is not None:
-            del self._in_flight[checkpoint]
-            self._reports(SnapshotStored(self._subtask, checkpoint, snapshot.state))
+    def _report_if_done(self, pending: _Pending) -> None:
+        checkpoint = pending.barrier.checkpoint
+        if pending.done and self._pending.get(checkpoint) is pending and pending.states is not None:
+            del self._pending[checkpoint]
+            id = self._subtask
+            state = SubtaskState(id.vertex, id.index, pending.states, ended=pending.ended, in_flight=pending.in_flight)
+            self._reports(SnapshotStored(id, checkpoint, state))
 
 
 async def _with_first(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -1,43 +1,40 @@
 """The subtask actor, and THE loop.
 
-The loop takes, in this order: control messages; barriers that have left; the batch in hand; a triggered barrier; what
-is unsent; the next element of an unblocked channel. So a barrier is handled only when nothing is in hand (aligned
-protocols), and nothing is taken from the mailbox while there is no room downstream: that is how back-pressure travels.
+The loop takes, in this order: control messages; barriers that have left; barriers that have arrived; the batch in hand;
+a triggered barrier; what is unsent; the restored backlog; the next element of an unblocked channel. So a barrier is at
+the head of its channel only when nothing is in hand, and nothing is taken from the mailbox while there is no room
+downstream: that is how back-pressure travels. A barrier that overtakes is handled as it arrives, between two records.
 
 Invariant: between two iterations every record taken from the input is either fully processed, or in the chain's stack,
-or staged or unsent in an output.
+or staged or unsent in an output; every restored one is too, or still in the backlog; and no new input is taken before
+the backlog is empty.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from streamactors.actors.governor import Governor
 from streamactors.actors.mailbox import Mailbox
 from streamactors.checkpoint.protocol import (
     Aborted,
-    Acknowledge,
-    Action,
+    BarrierAnnounced,
     BarrierAtHead,
     BarrierLeft,
-    BarrierProtocol,
-    Block,
     ChannelEnded,
-    Decline,
-    Discard,
-    Event,
-    Forward,
-    Snapshot,
     Triggered,
-    UnblockAll,
 )
 from streamactors.elements import END, Barrier, Batch, Element
 from streamactors.errors import StateAccessError
 from streamactors.graph.physical import SubtaskId
 from streamactors.operators.sink import SinkLink
+from streamactors.runtime.backlog import BacklogReader
+from streamactors.runtime.barriers import Barriers
 from streamactors.runtime.chain import Chain
+from streamactors.runtime.inflight import Captures, Route
 from streamactors.runtime.inputs import Input
 from streamactors.runtime.messages import (
+    AlignmentExpired,
     CheckpointAborted,
     CheckpointComplete,
     Control,
@@ -47,7 +44,6 @@ from streamactors.runtime.messages import (
     ReadingStopped,
     Ready,
     Reports,
-    SnapshotDeclined,
     Start,
     StopReading,
     TransactionsCommitted,
@@ -55,11 +51,10 @@ from streamactors.runtime.messages import (
 )
 from streamactors.runtime.nodes import NodeRuntime
 from streamactors.runtime.routing import Outputs
-from streamactors.runtime.snapshot import CapturedNode, Snapshots
 
 
 class Subtask:
-    """One subtask of one vertex during one attempt. `snapshots` is None where the job takes no checkpoints."""
+    """One subtask of one vertex during one attempt. `checkpointing`: it lives until the job's final checkpoint."""
 
     def __init__(
         self,
@@ -70,11 +65,12 @@ class Subtask:
         chain: Chain,
         outputs: Outputs,
         nodes: Sequence[NodeRuntime],
-        protocol: BarrierProtocol,
-        snapshots: Snapshots | None,
+        barriers: Barriers,
+        captures: Captures,
+        backlog: BacklogReader | None,
+        checkpointing: bool,
         reports: Reports,
         governor: Governor,
-        monotonic: Callable[[], float],
     ) -> None:
         self.id = id
         self.mailbox = mailbox
@@ -83,20 +79,18 @@ class Subtask:
         chain.check_alive = self._check_alive
         self.outputs = outputs
         self.nodes = nodes
+        self.barriers = barriers
         self._input = source
-        self._protocol = protocol
-        self._snapshots = snapshots
+        self._captures = captures
+        self._backlog = backlog
+        self._checkpointing = checkpointing
         self._reports = reports
         self._governor = governor
-        self._monotonic = monotonic
         self._sinks = [slot.link for slot in chain.slots if isinstance(slot.link, SinkLink)]
         self._triggers: deque[Barrier] = deque()
         self._open_channels = max(1, source.channels)
         self._started = False
-        self._ended = False
         self._done = False
-        self.snapshot_seconds = 0.0
-        """How long the synchronous part of the last snapshot took."""
 
     # ------------------------------------------------------------------------------------------------------ lifetime
     async def run(self) -> None:
@@ -107,14 +101,22 @@ class Subtask:
     async def _open(self) -> None:
         for node in self.nodes:
             await node.restore()
+        await self._restore_backlog()
         await self.chain.open()
         await self._input.open()
         self._reports(Ready(self.id))
 
+    async def _restore_backlog(self) -> None:
+        """All of it now: once a later checkpoint is complete, its files may go."""
+        while self._backlog is not None and (restored := await self._backlog.next()) is not None:
+            edge, batch = restored
+            self.chain.push_backlog(edge.place, Route(edge.stored, self.id.index, self.id.index), batch)
+            if self._governor.due():
+                await self._governor.turn()
+
     async def close(self) -> None:
         """However far `run` got; raises the first error once all is closed."""
-        if self._snapshots is not None:
-            await self._snapshots.close()
+        await self.barriers.close()
         try:
             await self._input.close()
         finally:
@@ -138,26 +140,28 @@ class Subtask:
 
     # ---------------------------------------------------------------------------------------------------------- loop
     async def _loop(self) -> None:
-        control, signal = self.mailbox.control, self.mailbox.signal
-        chain, outputs, governor = self.chain, self.outputs, self._governor
+        control, announced, signal = self.mailbox.control, self.mailbox.announced, self.mailbox.signal
+        chain, outputs, governor, captures = self.chain, self.outputs, self._governor, self._captures
         while not self._done:
             if control:
                 await self._obey(control.popleft())
             elif outputs.departed:
-                await self._on(BarrierLeft(outputs.departed.pop(0)))
-            elif not self._started:
+                await self.barriers.on(BarrierLeft(outputs.departed.pop(0)))
+            elif announced:
+                await self._announced(*announced.popleft())
+            elif not self._started or captures.congested:
                 await signal.wait()
             elif governor.due():
                 await governor.turn()
             elif chain.busy and outputs.flush():
                 await self._work()
             elif self._triggers and not chain.busy:
-                await self._on(Triggered(self._triggers.popleft()))
+                await self.barriers.on(Triggered(self._triggers.popleft()))
             elif not outputs.flush():
                 await signal.wait()
             elif (taken := self._input.take()) is not None:
                 await self._take(*taken)
-            elif self._ended and self._snapshots is None:
+            elif self.barriers.ended and not self._checkpointing:
                 return
             elif not outputs.departed:
                 await signal.wait()
@@ -170,13 +174,13 @@ class Subtask:
     async def _take(self, channel: int, element: Element) -> None:
         if isinstance(element, Batch):
             if self._input.channels:
-                self.chain.push(element)
+                self.chain.push(element, self._captures.route(channel))
             else:
                 self.chain.emit(0, element)
                 if not self.chain.busy:
                     self.outputs.seal()
         elif isinstance(element, Barrier):
-            await self._on(BarrierAtHead(channel, element))
+            await self.barriers.on(BarrierAtHead(channel, element))
         else:
             await self._channel_ended(channel)
 
@@ -185,28 +189,33 @@ class Subtask:
         if self._open_channels == 0:
             await self._end()
         if self._input.channels:
-            await self._on(ChannelEnded(channel))
+            await self.barriers.on(ChannelEnded(channel))
 
     async def _end(self) -> None:
         """All input has been processed. Under checkpoints the subtask lives on, and passes barriers."""
-        self._ended = True
+        self.barriers.ended = True
         await self.chain.finish()
-        if self._snapshots is None:
+        if not self._checkpointing:
             for sink in self._sinks:
                 await sink.writer.finish()
         self.outputs.broadcast(END)
         self._reports(EndReached(self.id))
 
     async def make_room(self) -> None:
-        """For `ctx.drain()`: until everything emitted so far has left."""
+        """For `ctx.drain()`: until everything emitted so far has left, or a barrier waits to overtake it."""
         self.outputs.seal()
-        while not self.outputs.flush():
+        while not self.outputs.flush() and not self.barriers.urgent():
+            await self.barriers.announce_patient()
             await self.mailbox.signal.wait()
             self._check_alive()
         # The signal may have told of something else too, which the loop has yet to see.
         self.mailbox.signal.set()
         if self._governor.due():
             await self._governor.turn()
+
+    async def _announced(self, channel: int, element: Element) -> None:
+        if isinstance(element, Barrier):
+            await self.barriers.on(BarrierAnnounced(channel, element))
 
     # ------------------------------------------------------------------------------------------------------- control
     async def _obey(self, message: Control) -> None:
@@ -215,11 +224,14 @@ class Subtask:
                 self._started = True
             case TriggerBarrier(barrier):
                 self._triggers.append(barrier)
+                await self.barriers.on(BarrierAnnounced(0, barrier))
+            case AlignmentExpired(checkpoint):
+                await self.barriers.expired(checkpoint)
             case CheckpointComplete(checkpoint, commit):
                 await self._completed(checkpoint, commit=commit)
             case CheckpointAborted(checkpoint):
                 self._input.aborted(checkpoint)
-                await self._on(Aborted(checkpoint))
+                await self.barriers.on(Aborted(checkpoint))
             case StopReading(drain):
                 self._input.stop(drain=drain)
                 self._reports(ReadingStopped(self.id))
@@ -244,44 +256,3 @@ class Subtask:
             query.answer.set_result(node.query(query.state, query.key, query.group))
         except StateAccessError as error:
             query.answer.set_exception(error)
-
-    # --------------------------------------------------------------------------------------------------- checkpoints
-    async def _on(self, event: Event) -> None:
-        for action in self._protocol.on(event):
-            await self._execute(action)
-
-    async def _execute(self, action: Action) -> None:
-        match action:
-            case Block(channel):
-                self.mailbox.block(channel)
-            case UnblockAll():
-                self.mailbox.unblock_all()
-            case Snapshot(barrier):
-                await self._snapshot(barrier)
-            case Forward(barrier):
-                self.outputs.forward(barrier)
-            case Acknowledge(checkpoint):
-                if self._snapshots is not None:
-                    self._snapshots.barrier_left(checkpoint)
-            case Discard(checkpoint):
-                if self._snapshots is not None:
-                    self._snapshots.discard(checkpoint)
-            case Decline(checkpoint, reason):
-                self._reports(SnapshotDeclined(self.id, checkpoint, reason))
-
-    async def _snapshot(self, barrier: Barrier) -> None:
-        """The synchronous part: nothing else of this subtask runs meanwhile."""
-        assert self._snapshots is not None
-        pending = {sink.uid: await sink.prepare(barrier.checkpoint) for sink in self._sinks}
-        started = self._monotonic()
-        positions = self._input.snapshot(barrier.checkpoint)
-        captured = [self._capture(node, barrier, positions, pending.get(node.uid, ())) for node in self.nodes]
-        self._snapshots.begin(barrier, captured, ended=self._ended)
-        self.snapshot_seconds = self._monotonic() - started
-
-    def _capture(
-        self, node: NodeRuntime, barrier: Barrier, positions: dict[str, object], pending: Sequence[object]
-    ) -> CapturedNode:
-        keyed = node.begin_snapshot(barrier.checkpoint)
-        own_positions = positions if node.is_source else {}
-        return CapturedNode(node.uid, keyed, node.schemas(), own_positions, tuple(pending))

@@ -10,8 +10,9 @@ import pytest
 from streamactors.checkpoint.storage import LocalFiles
 from streamactors.checkpoint.store import CheckpointStore
 from streamactors.clock import SYSTEM
+from streamactors.errors import Crashed
+from streamactors.testing.simulation.disk import VolatileDisk
 from tests.checkpoint.checkpoints import begin, manifest_of, restored, state
-from tests.checkpoint.volatile_disk import Crashed, VolatileDisk
 
 STORAGE = "/data/storage"
 

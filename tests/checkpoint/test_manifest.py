@@ -16,7 +16,11 @@ from streamactors.checkpoint.manifest import (
     HEADER,
     MAGIC,
     BlockRef,
+    EdgeKey,
     FileHandle,
+    FrameRef,
+    InFlightEdge,
+    InFlightHandle,
     KeyedHandle,
     Manifest,
     NodeState,
@@ -29,6 +33,7 @@ from streamactors.checkpoint.manifest import (
     encode,
     encode_manifest,
     is_transactional,
+    requirements,
 )
 from streamactors.errors import CorruptCheckpoint, IncompatibleState, InvalidConfig, UnserialisableValue
 
@@ -109,6 +114,84 @@ def test_questions() -> None:
     assert content.operator("gone") is None
 
 
+# ------------------------------------------------------------------------------------------------------------ in flight
+CAPTURED = FileHandle("run-1/attempt-2/chk-3/0003-in-flight", 30, b"f" * 16)
+KEYED = InFlightEdge(EdgeKey("orders", "totals"), "keyed")
+SIDE = InFlightEdge(EdgeKey("orders", "totals", "late", 1), "rebalance")
+FRAMES = (FrameRef(0, 0, 1, False, (3, 7), 5, 0, 20), FrameRef(1, 0, 0, True, None, 2, 20, 10))
+
+
+def with_in_flight(*frames: FrameRef, edges: tuple[InFlightEdge, ...] = (KEYED, SIDE)) -> Manifest:
+    last = SubtaskState("totals", 1, (), in_flight=InFlightHandle(CAPTURED, edges, frames))
+    subtasks = (*example().subtasks, last)
+    return example(subtasks=subtasks, requires=requirements(subtasks))
+
+
+def test_what_is_in_flight_comes_back() -> None:
+    content = with_in_flight(*FRAMES)
+    assert decode_manifest(encode_manifest(content), FILE) == content
+    assert content.files == (*example().files, CAPTURED)
+    assert content.state_bytes == example().state_bytes + 30
+    assert (content.in_flight_records, content.in_flight_bytes) == (7, 30)
+    assert [(edge, frame) for _, edge, frame in content.in_flight()] == list(zip((KEYED, SIDE), FRAMES, strict=True))
+
+
+def test_only_what_is_in_flight_is_a_requirement() -> None:
+    """So that an older version goes on reading what it can restore."""
+    assert with_in_flight(*FRAMES).requires == ("in-flight",)
+    for content in (example(), with_in_flight()):
+        assert requirements(content.subtasks) == content.requires == ()
+        assert (content.in_flight_records, content.in_flight_bytes) == (0, 0)
+    with pytest.raises(AssertionError, match="an older reader would lose data"):
+        encode_manifest(msgspec.structs.replace(with_in_flight(*FRAMES), requires=()))
+
+
+def test_manifests_from_before_there_was_anything_in_flight() -> None:
+    fields = msgspec.msgpack.decode(DATA[HEADER.size :])
+    for operator in fields["operators"]:
+        del operator["named"]
+    assert not any("in_flight" in subtask for subtask in fields["subtasks"])
+    found = decode_manifest(resealed(DATA, payload=msgspec.msgpack.encode(fields)), FILE)
+    assert found == example()
+    assert not list(found.in_flight())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"edge": 2},
+        {"edge": -1},
+        {"sender": 1, "unsent": True},
+        {"sender": -1},
+        {"receiver": 2},
+        {"receiver": -1},
+        {"records": 0},
+        {"offset": -1},
+        {"offset": 11},
+        {"length": -1},
+        {"length": 31},
+        {"groups": None},
+    ],
+)
+def test_a_frame_that_can_not_be_is_found(changes: dict[str, Any]) -> None:
+    bad = msgspec.structs.replace(FRAMES[0], **changes)
+    with pytest.raises(CorruptCheckpoint, match=f"{FILE} is malformed"):
+        decode_manifest(encode_manifest(with_in_flight(FRAMES[1], bad)), FILE)
+
+
+def test_who_sent_what_lies_with_its_receiver_may_be_gone() -> None:
+    """Restored from a job with more senders, and captured again."""
+    content = with_in_flight(msgspec.structs.replace(FRAMES[0], sender=5))
+    assert decode_manifest(encode_manifest(content), FILE) == content
+
+
+@pytest.mark.parametrize("key", [EdgeKey("gone", "totals"), EdgeKey("orders", "gone")])
+def test_an_edge_of_unlisted_operators_is_found(key: EdgeKey) -> None:
+    edges = (InFlightEdge(key, "forward"),)
+    with pytest.raises(CorruptCheckpoint, match=f"{FILE} is malformed.*'gone'"):
+        decode_manifest(encode_manifest(with_in_flight(FRAMES[0], edges=edges)), FILE)
+
+
 # --------------------------------------------------------------------------------------------------------------- damage
 DATA = encode_manifest(example())
 
@@ -175,8 +258,8 @@ def test_what_a_newer_minor_adds_is_ignored() -> None:
 
 
 def test_what_must_not_be_ignored_is_refused_by_name() -> None:
-    with pytest.raises(IncompatibleState, match=f"{FILE} needs in-flight, increments, which this version"):
-        decode_manifest(encode_manifest(example(requires=("increments", "in-flight"))), FILE)
+    with pytest.raises(IncompatibleState, match=f"{FILE} needs increments, novelty, which this version"):
+        decode_manifest(encode_manifest(example(requires=("novelty", "in-flight", "increments"))), FILE)
 
 
 @pytest.mark.parametrize("value", [object(), 2**64, {1j: 2}])

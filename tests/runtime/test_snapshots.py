@@ -5,10 +5,13 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from streamactors.actors.governor import Governor
-from streamactors.checkpoint.manifest import BlockRef, FileHandle, KeyedHandle
+from streamactors.actors.mailbox import Mailbox
+from streamactors.checkpoint.frames import FrameCodec
+from streamactors.checkpoint.manifest import BlockRef, FileHandle, FrameRef, InFlightHandle, KeyedHandle
 from streamactors.elements import Barrier
 from streamactors.errors import StorageFailed, UnserialisableValue
 from streamactors.graph.physical import SubtaskId
+from streamactors.runtime.inflight import Captures
 from streamactors.runtime.messages import Failed, Report, SnapshotDeclined, SnapshotStored
 from streamactors.runtime.snapshot import CapturedNode, Snapshots
 from streamactors.state.backend import StateBlock
@@ -68,10 +71,14 @@ class Storage:
     async def read(self, handle: KeyedHandle, blocks: Sequence[BlockRef]) -> list[bytes]:
         return []
 
+    async def read_frames(self, handle: InFlightHandle, frames: Sequence[FrameRef]) -> list[bytes]:
+        return []
+
 
 def snapshots(storage: Storage) -> tuple[Snapshots, list[Report]]:
     reports: list[Report] = []
-    return Snapshots(SUBTASK, storage, Governor.of_running_loop(), reports.append), reports
+    captures = Captures(Mailbox(1, 64), [], FrameCodec(), bool)
+    return Snapshots(SUBTASK, storage, Governor.of_running_loop(), reports.append, captures), reports
 
 
 def begin(of: Snapshots, keyed: Any, checkpoint: int = 1) -> None:
@@ -84,7 +91,7 @@ async def test_reported_once_when_stored_and_left_in_either_order() -> None:
         taken, reports = snapshots(storage)
         begin(taken, Keyed())
         if leaves_first:
-            taken.barrier_left(1)
+            taken.acknowledge(1)
         await storage.begun.wait()
         assert reports == []
         storage.release.set()
@@ -92,7 +99,7 @@ async def test_reported_once_when_stored_and_left_in_either_order() -> None:
         await asyncio.sleep(0.01)
         if not leaves_first:
             assert reports == []
-            taken.barrier_left(1)
+            taken.acknowledge(1)
         [report] = reports
         assert isinstance(report, SnapshotStored) and report.checkpoint == 1 and report.subtask == SUBTASK
         [node] = report.state.nodes
@@ -100,7 +107,7 @@ async def test_reported_once_when_stored_and_left_in_either_order() -> None:
         blocks = [(ref.group, ref.offset, ref.length) for ref in node.keyed[0].blocks]
         assert blocks == [(2, 0, 3), (1, 3, 2), (0, 5, 1)]
         assert node.keyed[0].file.size == 6
-        taken.barrier_left(1)
+        taken.acknowledge(1)
         await taken.close()
         assert len(reports) == 1
 
@@ -109,7 +116,7 @@ async def test_an_empty_state_writes_no_file() -> None:
     storage = Storage()
     taken, reports = snapshots(storage)
     begin(taken, Keyed(blocks=0))
-    taken.barrier_left(1)
+    taken.acknowledge(1)
     await until(lambda: reports)
     assert not storage.begun.is_set()
     await taken.close()
@@ -121,7 +128,7 @@ async def test_discarded_while_written_it_is_aborted_and_never_reported() -> Non
     begin(taken, keyed)
     await storage.begun.wait()
     taken.discard(1)
-    taken.barrier_left(1)
+    taken.acknowledge(1)
     storage.release.set()
     await taken.close()
     assert keyed.aborted and reports == [] and not storage.written
@@ -165,7 +172,7 @@ async def test_a_storage_that_refuses_declines_and_an_unserialisable_value_fails
     begin(taken, keyed, 2)
     await until(lambda: len(reports) == 2)
     assert reports[1] == Failed(SUBTASK, error) and keyed.aborted
-    taken.barrier_left(1)
-    taken.barrier_left(2)
+    taken.acknowledge(1)
+    taken.acknowledge(2)
     await taken.close()
     assert len(reports) == 2

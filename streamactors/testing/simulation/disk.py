@@ -13,10 +13,7 @@ from posixpath import basename, dirname
 from typing import Union
 
 from streamactors.checkpoint.storage import Entry
-
-
-class Crashed(BaseException):
-    """Raised by every operation from the crash on: nothing that a dead process would do reaches the disk."""
+from streamactors.errors import Crashed
 
 
 @dataclass(eq=False)
@@ -73,7 +70,8 @@ class VolatileDisk:
             self._root.lose(chance)
         return VolatileDisk(self._root, crash_after)
 
-    async def step(self) -> None:
+    async def step(self, operation: str, path: str) -> None:
+        """Before each operation."""
         await asyncio.sleep(0)
         if self.crashed or self.operations == self._crash_after:
             self.crashed = True
@@ -111,20 +109,20 @@ class VolatileDisk:
         return VolatileLock(self, path)
 
     async def read(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        await self.step()
+        await self.step("read", path)
         node = self.find(path)
         if not isinstance(node, File):
             raise FileNotFoundError(path)
         return [bytes(node.content[at : None if length < 0 else at + length]) for at, length in ranges]
 
     async def link(self, source: str, target: str) -> None:
-        await self.step()
+        await self.step("link", target)
         node = self.find(source)
         assert isinstance(node, File)
         self.add(target, node)
 
     async def rename(self, source: str, target: str) -> None:
-        await self.step()
+        await self.step("rename", target)
         assert dirname(source) == dirname(target)
         old, new = basename(source), basename(target)
         node = self.folder(dirname(source)).names[old]
@@ -136,30 +134,30 @@ class VolatileDisk:
         self.folder(dirname(source)).change(change)
 
     async def unlink(self, path: str) -> None:
-        await self.step()
+        await self.step("unlink", path)
         if not isinstance(self.find(path), File):
             raise FileNotFoundError(path)
         self.folder(dirname(path)).change(lambda names: names.pop(basename(path), None))
 
     async def make_folder(self, path: str) -> None:
-        await self.step()
+        await self.step("make_folder", path)
         self.add(path, Folder())
 
     async def remove_folder(self, path: str) -> None:
-        await self.step()
+        await self.step("remove_folder", path)
         assert not self.folder(path).names, path
         self.folder(dirname(path)).change(lambda names: names.pop(basename(path), None))
 
     async def sync_folder(self, path: str) -> None:
-        await self.step()
+        await self.step("sync_folder", path)
         self.folder(path).sync()
 
     async def scan(self, path: str) -> list[Entry]:
-        await self.step()
+        await self.step("scan", path)
         return [_entry(name, node) for name, node in sorted(self.folder(path).names.items())]
 
     async def stat(self, path: str) -> Entry | None:
-        await self.step()
+        await self.step("stat", path)
         node = self.find(path)
         return None if node is None else _entry(basename(path), node)
 
@@ -176,20 +174,20 @@ class VolatileFile:
         self.created = False
 
     async def open(self) -> None:
-        await self._disk.step()
+        await self._disk.step("open", self._path)
         self._disk.add(self._path, self._file)
         self.created = True
 
     async def write(self, data: bytes) -> None:
-        await self._disk.step()
+        await self._disk.step("write", self._path)
         self._file.content += data
 
     async def sync(self) -> None:
-        await self._disk.step()
+        await self._disk.step("sync", self._path)
         self._file.durable = bytes(self._file.content)
 
     async def close(self) -> None:
-        await self._disk.step()
+        await self._disk.step("close", self._path)
 
 
 class VolatileLock:
@@ -199,7 +197,7 @@ class VolatileLock:
         self._file: File | None = None
 
     async def acquire(self, owner: str) -> str | None:
-        await self._disk.step()
+        await self._disk.step("lock", self._path)
         node = self._disk.find(self._path)
         if node is None:
             node = File()
@@ -212,7 +210,7 @@ class VolatileLock:
         return None
 
     async def held(self) -> bool:
-        await self._disk.step()
+        await self._disk.step("held", self._path)
         return self._file is not None and self._disk.find(self._path) is self._file
 
     async def release(self) -> None:

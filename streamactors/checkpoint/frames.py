@@ -1,0 +1,128 @@
+"""In-flight batches to bytes and back.
+
+A frame: format version, checksum of all the rest, then its columns as msgpack; the version and the checksum stay where
+they are, so that every version can tell a newer format from damage. Values are self-describing (`AnySerializer`), a
+column in one call. Keys are not stored: they are computed again by the selector of whoever restores.
+"""
+
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from streamactors.checkpoint.manifest import EdgeKey
+from streamactors.elements import Batch
+from streamactors.errors import CorruptCheckpoint, IncompatibleState, UnserialisableValue
+from streamactors.state.serializers import AnySerializer
+
+VERSION: Final = 1
+_HEADER: Final = struct.Struct(">BI")
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """An encoded batch. `groups`: the lowest and the highest key group; None where the records have none."""
+
+    data: bytes
+    records: int
+    groups: tuple[int, int] | None
+
+
+class _Columns(msgspec.Struct, array_like=True, gc=False):
+    values: bytes
+    timestamps: list[int | None] | None
+    groups: list[int] | None
+    origins: list[int] | None
+    split: str
+
+
+class FrameCodec:
+    """Shared by the subtasks of one attempt: it remembers the classes of the records that it has met."""
+
+    def __init__(self) -> None:
+        self._values = AnySerializer()
+        self._decoder = msgspec.msgpack.Decoder(_Columns)
+
+    def check(self, value: Any, edge: EdgeKey) -> None:
+        """For an edge's first record. Raises UnserialisableValue, naming the edge, if it could not be stored."""
+        self._encode_values([value], edge)
+
+    def encode(self, batch: Batch, edge: EdgeKey) -> Frame:
+        """Raises UnserialisableValue, naming the edge."""
+        groups = _listed(batch.groups)
+        columns = _Columns(
+            self._encode_values(_listed(batch.values) or [], edge),
+            _listed(batch.timestamps),
+            groups,
+            _listed(batch.origins),
+            batch.split,
+        )
+        try:
+            data = msgspec.msgpack.encode(columns)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UnserialisableValue(
+                f"a time-stamp or record number on the edge {edge} can't be stored: {error}; give an int"
+            ) from error
+        span = (min(groups), max(groups)) if groups else None
+        return Frame(_HEADER.pack(VERSION, _checksum(VERSION, data)) + data, len(batch), span)
+
+    def decode(self, data: bytes, where: str) -> Batch:
+        """`where` names the file and the edge. Raises CorruptCheckpoint if this is not what was written,
+        IncompatibleState if the records no longer fit their classes."""
+        columns = self._columns(data, where)
+        values = self._decode_values(columns.values, where)
+        for column in (columns.timestamps, columns.groups, columns.origins):
+            if column is not None and len(column) != len(values):
+                raise CorruptCheckpoint(f"{where}: columns of {len(values)} and of {len(column)} records")
+        return Batch(values, columns.timestamps, None, columns.groups, columns.origins, columns.split)
+
+    def _encode_values(self, values: list[Any], edge: EdgeKey) -> bytes:
+        try:
+            return self._values.encode_many(values)
+        except UnserialisableValue as error:
+            kinds = sorted({f"{type(value).__module__}.{type(value).__qualname__}" for value in values})
+            raise UnserialisableValue(
+                f"records of type {', '.join(kinds)} on the edge {edge} can't be stored, and checkpoints that overtake "
+                f"(alignment_timeout, alignment='unaligned') have to store records in flight: {error}. Or leave such "
+                "checkpoints out: alignment='aligned'"
+            ) from error
+
+    def _columns(self, data: bytes, where: str) -> _Columns:
+        if len(data) < _HEADER.size:
+            raise CorruptCheckpoint(f"{where} is truncated: {len(data)} bytes")
+        version, checksum = _HEADER.unpack_from(data)
+        payload = data[_HEADER.size :]
+        if checksum != (found := _checksum(version, payload)):
+            raise CorruptCheckpoint(f"{where} is altered: expected checksum {checksum:08x}, found {found:08x}")
+        if version != VERSION:
+            raise IncompatibleState(
+                f"{where} has format {version}, and this version of streamactors reads {VERSION}: "
+                "use the version that wrote it, or a newer one."
+            )
+        try:
+            return self._decoder.decode(payload)
+        except msgspec.MsgspecError as error:
+            raise CorruptCheckpoint(f"{where} is malformed, though its checksum is right: {error}") from error
+
+    def _decode_values(self, data: bytes, where: str) -> list[Any]:
+        try:
+            return self._values.decode_many(data)
+        except IncompatibleState as error:
+            raise IncompatibleState(f"{where}: {error}") from error
+        except (ValueError, TypeError, LookupError, msgspec.MsgspecError) as error:
+            raise IncompatibleState(
+                f"{where}: its records can't be read, though its checksum is right: {error}; "
+                "has their class been changed?"
+            ) from error
+
+
+def _listed(column: Sequence[Any] | None) -> list[Any] | None:
+    """Columns may be tuples or ranges."""
+    return column if column is None or isinstance(column, list) else list(column)
+
+
+def _checksum(version: int, payload: bytes) -> int:
+    return zlib.crc32(payload, version)

@@ -1,0 +1,192 @@
+"""What the barrier protocol of a subtask decides, done to its mailbox, chain, outputs and snapshots.
+
+Invariant: the actions for one event are executed in order with nothing processed in between; so a snapshot, what is in
+hand and what a barrier overtakes belong to the same moment between two records.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from streamactors.actors.mailbox import Mailbox
+from streamactors.checkpoint.protocol import (
+    Acknowledge,
+    Action,
+    AlignmentTimedOut,
+    BarrierAnnounced,
+    BarrierProtocol,
+    Block,
+    Capture,
+    CaptureInHand,
+    Decline,
+    Discard,
+    Event,
+    Forward,
+    Overtake,
+    Snapshot,
+    StartTimer,
+    UnblockAll,
+)
+from streamactors.clock import Clock
+from streamactors.elements import Barrier, Batch, Element
+from streamactors.graph.physical import SubtaskId
+from streamactors.operators.sink import SinkLink
+from streamactors.runtime.chain import Chain
+from streamactors.runtime.inflight import Captures, Route
+from streamactors.runtime.inputs import Input
+from streamactors.runtime.messages import AlignmentExpired, Reports, SnapshotDeclined, TriggerBarrier
+from streamactors.runtime.nodes import NodeRuntime
+from streamactors.runtime.routing import Outputs
+from streamactors.runtime.snapshot import CapturedNode, Snapshots
+
+
+class Barriers:
+    """The barriers of one subtask. `snapshots` is None where the job takes no checkpoints."""
+
+    def __init__(
+        self,
+        id: SubtaskId,
+        protocol: BarrierProtocol,
+        *,
+        mailbox: Mailbox[Element],
+        source: Input,
+        chain: Chain,
+        outputs: Outputs,
+        nodes: Sequence[NodeRuntime],
+        captures: Captures,
+        snapshots: Snapshots | None,
+        reports: Reports,
+        clock: Clock,
+    ) -> None:
+        self.id = id
+        self.ended = False
+        """Whether the subtask has seen its end of data."""
+        self.snapshot_seconds = 0.0
+        """How long the synchronous part of the last snapshot took."""
+        self._protocol = protocol
+        self._mailbox = mailbox
+        self._input = source
+        self._chain = chain
+        self._outputs = outputs
+        self._nodes = nodes
+        self._captures = captures
+        self._snapshots = snapshots
+        self._reports = reports
+        self._clock = clock
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._sinks = [slot.link for slot in chain.slots if isinstance(slot.link, SinkLink)]
+
+    async def on(self, event: Event) -> None:
+        for action in self._protocol.on(event):
+            await self._execute(action)
+
+    async def expired(self, checkpoint: int) -> None:
+        self._timers.pop(checkpoint, None)
+        await self.on(AlignmentTimedOut(checkpoint))
+
+    async def close(self) -> None:
+        for checkpoint in list(self._timers):
+            self._stop_timer(checkpoint)
+        if self._snapshots is not None:
+            await self._snapshots.close()
+
+    # ------------------------------------------------------------------------------------------ in the middle of a call
+    def urgent(self) -> bool:
+        """Whether a barrier waits to overtake."""
+        announced = any(barrier.overtakes for _, barrier in self._mailbox.announced if isinstance(barrier, Barrier))
+        return announced or any(_overtakes(message) for message in self._mailbox.control)
+
+    async def announce_patient(self) -> None:
+        """Barriers that arrive in the middle of a record, and are to be aligned: their time begins to run."""
+        announced = self._mailbox.announced
+        while announced and isinstance(barrier := announced[0][1], Barrier) and not barrier.overtakes:
+            await self.on(BarrierAnnounced(announced.popleft()[0], barrier))
+        for message in self._mailbox.control:
+            if isinstance(message, TriggerBarrier) and message.barrier.overtakes_at is not None:
+                self._start_timer(message.barrier)
+
+    # ------------------------------------------------------------------------------------------------------- actions
+    async def _execute(self, action: Action) -> None:
+        match action:
+            case Block(channel):
+                self._mailbox.block(channel)
+            case UnblockAll():
+                self._mailbox.unblock_all()
+            case Snapshot(barrier):
+                await self._snapshot(barrier)
+            case Forward(barrier):
+                self._outputs.forward(barrier)
+            case StartTimer(barrier):
+                self._start_timer(barrier)
+            case CaptureInHand(checkpoint):
+                self._capture_in_hand(checkpoint)
+            case Capture(checkpoint, channel):
+                self._capture_channel(checkpoint, channel)
+            case Overtake(barrier):
+                self._outputs.overtake(barrier, lambda route, batch: self._add(barrier.checkpoint, route, batch))
+            case Acknowledge(checkpoint):
+                self._stop_timer(checkpoint)
+                if self._snapshots is not None:
+                    self._snapshots.acknowledge(checkpoint)
+            case Discard(checkpoint):
+                self._discard(checkpoint)
+            case Decline(checkpoint, reason):
+                self._reports(SnapshotDeclined(self.id, checkpoint, reason))
+
+    async def _snapshot(self, barrier: Barrier) -> None:
+        """The synchronous part: nothing else of this subtask runs meanwhile."""
+        assert self._snapshots is not None
+        pending = {sink.uid: await sink.prepare(barrier.checkpoint) for sink in self._sinks}
+        started = self._clock.monotonic()
+        positions = self._input.snapshot(barrier.checkpoint)
+        captured = [self._captured(node, barrier, positions, pending.get(node.uid, ())) for node in self._nodes]
+        self._snapshots.begin(barrier, captured, ended=self.ended)
+        self.snapshot_seconds = self._clock.monotonic() - started
+
+    def _captured(
+        self, node: NodeRuntime, barrier: Barrier, positions: dict[str, object], pending: Sequence[object]
+    ) -> CapturedNode:
+        keyed = node.begin_snapshot(barrier.checkpoint)
+        own_positions = positions if node.is_source else {}
+        return CapturedNode(node.uid, keyed, node.schemas(), own_positions, tuple(pending))
+
+    def _discard(self, checkpoint: int) -> None:
+        self._stop_timer(checkpoint)
+        self._outputs.drop(checkpoint)
+        if self._snapshots is not None:
+            self._snapshots.discard(checkpoint)
+
+    # ----------------------------------------------------------------------------------------------------- in flight
+    def _capture_in_hand(self, checkpoint: int) -> None:
+        capture = self._snapshots.capture(checkpoint) if self._snapshots is not None else None
+        if capture is not None:
+            for route, batch in self._chain.in_hand():
+                capture.add(route, batch, unsent=False)
+
+    def _capture_channel(self, checkpoint: int, channel: int) -> None:
+        capture = self._snapshots.capture(checkpoint) if self._snapshots is not None else None
+        if capture is not None:
+            self._captures.capture_channel(capture, channel)
+
+    def _add(self, checkpoint: int, route: Route, batch: Batch) -> None:
+        capture = self._snapshots.capture(checkpoint) if self._snapshots is not None else None
+        if capture is not None:
+            capture.add(route, batch, unsent=True)
+
+    # -------------------------------------------------------------------------------------------------------- timers
+    def _start_timer(self, barrier: Barrier) -> None:
+        checkpoint = barrier.checkpoint
+        if barrier.overtakes_at is None or checkpoint in self._timers:
+            return
+        delay = max(0, barrier.overtakes_at - self._clock.time_ms()) / 1000
+        message = AlignmentExpired(checkpoint)
+        loop = asyncio.get_running_loop()
+        self._timers[checkpoint] = loop.call_later(delay, self._mailbox.send_control, message)
+
+    def _stop_timer(self, checkpoint: int) -> None:
+        timer = self._timers.pop(checkpoint, None)
+        if timer is not None:
+            timer.cancel()
+
+
+def _overtakes(message: object) -> bool:
+    return isinstance(message, AlignmentExpired) or (isinstance(message, TriggerBarrier) and message.barrier.overtakes)

@@ -1,0 +1,65 @@
+"""The clock of a simulated process: everything that it gives is drawn by seed, and blocking work runs inline."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from random import Random
+from typing import Final, ParamSpec, TypeVar
+
+from streamactors.testing.simulation.loop import SimulationLoop
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+EPOCH_MS: Final = 1_700_000_000_000
+"""When virtual time begins."""
+BLOCKING_SECONDS: Final = 0.002
+
+
+class SimulatedClock:
+    """Reading the time takes a little of it."""
+
+    def __init__(self, loop: SimulationLoop, random: Random) -> None:
+        self._loop = loop
+        self._random = random
+
+    def monotonic(self) -> float:
+        return self._loop.tick()
+
+    def time_ms(self) -> int:
+        return EPOCH_MS + int(self._loop.time() * 1000)
+
+    def random(self) -> float:
+        return self._random.random()
+
+    def token(self) -> str:
+        return f"{self._random.getrandbits(64):016x}"
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def run_blocking(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """As in a thread: once it has begun, it goes on even if whoever waits is cancelled."""
+        done: asyncio.Future[R] = self._loop.create_future()
+
+        def run() -> None:
+            try:
+                result = fn(*args, **kwargs)
+            except Exception as error:
+                self._loop.call_later(self._delay(), _answer, done, None, error)
+            else:
+                self._loop.call_later(self._delay(), _answer, done, result, None)
+
+        self._loop.call_later(self._delay(), run)
+        return await done
+
+    def _delay(self) -> float:
+        return self._random.random() * BLOCKING_SECONDS
+
+
+def _answer(done: "asyncio.Future[R]", result: R, error: Exception | None) -> None:
+    with contextlib.suppress(asyncio.InvalidStateError):  # whoever waited has been cancelled
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)
