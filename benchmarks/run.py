@@ -14,7 +14,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import events, flows, kafka, plain
+from benchmarks import alignment, events, flows, kafka, plain
 from streamactors.testing.kafka_broker import KafkaBroker
 
 EVENTS = 1_000_000
@@ -104,18 +104,35 @@ def checkpoint_cost(lines: Sequence[bytes], rounds: int, parallelism: int) -> fl
     return statistics.median(shares)
 
 
+def alignment_table(rows: Sequence[alignment.Measured]) -> Table:
+    shown = Table(title="checkpoints while all mailboxes are full, the sink 100 times slower than the source")
+    for column in ("capacity", "mode", "records queued", "seconds", "bytes in flight", "bytes in all"):
+        shown.add_column(column, justify="left" if column == "mode" else "right")
+    for row in rows:
+        counts = f"{row.queued:,}", f"{row.seconds:.3f}", f"{row.in_flight_bytes:,}", f"{row.total_bytes:,}"
+        shown.add_row(f"{row.capacity:,}", row.mode, *counts)
+    return shown
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--events", type=int, default=EVENTS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-kafka", action="store_true", help="leave (c) out")
+    parser.add_argument("--only-alignment", action="store_true", help="nothing but checkpoints under back-pressure")
     options = parser.parse_args()
+    console = Console(width=110)
+    if not options.only_alignment:
+        _throughput(options, console)
+    console.print(alignment_table(alignment.measure(options.rounds)))
+
+
+def _throughput(options: argparse.Namespace, console: Console) -> None:
     lines = events.orders(options.events, KEYS)
     rows = measure(lines, options.rounds)
     if not options.no_kafka:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             rows += runner.run(measure_kafka(lines, min(options.rounds, 3)))
-    console = Console(width=110)
     console.print(table(rows))
     for parallelism in (1, 4):
         share = checkpoint_cost(lines, options.rounds, parallelism)

@@ -30,7 +30,7 @@ from streamactors.operators.base import Context, KeyedOperator, Operator, Operat
 from streamactors.runtime.info import CheckpointInfo
 from streamactors.sinks import Sink
 from streamactors.sources import Source
-from streamactors.state.descriptors import ListState, MapState, Ttl, ValueState
+from streamactors.state.descriptors import ListState, MapState, OperatorListState, Ttl, UnionListState, ValueState
 from streamactors.state.serializers import Pickle
 
 __all__ = [
@@ -67,6 +67,7 @@ __all__ = [
     "MsgPack",
     "Operator",
     "OperatorContext",
+    "OperatorListState",
     "OutputTag",
     "Pickle",
     "Raw",
@@ -84,6 +85,7 @@ __all__ = [
     "TransactionAlreadyCommitted",
     "TransactionLost",
     "Ttl",
+    "UnionListState",
     "UnserialisableKey",
     "UnserialisableValue",
     "ValueState",

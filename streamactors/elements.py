@@ -86,6 +86,12 @@ class Batch:
     def with_keys(self, keys: Sequence[Any], groups: Sequence[int]) -> "Batch":
         return Batch(self.values, self.timestamps, keys, groups, self.origins, self.split)
 
+    def without_groups(self) -> "Batch":
+        """Where records go says nothing about their keys any more."""
+        if self.groups is None:
+            return self
+        return Batch(self.values, self.timestamps, None, None, self.origins, self.split)
+
     def origin(self, index: int) -> str | None:
         """Where a record came from, such as `orders[3]@18234` or `events.jsonl:17`; None if no longer known."""
         return None if self.origins is None else f"{self.split}{self.origins[index]}"

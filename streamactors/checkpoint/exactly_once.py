@@ -79,8 +79,10 @@ class ExactlyOnceBarriers:
     # ----------------------------------------------------------------------------------------------------- overtaking
     def _timed_out(self, checkpoint: int) -> list[Action]:
         actions = self._forget_settled()
-        under_way = [*self._waiting, *(barrier.checkpoint for barrier in self._aligned.leaving)]
-        return actions + (self._overtake(checkpoint) if checkpoint in under_way else [])
+        under_way = [*self._waiting.values(), *self._aligned.leaving]
+        if any(barrier.checkpoint == checkpoint and _may_overtake(barrier) for barrier in under_way):
+            actions += self._overtake(checkpoint)
+        return actions
 
     def _overtake(self, checkpoint: int) -> list[Action]:
         """This one, behind all earlier ones that are still under way."""

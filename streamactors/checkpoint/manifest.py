@@ -12,7 +12,7 @@ that use it.
 import hashlib
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -29,7 +29,8 @@ _CHECKED: Final = HEADER.size - 4
 _TRANSACTIONAL: Final = 1
 
 IN_FLIGHT: Final = "in-flight"
-KNOWN_REQUIREMENTS: Final = frozenset({IN_FLIGHT})
+OPERATOR_LISTS: Final = "operator-lists"
+KNOWN_REQUIREMENTS: Final = frozenset({IN_FLIGHT, OPERATOR_LISTS})
 """What this version can restore beyond the plain format."""
 
 EdgeKind = Literal["forward", "rebalance", "broadcast", "keyed"]
@@ -62,6 +63,24 @@ class KeyedHandle(msgspec.Struct, frozen=True):
     blocks: tuple[BlockRef, ...]
 
 
+class ListRef(msgspec.Struct, frozen=True, array_like=True):
+    """Consecutive items of one list state without a key, as `length` bytes at `offset` of a file. `union`: every
+    subtask is given them; else they are dealt out."""
+
+    state: str
+    items: int
+    offset: int
+    length: int
+    union: bool = False
+
+
+class ListsHandle(msgspec.Struct, frozen=True):
+    """List state without a key of one operator subtask, in one file; per state, `blocks` are in the list's order."""
+
+    file: FileHandle
+    blocks: tuple[ListRef, ...]
+
+
 class EdgeKey(msgspec.Struct, frozen=True, array_like=True):
     """Names an edge between two operators, whether chained or not, over versions of the flow. `tag`: the side output
     that it carries. `ordinal`: among edges that are otherwise alike, as in a union of a stream with itself."""
@@ -85,10 +104,10 @@ class InFlightEdge(msgspec.Struct, frozen=True, array_like=True):
 
 
 class FrameRef(msgspec.Struct, frozen=True, array_like=True):
-    """One batch in flight on edge `edge` (an index into the handle's), to subtask `receiver` of its downstream operator,
-    as `length` bytes at `offset` of a file. `unsent`: it lay with subtask `sender` of its upstream operator, behind all
-    that lay with its receiver; else `sender` only tells channels apart, since who sent it may be long gone. `groups`:
-    the lowest and the highest key group of its records; None where they have none."""
+    """One batch in flight on edge `edge` (an index into the handle's), to subtask `receiver` of its downstream
+    operator, as `length` bytes at `offset` of a file. `unsent`: it lay with subtask `sender` of its upstream operator,
+    behind all that lay with its receiver; else `sender` only tells channels apart, since who sent it may be long gone.
+    `groups`: the lowest and the highest key group of its records; None where they have none."""
 
     edge: int
     sender: int
@@ -109,7 +128,8 @@ class InFlightHandle(msgspec.Struct, frozen=True):
 
 
 class NodeState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One operator in one subtask. `positions` by split; `pending`: a sink's transactions not known to be committed."""
+    """One operator in one subtask. `positions` by split; `pending`: a sink's transactions not known to be committed.
+    `lists`: its list state without a key, None if that is empty, whose schemas are `list_schemas`."""
 
     uid: str
     keyed: tuple[KeyedHandle, ...] = ()
@@ -117,6 +137,8 @@ class NodeState(msgspec.Struct, frozen=True, omit_defaults=True):
     positions: dict[str, Any] = msgspec.field(default_factory=dict)
     pending: tuple[Any, ...] = ()
     watermark: int | None = None
+    lists: ListsHandle | None = None
+    list_schemas: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class SubtaskState(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -165,6 +187,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             for node in subtask.nodes:
                 for keyed in node.keyed:
                     yield keyed.file
+                if node.lists is not None:
+                    yield node.lists.file
             if subtask.in_flight is not None:
                 yield subtask.in_flight.file
 
@@ -206,8 +230,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def requirements(subtasks: Iterable[SubtaskState]) -> tuple[str, ...]:
     """What a manifest of these has to put into `requires`."""
+    subtasks = tuple(subtasks)
     in_flight = any(subtask.in_flight is not None and subtask.in_flight.frames for subtask in subtasks)
-    return (IN_FLIGHT,) if in_flight else ()
+    lists = any(node.lists is not None for subtask in subtasks for node in subtask.nodes)
+    return (IN_FLIGHT,) * in_flight + (OPERATOR_LISTS,) * lists
 
 
 class Epoch(msgspec.Struct, frozen=True):
@@ -349,21 +375,37 @@ def decode_manifest(data: bytes, file: str) -> Manifest:
         if not is_plain_path(handle.path) or handle.size < 0 or len(handle.digest) != DIGEST_SIZE:
             raise CorruptCheckpoint(f"{file} is malformed: it refers to {handle}")
     _check_in_flight(manifest, file)
+    _check_lists(manifest, file)
     return manifest
 
 
+def _check_lists(manifest: Manifest, file: str) -> None:
+    for _, node in manifest.nodes():
+        if node.lists is not None:
+            for ref in node.lists.blocks:
+                inside = 0 <= ref.offset <= ref.offset + ref.length <= node.lists.file.size
+                if not inside or ref.items <= 0:
+                    raise CorruptCheckpoint(f"{file} is malformed: of operator {node.uid!r} it lists {ref}")
+
+
 def _check_in_flight(manifest: Manifest, file: str) -> None:
-    handles = [subtask.in_flight for subtask in manifest.subtasks if subtask.in_flight is not None]
-    for handle, frame in ((handle, frame) for handle in handles for frame in handle.frames):
+    operators = {operator.uid: operator for operator in manifest.operators}
+    for subtask in manifest.subtasks:
+        if subtask.in_flight is not None:
+            _check_frames(subtask.in_flight, operators, file)
+
+
+def _check_frames(handle: InFlightHandle, operators: Mapping[str, OperatorMeta], file: str) -> None:
+    for frame in handle.frames:
         if not 0 <= frame.edge < len(handle.edges):
             raise CorruptCheckpoint(f"{file} is malformed: {frame} is on none of its {len(handle.edges)} edges")
         edge = handle.edges[frame.edge]
-        if not _is_sound(manifest, handle.file, edge, frame):
+        if not _is_sound(operators, handle.file, edge, frame):
             raise CorruptCheckpoint(f"{file} is malformed: on the {edge.kind} edge {edge.key} it lists {frame}")
 
 
-def _is_sound(manifest: Manifest, written: FileHandle, edge: InFlightEdge, frame: FrameRef) -> bool:
-    upstream, downstream = manifest.operator(edge.key.upstream), manifest.operator(edge.key.downstream)
+def _is_sound(operators: Mapping[str, OperatorMeta], written: FileHandle, edge: InFlightEdge, frame: FrameRef) -> bool:
+    upstream, downstream = operators.get(edge.key.upstream), operators.get(edge.key.downstream)
     if upstream is None or downstream is None:
         return False
     inside = 0 <= frame.offset <= frame.offset + frame.length <= written.size

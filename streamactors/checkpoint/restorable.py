@@ -20,6 +20,8 @@ from streamactors.checkpoint.manifest import (
     FrameRef,
     InFlightHandle,
     KeyedHandle,
+    ListRef,
+    ListsHandle,
     Manifest,
     Reference,
 )
@@ -94,11 +96,15 @@ class Restorable:
         """The bytes of some of a file's blocks; the whole file is verified first. Raises CorruptCheckpoint."""
         return await self._read(handle.file, blocks)
 
+    async def read_lists(self, handle: ListsHandle, blocks: Sequence[ListRef]) -> list[bytes]:
+        """Likewise."""
+        return await self._read(handle.file, blocks)
+
     async def read_frames(self, handle: InFlightHandle, frames: Sequence[FrameRef]) -> list[bytes]:
         """Likewise."""
         return await self._read(handle.file, frames)
 
-    async def _read(self, file: FileHandle, parts: Sequence[BlockRef | FrameRef]) -> list[bytes]:
+    async def _read(self, file: FileHandle, parts: Sequence[BlockRef | ListRef | FrameRef]) -> list[bytes]:
         await self._verify_digest(file)
         return await self.files.read_ranges(self.path(file), [(part.offset, part.length) for part in parts])
 

@@ -18,6 +18,7 @@ from streamactors.elements import Batch, DeadLetter, ErrorRoute, OutputTag
 from streamactors.errors import InvalidDataflow, NotBound, RecordFailed, StreamactorsError
 from streamactors.metrics import MetricGroup
 from streamactors.state.backend import Cursor, KeyedBackend
+from streamactors.state.operator_lists import OperatorLists
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -112,6 +113,8 @@ class LinkContext:
     operator: OperatorContext
     on_error: ErrorRoute = "fail"
     backend: KeyedBackend | None = None
+    lists: OperatorLists | None = None
+    """Keeps what is declared without a key."""
     drain: Callable[[Batch | None, dict[str, Batch]], Coroutine[Any, Any, None]] | None = None
     """Pushes what was emitted so far on, and waits for room downstream."""
     interrupted: Callable[[], bool] = bool

@@ -43,7 +43,7 @@ class ProcessLink(Link):
         self._opened = False
         if ctx.backend is not None:
             ctx.backend.attach(self._context)
-            bind_states(operator, ctx)
+        bind_states(operator, ctx)
 
     async def open(self) -> None:
         self._opened = True
@@ -148,10 +148,11 @@ def _after(batch: Batch, taken: int) -> Batch | None:
 
 def bind_states(operator: Any, ctx: LinkContext) -> None:
     """Shadow the class's declarations by state bound to this subtask."""
-    assert ctx.backend is not None
     for name, declaration in declared_states(operator).items():
-        # setattr keeps the compact attribute layout of the instance: 10 ns less an access than by __dict__.
-        setattr(operator, name, ctx.backend.bind(name, declaration))
+        keeper = ctx.backend if declaration.keyed else ctx.lists
+        if keeper is not None:
+            # setattr keeps the compact attribute layout of the instance: 10 ns less an access than by __dict__.
+            setattr(operator, name, keeper.bind(name, declaration))
 
 
 @dataclass(frozen=True)
@@ -186,9 +187,10 @@ class ProcessSpec(OperatorSpec):
             raise InvalidDataflow(
                 f"operator {uid!r}: {cls.__name__} is a KeyedOperator on a stream without keys: key_by first"
             )
-        if not issubclass(cls, KeyedOperator) and (states := declared_states(operator)):
+        keyed = [name for name, declaration in declared_states(operator).items() if declaration.keyed]
+        if keyed and not issubclass(cls, KeyedOperator):
             raise InvalidDataflow(
-                f"operator {uid!r}: {cls.__name__} declares state ({', '.join(states)}), which needs a key: "
+                f"operator {uid!r}: {cls.__name__} declares state ({', '.join(keyed)}), which needs a key: "
                 "derive it from KeyedOperator and use it after key_by"
             )
 

@@ -36,6 +36,7 @@ from streamactors.sinks import SinkContext
 from streamactors.sources import SourceContext
 from streamactors.state.backend import KeyedBackend
 from streamactors.state.heap import HeapBackend
+from streamactors.state.operator_lists import OperatorLists
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ class _Assembly:
         self._chain = Chain(around.clock.monotonic)
         self._outputs: list[Output] = []
         self._metrics = {node.uid: MetricGroup() for node in self._vertex.nodes}
+        operators = [node.uid for node in self._vertex.nodes if isinstance(node.spec, OperatorSpec)]
+        self._lists = {uid: OperatorLists(uid, clock=around.clock) for uid in operators}
         routes = [self._route(channel) for channel in spec.plan.channels_in(id)]
         self._captures = Captures(mailbox, routes, spec.codec, mailbox.signal.set)
         if spec.overtaking:
@@ -200,6 +203,7 @@ class _Assembly:
                 flow=self._spec.plan.name,
             ),
             backend=backend,
+            lists=self._lists.get(node.uid),
             drain=functools.partial(self._chain.drain, place),
             interrupted=self._interrupted,
             carry_groups=self._spec.overtaking,
@@ -269,6 +273,7 @@ class _Assembly:
             node.uid,
             is_source=node.is_source,
             backend=backend,
+            lists=self._lists.get(node.uid),
             start=self._start(node),
             storage=self._around.storage,
             governor=self._around.governor,

@@ -22,6 +22,8 @@ from streamactors.checkpoint.manifest import (
     FrameRef,
     InFlightHandle,
     KeyedHandle,
+    ListRef,
+    ListsHandle,
     Manifest,
     OperatorMeta,
     SubtaskState,
@@ -96,6 +98,10 @@ class StoredSnapshots:
     async def read(self, handle: KeyedHandle, blocks: Sequence[BlockRef]) -> list[bytes]:
         assert self._restored is not None
         return await self._restored.read_blocks(handle, blocks)
+
+    async def read_lists(self, handle: ListsHandle, blocks: Sequence[ListRef]) -> list[bytes]:
+        assert self._restored is not None
+        return await self._restored.read_lists(handle, blocks)
 
     async def read_frames(self, handle: InFlightHandle, frames: Sequence[FrameRef]) -> list[bytes]:
         assert self._restored is not None

@@ -147,7 +147,8 @@ class Barriers:
     ) -> CapturedNode:
         keyed = node.begin_snapshot(barrier.checkpoint)
         own_positions = positions if node.is_source else {}
-        return CapturedNode(node.uid, keyed, node.schemas(), own_positions, tuple(pending))
+        lists = node.begin_lists_snapshot()
+        return CapturedNode(node.uid, keyed, node.schemas(), own_positions, tuple(pending), lists, node.list_schemas())
 
     def _discard(self, checkpoint: int) -> None:
         self._stop_timer(checkpoint)

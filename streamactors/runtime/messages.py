@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from streamactors.checkpoint.manifest import BlockRef, KeyedHandle, SubtaskState
+from streamactors.checkpoint.manifest import BlockRef, KeyedHandle, ListRef, ListsHandle, SubtaskState
 from streamactors.elements import Barrier
 from streamactors.graph.physical import SubtaskId
 
@@ -136,6 +136,16 @@ class Reports(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ListPiece:
+    """The items `start` to `stop` of those in one block."""
+
+    handle: ListsHandle
+    ref: ListRef
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
 class NodeRestore:
     """What one node of one subtask starts from."""
 
@@ -145,3 +155,5 @@ class NodeRestore:
     """None: the source was never part of a checkpoint."""
     pending: tuple[Any, ...] = ()
     allow_dropped: bool = False
+    lists: tuple[ListPiece, ...] = ()
+    list_schemas: Mapping[str, Any] = field(default_factory=dict)

@@ -1,7 +1,8 @@
 """From a manifest to what each subtask starts from: a pure function.
 
 Invariant: every piece of stored state reaches exactly one subtask of today's plan, whatever the parallelism then and
-now: keyed state by key group, positions by the source's own assignment, pending transactions by their old subtask
+now: keyed state by key group, lists without a key as `restore_lists` deals them (a union list reaches every subtask),
+positions by the source's own assignment, pending transactions by their old subtask
 modulo the new parallelism (which is how a sink fences what an older attempt may have left open). What has nowhere to go
 is refused by name.
 """
@@ -13,7 +14,8 @@ from streamactors.checkpoint.manifest import Manifest, NodeState, OperatorMeta
 from streamactors.errors import IncompatibleState
 from streamactors.graph.logical import SourceSpec
 from streamactors.graph.physical import PhysicalPlan, SubtaskId, Vertex
-from streamactors.runtime.messages import NodeRestore
+from streamactors.runtime.messages import ListPiece, NodeRestore
+from streamactors.runtime.restore_lists import deal_lists
 
 Restores = dict[tuple[SubtaskId, str], NodeRestore]
 """By subtask and node uid."""
@@ -45,7 +47,7 @@ def _check_known(manifest: Manifest, plan: PhysicalPlan, drop_state: Collection[
 
 
 def _holds_state(node: NodeState) -> bool:
-    return bool(node.keyed or node.positions or node.pending)
+    return bool(node.keyed or node.lists or node.positions or node.pending)
 
 
 def _check_same(stored: OperatorMeta, vertex: Vertex, kind: str, *, keyed: bool) -> None:
@@ -78,7 +80,22 @@ def _restore(manifest: Manifest, uid: str, vertex: Vertex, index: int, *, droppe
         for transaction in node.pending
     )
     schemas = {name: schema for _, node in states for name, schema in node.schemas.items()}
-    return NodeRestore(blocks, schemas, _positions([node for _, node in states], vertex, index), pending, dropped)
+    return NodeRestore(
+        blocks,
+        schemas,
+        _positions([node for _, node in states], vertex, index),
+        pending,
+        dropped,
+        _lists(manifest, uid, vertex, index),
+        {name: schema for _, node in states for name, schema in node.list_schemas.items()},
+    )
+
+
+def _lists(manifest: Manifest, uid: str, vertex: Vertex, index: int) -> tuple[ListPiece, ...]:
+    before = manifest.operator(uid)
+    assert before is not None
+    handles = {subtask.index: node.lists for subtask, node in manifest.nodes(uid) if node.lists is not None}
+    return deal_lists(handles, index, before.parallelism, vertex.parallelism)
 
 
 def _positions(nodes: Sequence[NodeState], vertex: Vertex, index: int) -> dict[str, Any] | None:

@@ -40,6 +40,7 @@ class BroadcastRouter:
         self._channels = range(channels)
 
     def route(self, batch: Batch) -> Iterable[tuple[int, Batch]]:
+        batch = batch.without_groups()
         return ((channel, batch) for channel in self._channels)
 
 
@@ -51,6 +52,7 @@ class RebalanceRouter:
         self._next = 0
 
     def route(self, batch: Batch) -> Iterable[tuple[int, Batch]]:
+        batch = batch.without_groups()
         count, first = self._channels, self._next
         self._next = (first + len(batch)) % count
         if count == 1:

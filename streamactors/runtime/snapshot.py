@@ -7,10 +7,11 @@ the loop.
 """
 
 import asyncio
+import functools
 import logging
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from streamactors.actors.governor import Governor
 from streamactors.checkpoint.manifest import (
@@ -19,6 +20,8 @@ from streamactors.checkpoint.manifest import (
     FrameRef,
     InFlightHandle,
     KeyedHandle,
+    ListRef,
+    ListsHandle,
     NodeState,
     SubtaskState,
 )
@@ -27,7 +30,8 @@ from streamactors.errors import StreamactorsError
 from streamactors.graph.physical import SubtaskId
 from streamactors.runtime.inflight import Capture, Captures
 from streamactors.runtime.messages import Failed, Reports, SnapshotDeclined, SnapshotStored
-from streamactors.state.backend import KeyedSnapshot
+from streamactors.state.backend import KeyedSnapshot, StateBlock
+from streamactors.state.operator_lists import ListBlock, ListsSnapshot
 
 log = logging.getLogger("streamactors.checkpoint")
 
@@ -36,11 +40,25 @@ BLOCK_SECONDS = 0.0005
 CHUNK_BYTES = 1 << 20
 
 
+class _Block(Protocol):
+    @property
+    def data(self) -> bytes: ...
+
+
+B = TypeVar("B", bound=_Block)
+B_co = TypeVar("B_co", bound=_Block, covariant=True)
+
+
+class _Snapshot(Protocol[B_co]):
+    def next_block(self, budget_seconds: float = ..., /) -> B_co | None: ...
+
+
 class SnapshotStorage(Protocol):
     """Where the state of a checkpoint goes."""
 
     async def write(self, barrier: Barrier, name: str, chunks: AsyncIterator[bytes]) -> FileHandle: ...
     async def read(self, handle: KeyedHandle, blocks: Sequence[BlockRef]) -> list[bytes]: ...
+    async def read_lists(self, handle: ListsHandle, blocks: Sequence[ListRef]) -> list[bytes]: ...
     async def read_frames(self, handle: InFlightHandle, frames: Sequence[FrameRef]) -> list[bytes]: ...
 
 
@@ -53,10 +71,14 @@ class CapturedNode:
     schemas: dict[str, Any] = field(default_factory=dict)
     positions: dict[str, Any] = field(default_factory=dict)
     pending: tuple[Any, ...] = ()
+    lists: ListsSnapshot | None = None
+    list_schemas: dict[str, Any] = field(default_factory=dict)
 
     def abort(self) -> None:
         if self.keyed is not None:
             self.keyed.abort()
+        if self.lists is not None:
+            self.lists.abort()
 
 
 @dataclass(slots=True)
@@ -95,7 +117,7 @@ class Snapshots:
     def begin(self, barrier: Barrier, nodes: Sequence[CapturedNode], *, ended: bool) -> None:
         """Write what was captured, in the background."""
         pending = self._pending[barrier.checkpoint] = _Pending(barrier, nodes, ended)
-        self._write(pending, "snapshot", self._store_nodes(pending))
+        self._write(pending, "snapshot", functools.partial(self._store_nodes, pending))
 
     def capture(self, checkpoint: int) -> Capture | None:
         """Where in-flight data of a snapshot under way goes; None if that has failed or was given up meanwhile."""
@@ -104,7 +126,7 @@ class Snapshots:
             return None
         if pending.capture is None:
             pending.capture = Capture(self._captures, checkpoint)
-            self._write(pending, "in-flight data", self._store_in_flight(pending, pending.capture))
+            self._write(pending, "in-flight data", functools.partial(self._store_in_flight, pending, pending.capture))
         return pending.capture
 
     def acknowledge(self, checkpoint: int) -> None:
@@ -143,16 +165,17 @@ class Snapshots:
         await asyncio.gather(*self._dropped, return_exceptions=True)
 
     # ------------------------------------------------------------------------------------------------------- storing
-    def _write(self, pending: _Pending, what: str, work: Coroutine[Any, Any, None]) -> None:
+    def _write(self, pending: _Pending, what: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         name = f"{what} {pending.barrier.checkpoint} of {self._subtask}"
         task = asyncio.get_running_loop().create_task(self._or_fail(pending, work), name=name)
         pending.tasks.append(task)
         task.add_done_callback(lambda _: self._report_if_done(pending))
 
-    async def _or_fail(self, pending: _Pending, work: Coroutine[Any, Any, None]) -> None:
-        """A storage that refuses may be better next time; a value that can't be serialised will not."""
+    async def _or_fail(self, pending: _Pending, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """A storage that refuses may be better next time; a value that can't be serialised will not. (`work` is called
+        here, since what is discarded at once never gets so far.)"""
         try:
-            await work
+            await work()
         except Exception as error:
             checkpoint = pending.barrier.checkpoint
             if self._pending.get(checkpoint) is not pending:
@@ -180,21 +203,48 @@ class Snapshots:
         keyed: tuple[KeyedHandle, ...] = ()
         if node.keyed is not None:
             refs: list[BlockRef] = []
-            name = f"{node.uid}-{self._subtask.index}"
-            blocks = self._blocks(node.keyed, refs)
-            # An empty state needs no file: most subtasks of most flows hold none.
-            first = await anext(blocks, None)
-            if first is not None:
-                file = await self._storage.write(barrier, name, _with_first(first, blocks))
-                keyed = (KeyedHandle(file, tuple(refs)),)
-        return NodeState(node.uid, keyed=keyed, schemas=node.schemas, positions=node.positions, pending=node.pending)
 
-    async def _blocks(self, snapshot: KeyedSnapshot, refs: list[BlockRef]) -> AsyncIterator[bytes]:
+            def note(block: StateBlock, offset: int) -> None:
+                refs.append(BlockRef(block.state, block.group, block.entries, offset, len(block.data)))
+
+            file = await self._store_blocks(barrier, node.uid, node.keyed, note)
+            keyed = () if file is None else (KeyedHandle(file, tuple(refs)),)
+        return NodeState(
+            node.uid,
+            keyed=keyed,
+            schemas=node.schemas,
+            positions=node.positions,
+            pending=node.pending,
+            lists=None if node.lists is None else await self._store_lists(barrier, node.uid, node.lists),
+            list_schemas=node.list_schemas,
+        )
+
+    async def _store_lists(self, barrier: Barrier, uid: str, lists: ListsSnapshot) -> ListsHandle | None:
+        refs: list[ListRef] = []
+
+        def note(block: ListBlock, offset: int) -> None:
+            refs.append(ListRef(block.state, block.items, offset, len(block.data), block.union))
+
+        file = await self._store_blocks(barrier, f"{uid}-lists", lists, note)
+        return None if file is None else ListsHandle(file, tuple(refs))
+
+    async def _store_blocks(
+        self, barrier: Barrier, name: str, snapshot: _Snapshot[B], note: Callable[[B, int], None]
+    ) -> FileHandle | None:
+        """`note` is told of every block and its offset."""
+        blocks = self._blocks(snapshot, note)
+        # An empty state needs no file: most subtasks of most flows hold none.
+        first = await anext(blocks, None)
+        if first is None:
+            return None
+        return await self._storage.write(barrier, f"{name}-{self._subtask.index}", _with_first(first, blocks))
+
+    async def _blocks(self, snapshot: _Snapshot[B], note: Callable[[B, int], None]) -> AsyncIterator[bytes]:
         """Chunks to write. Blocks are small, one a key group at least: each write of its own would let the actors run
         in between, and touch (so copy) what the snapshot has not reached yet."""
         offset, chunk, size = 0, list[bytes](), 0
         while (block := snapshot.next_block(BLOCK_SECONDS)) is not None:
-            refs.append(BlockRef(block.state, block.group, block.entries, offset, len(block.data)))
+            note(block, offset)
             offset += len(block.data)
             chunk.append(block.data)
             size += len(block.data)

@@ -287,6 +287,8 @@ class MapCodec(EntryCodec[dict[Any, Any]]):
 def codec_for(declaration: Declaration) -> ValueCodec | ListCodec | MapCodec:
     """Raises InvalidDataflow for a type that can't be stored, or a default that does not fit it."""
     match declaration:
+        case Declaration(keyed=False):
+            raise InvalidDataflow(f"{type(declaration).__name__} belongs to no key")
         case ValueState():
             try:
                 return ValueCodec(declaration)

@@ -1,4 +1,5 @@
-"""What users declare: `ValueState`, `ListState`, `MapState`, as class attributes of a keyed operator.
+"""What users declare: `ValueState`, `ListState`, `MapState`, as class attributes of a keyed operator; and, on any
+operator, `OperatorListState` and `UnionListState`, which belong to no key.
 
 A declaration holds no state. The runtime asks the backend to `bind` it and puts what it gets, an instance of the same
 class, into the operator's `__dict__`, where it shadows the declaration. Using a declaration itself raises
@@ -7,7 +8,7 @@ StateAccessError.
 
 import datetime as dt
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, MutableMapping, ValuesView
-from typing import Any, Final, Generic, Literal, NoReturn, TypeVar, overload
+from typing import Any, ClassVar, Final, Generic, Literal, NoReturn, TypeVar, overload
 
 from streamactors.errors import InvalidDataflow, StateAccessError
 
@@ -35,6 +36,8 @@ class Declaration:
     name: str = ""
     owner: str = ""
     ttl: Ttl | None = None
+    keyed: ClassVar[bool] = True
+    """Bound to the key of the record in hand, and kept by the keyed backend; else it belongs to the subtask."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         if not self.name:
@@ -49,9 +52,9 @@ class Declaration:
 
     def _unbound(self) -> NoReturn:
         where = f" {self.name!r}, declared on class {self.owner}," if self.name else ""
+        when = "inside process of a running keyed operator" if self.keyed else "inside a running operator, from open on"
         raise StateAccessError(
-            f"{type(self).__name__}{where} holds nothing by itself: use it as self.{self.name or '<name>'}, inside "
-            "process of a running keyed operator"
+            f"{type(self).__name__}{where} holds nothing by itself: use it as self.{self.name or '<name>'}, {when}"
         )
 
 
@@ -134,6 +137,30 @@ class ListState(Declaration, Generic[T]):
 
     def clear(self) -> None:
         self._unbound()
+
+
+class _SubtaskListState(ListState[T]):
+    keyed = False
+
+    def _set_ttl(self, ttl: Ttl | None) -> None:
+        if ttl is not None:
+            raise InvalidDataflow(f"{type(self).__name__}(ttl=…): only the state of a key has a time to live")
+
+
+class OperatorListState(_SubtaskListState[T]):
+    """A list per subtask, without a key: usable from `open` on, on any operator.
+
+    A restore at the same parallelism gives each subtask its own list back; at another one the items of all subtasks,
+    in order, are dealt out anew: contiguous, and as evenly as can be.
+    """
+
+
+class UnionListState(_SubtaskListState[T]):
+    """A list per subtask, without a key: usable from `open` on, on any operator.
+
+    After a restore every subtask has the items of all, in the order of the subtasks. Keep what is yours in `open`: what
+    stays in the list is stored again by every subtask.
+    """
 
 
 class MapState(Declaration, MutableMapping[K, V]):

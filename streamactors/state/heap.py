@@ -24,6 +24,7 @@ from streamactors.state.backend import BLOCK_SECONDS, Cursor, StateBlock, StateT
 from streamactors.state.blocks import EntryCodec, ListCodec, MapCodec, ValueCodec, codec_for
 from streamactors.state.descriptors import Declaration, ListState, MapState, ValueState, stand_in
 from streamactors.state.key_groups import KeyGroupRange, key_group
+from streamactors.state.pace import Pace
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -238,7 +239,7 @@ class HeapSnapshot:
         self.checkpoint_id = checkpoint_id
         self._on_end = on_end
         self._monotonic = monotonic
-        self._pace = _Pace()
+        self._pace = Pace()
         self._waiting = [_Capture(store, group) for store in stores for group in store.groups if store.table(group)]
         self._waiting.reverse()
 
@@ -268,21 +269,6 @@ class HeapSnapshot:
             capture.release()
         self._waiting = []
         self._on_end(self)
-
-
-class _Pace:
-    """How many items fit into a time, learnt from block to block: an item may be a float or a whole document."""
-
-    def __init__(self) -> None:
-        self._per_second = 200_000.0
-
-    def items(self, seconds: float) -> int:
-        return max(1, int(seconds * self._per_second))
-
-    def measured(self, items: int, seconds: float) -> None:
-        """Grows at most twofold at a time, since a short block says little; shrinks at once."""
-        faster = 2 * self._per_second
-        self._per_second = min(items / seconds, faster, 20_000_000) if seconds > 0 else min(faster, 20_000_000)
 
 
 # --------------------------------------------------------------------------------------------------------- bound states

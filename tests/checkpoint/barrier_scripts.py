@@ -18,14 +18,20 @@ def small_scripts(one: Kind, two: Kind) -> list[list[Script]]:
     a, b = one(1), two(2)
     return [
         [[0, a, 0], [0, a, 0]],
-        [[0, a, 0, b, 0], [a, 0, 0, b]],
+        [[0, a, 0, b], [a, 0, b]],
         [[0, END, a], [0, a, 0, END]],
-        [[END, a, b], [0, a, 0, b]],
+        [[END, a, b], [0, a, b]],
         [[0, END], [0, a, 0]],
-        [[0, b, 0], [0, a, 0, b]],
-        [[a, 0, b], [0, b, 0]],
-        [[a, 0], [0, a], [0, END, a]],
+        [[0, b], [a, 0, b]],
+        [[a, 0, b], [0, b]],
+        [[a], [0, a], [END, a]],
     ]
+
+
+def with_aborts(scripts: Sequence[list[Script]]) -> list[tuple[list[Script], int]]:
+    """Each beside each checkpoint that may be aborted."""
+    numbers = [sorted({e.checkpoint for s in channels for e in s if isinstance(e, Barrier)}) for channels in scripts]
+    return [(channels, n) for channels, in_them in zip(scripts, numbers, strict=True) for n in in_them]
 
 
 @st.composite

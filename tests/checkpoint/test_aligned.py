@@ -1,113 +1,37 @@
 """The aligned protocol against a model that knows from the channels' scripts what each snapshot must hold."""
 
-import copy
-from collections.abc import Callable, Sequence
-
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from streamactors.checkpoint import protocol as p
 from streamactors.checkpoint.aligned import AlignedBarriers
 from streamactors.elements import Barrier
-from tests.checkpoint.subtask_model import END, Model, Script
-
-Step = tuple[str, int]
-
-
-@st.composite
-def scripts(draw: st.DrawFn) -> list[Script]:
-    """One to three channels with the same barriers in order, records between, an end of data anywhere (records don't
-    follow it, barriers do), and barriers that an upstream subtask has dropped as aborted."""
-    barriers = sorted(draw(st.sets(st.integers(1, 5), max_size=4)))
-    channels = draw(st.integers(1, 3))
-    return [draw(script(barriers)) for _ in range(channels)]
+from tests.checkpoint.barrier_scripts import CHOICES, any_scripts, small_scripts, with_aborts
+from tests.checkpoint.subtask_model import END, Model, Script, Source, exhaust, head, plain, run
 
 
-@st.composite
-def script(draw: st.DrawFn, barriers: Sequence[int]) -> Script:
-    elements: list[int | str] = []
-    ended = False
-    for barrier in [*barriers, None]:
-        if not ended:
-            elements += [0] * draw(st.integers(0, 2))
-            if draw(st.integers(0, 5)) == 0:
-                ended = True
-                elements.append(END)
-        if barrier is not None and draw(st.integers(0, 9)) > 0:
-            elements.append(barrier)
-    return elements
-
-
-CHOICES = st.lists(st.integers(0, 999), max_size=60)
-
-
-def run(model: Model, choices_made: list[int]) -> None:
-    """Any interleaving of taking, aborting and leaving; what upstream dropped is aborted in the end."""
-    open_barriers = {n for s in model.scripts for n in s if isinstance(n, int) and n}
-    steps = iter(choices_made)
-    while choices := model.choices():
-        step, which = divmod(next(steps, 999), 100)
-        if step == 0 and open_barriers:
-            model.abort(sorted(open_barriers)[which % len(open_barriers)])
-        elif step <= 2:
-            model.leave()
-        else:
-            model.take(choices[which % len(choices)])
-        if not model.choices():
-            # The coordinator times out what is incomplete: then everything goes on.
-            for number in sorted(open_barriers - model.everywhere() - model.aborted):
-                model.abort(number)
-    model.check_end()
-
-
-@given(scripts(), CHOICES)
+@given(any_scripts([plain]), CHOICES)
 def test_any_interleaving(channels: list[Script], choices: list[int]) -> None:
-    run(Model(AlignedBarriers(len(channels)), channels), choices)
+    run(Model(AlignedBarriers(len(channels)), scripts=channels, prompt=False, outputs=2), choices)
 
 
-SMALL: list[list[Script]] = [
-    [[0, 1, 0], [0, 1, 0]],
-    [[0, 1, 0, 2, 0], [1, 0, 0, 2]],
-    [[0, END, 1], [0, 1, 0, END]],
-    [[END, 1, 2], [0, 1, 0, 2]],
-    [[0, END, 1], [0, END, 1]],
-    [[1, 0], [0, 1], [0, END, 1]],
-]
+@pytest.mark.parametrize(("channels", "abort"), with_aborts(small_scripts(plain, plain)))
+def test_every_interleaving_of_small_scripts(channels: list[Script], abort: int) -> None:
+    assert exhaust(Model(AlignedBarriers(len(channels)), scripts=channels), abort=abort) > 100
 
 
-@pytest.mark.parametrize("channels", SMALL)
-@pytest.mark.parametrize("aborted", [None, 1, 2])
-def test_every_interleaving_of_small_scripts(channels: list[Script], aborted: int | None) -> None:
-    ended = exhaust(Model(AlignedBarriers(len(channels)), channels), aborted)
-    assert ended > 1
+@pytest.mark.parametrize("abort", [1, 2])
+def test_every_interleaving_of_a_source(abort: int) -> None:
+    assert exhaust(Source(AlignedBarriers(0), triggers=[plain(1), plain(2)], records=2), abort=abort) > 100
 
 
-def exhaust(model: Model, to_abort: int | None) -> int:
-    """Depth first through every order of steps; returns how many ends there were."""
-    ends = 0
-    if not model.choices():
-        copied = copy.deepcopy(model)
-        copied.check_end()
-        ends += 1
-    if to_abort is not None:
-        ends += _after(model, lambda m: m.abort(to_abort), None)
-    for channel in model.choices():
-        ends += _after(model, lambda m, c=channel: m.take(c), to_abort)  # type: ignore[misc]
-    return ends
-
-
-def _after(model: Model, step: Callable[[Model], None], to_abort: int | None) -> int:
-    copied = copy.deepcopy(model)
-    step(copied)
-    return exhaust(copied, to_abort)
+class TestRule6EndOfData:
+    @pytest.mark.parametrize("ended", [[END, 1, 2], [END, 1], [0, END, 2]])
+    def test_an_ended_channel_counts_as_aligned(self, ended: Script) -> None:
+        exhaust(Model(AlignedBarriers(2), scripts=[ended, [0, 1, 0, 2]]))
 
 
 # ------------------------------------------------------------------------------------------------------------- directed
-def head(channel: int, checkpoint: int) -> p.BarrierAtHead:
-    return p.BarrierAtHead(channel, Barrier(checkpoint))
-
-
 def test_a_source_snapshots_when_it_is_triggered() -> None:
     source = AlignedBarriers(0)
     barrier = Barrier(3)
@@ -163,4 +87,4 @@ def test_remembered_aborts_are_forgotten_with_the_next_snapshot() -> None:
     for number in range(1, 50):
         aligned.on(p.Aborted(number))
     aligned.on(head(0, 50))
-    assert not aligned._aborted
+    assert not aligned._settled._given_up

@@ -38,6 +38,8 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     source_parallelism: int = 1
     parallelism: int = 2
     interval_ms: int = 100
+    alignment: Literal["aligned", "unaligned"] = "aligned"
+    alignment_timeout_ms: int | None = None
     mailbox_capacity: int = 4096
     flat: bool = False
     """Each order becomes two lines, by flat_map."""
@@ -109,13 +111,14 @@ def halves(order: Order) -> Iterator[Line]:
 
 
 def paced(rate: float) -> Callable[[T], Any]:
-    """Slow enough that there is something to be killed, and mailboxes fill up."""
+    """Slow enough that there is something to be killed, and mailboxes fill up; 0: as fast as it goes. The step is
+    there either way, since records in flight are found again by the shape of the flow."""
     count = 0
 
     async def wait(value: T) -> T:
         nonlocal count
         count += 1
-        if count % PACED == 0:
+        if rate and count % PACED == 0:
             await asyncio.sleep(PACED / rate)
         return value
 
@@ -154,16 +157,14 @@ def flow_of(settings: Settings) -> sa.Dataflow:
     if settings.letters:
         letters = streams[0].union(*streams[1:]).side_output(LETTERS)
         letters.sink("letters", FileSink(settings.letters, value=sa.Json()))
-    if settings.pace and settings.brake == "orders":
-        rate = settings.pace / len(streams) / width
-        streams = [stream.map(paced(rate), parallelism=width) for stream in streams]
+    rate = settings.pace / len(streams) / width if settings.brake == "orders" else 0.0
+    streams = [stream.map(paced(rate), parallelism=width) for stream in streams]
     orders = streams[0].union(*streams[1:])
     lines: Any = orders.flat_map(halves if settings.flat else whole, parallelism=width)
     if settings.rebalanced:
         lines = lines.rebalance().map(lambda line: line, parallelism=settings.parallelism)
     totals: Any = lines.key_by(lambda line: line.customer).process("totals", Totals)
-    if settings.pace and settings.brake == "totals":
-        totals = totals.map(paced(settings.pace / settings.parallelism))
+    totals = totals.map(paced(settings.pace / settings.parallelism if settings.brake == "totals" else 0.0))
     if settings.exchanged:
         totals = totals.key_by(lambda total: total.customer)
     totals.sink("out", sink_of(settings))
@@ -175,8 +176,18 @@ def config_of(settings: Settings) -> sa.Config:
     return sa.Config(
         parallelism=settings.parallelism,
         mailbox_capacity=settings.mailbox_capacity,
-        checkpoints=sa.Checkpoints(settings.storage, interval=dt.timedelta(milliseconds=settings.interval_ms)),
+        checkpoints=checkpoints_of(settings),
         restart=restart,
+    )
+
+
+def checkpoints_of(settings: Settings) -> sa.Checkpoints:
+    patience = settings.alignment_timeout_ms
+    return sa.Checkpoints(
+        settings.storage,
+        interval=dt.timedelta(milliseconds=settings.interval_ms),
+        alignment=settings.alignment,
+        alignment_timeout=None if patience is None else dt.timedelta(milliseconds=patience),
     )
 
 

@@ -36,6 +36,13 @@ def rescaled(rng: random.Random) -> dict[str, Any]:
     }
 
 
+def overtaking(rng: random.Random) -> dict[str, Any]:
+    """And barriers that overtake, mostly."""
+    patience = rng.choice((None, None, 0, 30))
+    alignment = "unaligned" if patience is None and rng.random() < 0.8 else "aligned"
+    return {**rescaled(rng), "alignment": alignment, "alignment_timeout_ms": patience}
+
+
 UNION: dict[str, Any] = {"flat": True, "exchanged": True, "mailbox_capacity": 256, "brake": "orders"}
 
 
@@ -46,6 +53,8 @@ UNION: dict[str, Any] = {"flat": True, "exchanged": True, "mailbox_capacity": 25
         pytest.param(2, UNION, unchanged, id="union, flat_map and two exchanges"),
         pytest.param(1, {"rebalanced": True}, rescaled, id="rebalanced, rescaled at every start"),
         pytest.param(3, UNION, rescaled, id="union, rescaled at every start"),
+        pytest.param(1, {"rebalanced": True}, overtaking, id="rebalanced, unaligned, rescaled at every start"),
+        pytest.param(2, UNION, overtaking, id="union, unaligned, rescaled at every start"),
     ],
 )
 async def test_killed_at_random_moments(

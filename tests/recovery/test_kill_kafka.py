@@ -47,6 +47,18 @@ def rescaled(rng: random.Random) -> dict[str, Any]:
     }
 
 
+def overtaking(rng: random.Random) -> dict[str, Any]:
+    """Another parallelism at every start, and barriers that overtake, mostly."""
+    patience = rng.choice((None, None, 0, 30))
+    alignment = "unaligned" if patience is None and rng.random() < 0.8 else "aligned"
+    return {
+        **rescaled(rng),
+        "mailbox_capacity": rng.choice((64, 4096)),
+        "alignment": alignment,
+        "alignment_timeout_ms": patience,
+    }
+
+
 async def prepared(kafka: KafkaBroker, folder: Path, logs: Sequence[Sequence[Order]], **shape: Any) -> Settings:
     """Topics of its own, the first one filled."""
     topics = Topics(kafka)
@@ -68,6 +80,10 @@ async def prepared(kafka: KafkaBroker, folder: Path, logs: Sequence[Sequence[Ord
     [
         pytest.param({"source_parallelism": 2, "mailbox_capacity": 512}, unchanged, id="running totals"),
         pytest.param({"flat": True, "exchanged": True}, rescaled, id="two exchanges, rescaled at every start"),
+        pytest.param({}, overtaking, id="running totals, unaligned, rescaled at every start"),
+        pytest.param(
+            {"flat": True, "exchanged": True}, overtaking, id="two exchanges, unaligned, rescaled at every start"
+        ),
     ],
 )
 async def test_killed_at_random_moments(

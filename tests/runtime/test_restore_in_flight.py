@@ -51,7 +51,12 @@ def owner(record: Record, parallelism: int) -> int:
 
 
 KEYED = Keyed(key_of)
-KINDS: dict[str, Partitioning] = {"forward": Forward(), "rebalance": Rebalance(), "broadcast": Broadcast(), "keyed": KEYED}
+KINDS: dict[str, Partitioning] = {
+    "forward": Forward(),
+    "rebalance": Rebalance(),
+    "broadcast": Broadcast(),
+    "keyed": KEYED,
+}
 widths = st.integers(1, 5)
 
 

@@ -7,7 +7,15 @@ from typing import Any
 from streamactors.actors.governor import Governor
 from streamactors.actors.mailbox import Mailbox
 from streamactors.checkpoint.frames import FrameCodec
-from streamactors.checkpoint.manifest import BlockRef, FileHandle, FrameRef, InFlightHandle, KeyedHandle
+from streamactors.checkpoint.manifest import (
+    BlockRef,
+    FileHandle,
+    FrameRef,
+    InFlightHandle,
+    KeyedHandle,
+    ListRef,
+    ListsHandle,
+)
 from streamactors.elements import Barrier
 from streamactors.errors import StorageFailed, UnserialisableValue
 from streamactors.graph.physical import SubtaskId
@@ -69,6 +77,9 @@ class Storage:
         return FileHandle(name, len(data), b"digest")
 
     async def read(self, handle: KeyedHandle, blocks: Sequence[BlockRef]) -> list[bytes]:
+        return []
+
+    async def read_lists(self, handle: ListsHandle, blocks: Sequence[ListRef]) -> list[bytes]:
         return []
 
     async def read_frames(self, handle: InFlightHandle, frames: Sequence[FrameRef]) -> list[bytes]:

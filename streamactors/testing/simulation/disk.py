@@ -6,6 +6,8 @@ of the rest. When only the process dies, everything stays, but is no more durabl
 """
 
 import asyncio
+import errno
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -91,14 +93,14 @@ class VolatileDisk:
             case Folder() as folder:
                 return folder
             case None:
-                raise FileNotFoundError(path)
+                raise _refused(errno.ENOENT, path)
             case _:
-                raise NotADirectoryError(path)
+                raise _refused(errno.ENOTDIR, path)
 
     def add(self, path: str, node: File | Folder) -> None:
         folder, name = self.folder(dirname(path)), basename(path)
         if name in folder.names:
-            raise FileExistsError(path)
+            raise _refused(errno.EEXIST, path)
         folder.change(lambda names: names.__setitem__(name, node))
 
     # ------------------------------------------------------------------------------------------------------ operations
@@ -112,20 +114,23 @@ class VolatileDisk:
         await self.step("read", path)
         node = self.find(path)
         if not isinstance(node, File):
-            raise FileNotFoundError(path)
+            raise _refused(errno.ENOENT, path)
         return [bytes(node.content[at : None if length < 0 else at + length]) for at, length in ranges]
 
     async def link(self, source: str, target: str) -> None:
         await self.step("link", target)
         node = self.find(source)
-        assert isinstance(node, File)
+        if not isinstance(node, File):
+            raise _refused(errno.ENOENT, source)
         self.add(target, node)
 
     async def rename(self, source: str, target: str) -> None:
         await self.step("rename", target)
         assert dirname(source) == dirname(target)
         old, new = basename(source), basename(target)
-        node = self.folder(dirname(source)).names[old]
+        node = self.folder(dirname(source)).names.get(old)
+        if node is None:
+            raise _refused(errno.ENOENT, source)
 
         def change(names: Names) -> None:
             names.pop(old, None)
@@ -136,7 +141,7 @@ class VolatileDisk:
     async def unlink(self, path: str) -> None:
         await self.step("unlink", path)
         if not isinstance(self.find(path), File):
-            raise FileNotFoundError(path)
+            raise _refused(errno.ENOENT, path)
         self.folder(dirname(path)).change(lambda names: names.pop(basename(path), None))
 
     async def make_folder(self, path: str) -> None:
@@ -145,7 +150,8 @@ class VolatileDisk:
 
     async def remove_folder(self, path: str) -> None:
         await self.step("remove_folder", path)
-        assert not self.folder(path).names, path
+        if self.folder(path).names:
+            raise _refused(errno.ENOTEMPTY, path)
         self.folder(dirname(path)).change(lambda names: names.pop(basename(path), None))
 
     async def sync_folder(self, path: str) -> None:
@@ -160,6 +166,10 @@ class VolatileDisk:
         await self.step("stat", path)
         node = self.find(path)
         return None if node is None else _entry(basename(path), node)
+
+
+def _refused(code: int, path: str) -> OSError:
+    return OSError(code, os.strerror(code), path)
 
 
 def _entry(name: str, node: File | Folder) -> Entry:

@@ -51,6 +51,16 @@ class Step(asyncio.Handle):
         self.task: SimulatedTask[Any] | None = owner if isinstance(owner, SimulatedTask) else None
 
 
+class Timer(asyncio.TimerHandle):
+    """A step that becomes ready at a time. Most wake a task by a future: those are plain callbacks."""
+
+    __slots__ = ("task",)
+
+    def __init__(self, when: float, callback: Any, args: Any, loop: "SimulationLoop", context: Any) -> None:
+        super().__init__(when, callback, args, loop, context)
+        self.task: SimulatedTask[Any] | None = None
+
+
 class SimulationLoop(asyncio.BaseEventLoop):
     """Of one simulated process. `before_step` is called before every step; it may stop the loop instead."""
 
@@ -94,9 +104,11 @@ class SimulationLoop(asyncio.BaseEventLoop):
         return step
 
     def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
-        if self._dead:
-            return asyncio.TimerHandle(when, callback, args, self, context)
-        return super().call_at(when, callback, *args, context=context)
+        timer = Timer(when, callback, args, self, context)
+        if not self._dead:
+            timer._scheduled = True  # type: ignore[attr-defined]
+            heapq.heappush(self._scheduled, timer)
+        return timer
 
     def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
         return self.call_soon(callback, *args, context=context)
@@ -159,10 +171,8 @@ class SimulationLoop(asyncio.BaseEventLoop):
 
     def _due(self, timer: asyncio.TimerHandle) -> None:
         timer._scheduled = False  # type: ignore[attr-defined]
-        if timer.cancelled():
-            return
-        step = Step(timer._callback, timer._args, self, timer._context)  # type: ignore[attr-defined]
-        self._ready.append(step)
+        if not timer.cancelled():
+            self._ready.append(timer)
 
     def _choose(self, ready: list[asyncio.Handle]) -> tuple[int, int]:
         """The place of the step to take, and among how many it was drawn."""

@@ -1,0 +1,330 @@
+"""List state that belongs to no key: one operator subtask's `OperatorListState` and `UnionListState`.
+
+**Snapshots** cost nothing that depends on the number of items when they begin: a list only grows until `clear`, which
+puts a new one in its place, so that what a snapshot holds is the list and how long it was. Items that can be changed in
+place are *kept on touch*: as long as a snapshot has not written an item, iteration copies it for the snapshot before it
+hands the item out. Items are written in blocks of bounded time.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar, cast
+
+import msgspec
+
+from streamactors.clock import SYSTEM, Clock
+from streamactors.errors import (
+    CorruptCheckpoint,
+    IncompatibleState,
+    InvalidDataflow,
+    StateAccessError,
+    StreamactorsError,
+    UnserialisableValue,
+)
+from streamactors.state.backend import BLOCK_SECONDS
+from streamactors.state.descriptors import Declaration, ListState, OperatorListState, UnionListState, stand_in
+from streamactors.state.pace import Pace
+from streamactors.state.schemas import Schema
+from streamactors.state.serializers import serializer_for
+
+T = TypeVar("T")
+StateT = TypeVar("StateT", bound=Declaration)
+
+_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ListBlock:
+    """Consecutive items of one state. `union`: a restore gives them to every subtask."""
+
+    state: str
+    union: bool
+    items: int
+    data: bytes
+
+
+class _Layout(msgspec.Struct, array_like=True):
+    version: int
+    items: bytes
+
+
+class _Store:
+    """One state: its items, and how they become bytes and come back."""
+
+    def __init__(self, uid: str, name: str, declaration: ListState[Any]) -> None:
+        self.name = name
+        self.where = f"operator {uid!r}, state {name!r}"
+        self.union = isinstance(declaration, UnionListState)
+        self.kind = "union list" if self.union else "operator list"
+        self.serializer = serializer_for(declaration.type)
+        self.captures: list[_Capture] = []
+        self._items: list[Any] = []
+        self._closed = False
+
+    @property
+    def items(self) -> list[Any]:
+        """Append to it, and do nothing else: snapshots hold on to it."""
+        if self._closed:
+            raise StateAccessError(f"{self.where}: the operator has been stopped")
+        return self._items
+
+    @property
+    def count(self) -> int:
+        """Also of a closed one."""
+        return len(self._items)
+
+    def accept(self, value: Any) -> Any:
+        try:
+            return self.serializer.accept(value)
+        except UnserialisableValue as error:
+            raise UnserialisableValue(f"state {self.name!r}: {error}") from error
+
+    def clear(self) -> None:
+        if self.items:
+            self._items = []
+
+    def touch(self, items: list[Any], number: int) -> None:
+        for capture in self.captures:
+            capture.touch(items, number)
+
+    def close(self) -> None:
+        self._closed = True
+        self._items = []
+
+    # ------------------------------------------------------------------------------------------------ to bytes and back
+    def schema(self) -> Schema:
+        return {"kind": self.kind, "type": self.serializer.schema}
+
+    def problems(self, old: Schema) -> list[str]:
+        kind = old.get("kind")
+        if kind != self.kind:
+            return [f"stored as {kind} state, now {self.kind} state"]
+        return self.serializer.check_compatible(old["type"])
+
+    def encode(self, items: list[Any], first: int) -> bytes:
+        """`first`: the number of the first of them, for errors."""
+        try:
+            return msgspec.msgpack.encode(_Layout(_VERSION, self.serializer.encode_many(items)))
+        except UnserialisableValue as error:
+            self._name_culprit(items, first)
+            raise UnserialisableValue(f"{self.where}: {error}") from error
+
+    def _name_culprit(self, items: list[Any], first: int) -> None:
+        for number, item in enumerate(items, first):
+            try:
+                self.serializer.encode(item)
+            except UnserialisableValue as error:
+                raise UnserialisableValue(f"{self.where}, item {number}: {error}") from error
+
+    def decode(self, data: bytes) -> list[Any]:
+        try:
+            layout = msgspec.msgpack.decode(data, type=_Layout)
+            if layout.version != _VERSION:
+                raise IncompatibleState(f"stored in format {layout.version}, this version reads {_VERSION}")
+            return self.serializer.decode_many(layout.items)
+        except StreamactorsError as error:
+            raise type(error)(f"{self.where}: {error}") from error
+        except Exception as error:
+            raise CorruptCheckpoint(
+                f"{self.where}: a block of items can't be read: {type(error).__name__}: {error}"
+            ) from error
+
+
+# --------------------------------------------------------------------------------------------------------- bound states
+class _Bound(ListState[T]):
+    """Laid over the declaration's class."""
+
+    _store: _Store
+
+    def append(self, value: T) -> None:
+        store = self._store
+        if type(value) not in store.serializer.types:
+            value = store.accept(value)
+        store.items.append(value)
+
+    def extend(self, values: Iterable[T]) -> None:
+        store = self._store
+        items = list(values)
+        if not store.serializer.types.issuperset(map(type, items)):
+            items = list(map(store.accept, items))
+        store.items.extend(items)
+
+    def __iter__(self) -> Iterator[T]:
+        items = self._store.items
+        return iter(items) if self._store.serializer.immutable else self._hand_out(items)
+
+    def _hand_out(self, items: list[T]) -> Iterator[T]:
+        for number, item in enumerate(items):
+            self._store.touch(items, number)
+            yield item
+
+    def __len__(self) -> int:
+        return len(self._store.items)
+
+    def clear(self) -> None:
+        self._store.clear()
+
+
+class _BoundOperatorList(_Bound[T], OperatorListState[T]):
+    def __init__(self, store: _Store) -> None:
+        self._store = store
+
+
+class _BoundUnionList(_Bound[T], UnionListState[T]):
+    def __init__(self, store: _Store) -> None:
+        self._store = store
+
+
+# ------------------------------------------------------------------------------------------------------------ snapshots
+class _Capture:
+    """One state as it was when the snapshot began: the first `_length` items of `_items`, those in `_kept` instead of
+    the ones that were handed out since."""
+
+    def __init__(self, store: _Store) -> None:
+        self.store = store
+        self._items = store.items
+        self._length = len(store.items)
+        self._written = 0
+        self._kept: dict[int, Any] = {}
+        self._error: StreamactorsError | None = None
+        store.captures.append(self)
+
+    def touch(self, items: list[Any], number: int) -> None:
+        """An error is the snapshot's, and must not come up in the user's loop over the items."""
+        if items is self._items and self._written <= number < self._length and number not in self._kept:
+            try:
+                self._kept[number] = self.store.serializer.copy(items[number])
+            except StreamactorsError as error:
+                self._error = type(error)(f"{self.store.where}, item {number}: {error}")
+
+    def next_block(self, limit: int) -> ListBlock | None:
+        if self._error is not None:
+            raise self._error
+        first, last = self._written, min(self._written + limit, self._length)
+        items = self._items[first:last]
+        if not items:
+            return None
+        if self._kept:
+            items = [self._kept.pop(number, item) for number, item in enumerate(items, first)]
+        self._written = last
+        return ListBlock(self.store.name, self.store.union, len(items), self.store.encode(items, first))
+
+    def release(self) -> None:
+        if self in self.store.captures:
+            self.store.captures.remove(self)
+
+
+class ListsSnapshot:
+    """The items as they were when it began, given out bit by bit while processing goes on."""
+
+    def __init__(self, stores: Iterable[_Store], monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._pace = Pace()
+        self._waiting = [_Capture(store) for store in stores if store.items]
+        self._waiting.reverse()
+
+    def next_block(self, budget_seconds: float = BLOCK_SECONDS) -> ListBlock | None:
+        """The next block: about as much as can be serialised in `budget_seconds`, at least one item; None when all was
+        given out. Raises UnserialisableValue naming operator, state and item; the snapshot is then aborted."""
+        started = self._monotonic()
+        try:
+            block = self._next(self._pace.items(budget_seconds))
+        except BaseException:
+            self.abort()
+            raise
+        if block is not None:
+            self._pace.measured(block.items, self._monotonic() - started)
+        return block
+
+    def _next(self, limit: int) -> ListBlock | None:
+        while self._waiting:
+            block = self._waiting[-1].next_block(limit)
+            if block is not None:
+                return block
+            self._waiting.pop().release()
+        return None
+
+    def abort(self) -> None:
+        """Let go of everything. No harm if it has ended."""
+        for capture in self._waiting:
+            capture.release()
+        self._waiting = []
+
+
+# ------------------------------------------------------------------------------------------------------- one operator's
+class OperatorLists:
+    """The states without a key of one operator subtask. `uid` names the operator in errors."""
+
+    def __init__(self, uid: str = "", *, clock: Clock = SYSTEM) -> None:
+        self._uid = uid
+        self._monotonic = clock.monotonic
+        self._stores: dict[str, _Store] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stores
+
+    def bind(self, name: str, declaration: StateT) -> StateT:
+        """The declaration's living twin, an instance of the same class. Raises InvalidDataflow for a type that can't be
+        stored, or another kind of state."""
+        where = f"operator {self._uid!r}, state {name!r}"
+        if name in self._stores:
+            raise InvalidDataflow(f"operator {self._uid!r}: two states have the name {name!r}")
+        if not isinstance(declaration, OperatorListState | UnionListState):
+            raise InvalidDataflow(f"{where}: {type(declaration).__name__} is no list state without a key")
+        try:
+            store = _Store(self._uid, name, declaration)
+        except InvalidDataflow as error:
+            raise InvalidDataflow(f"{where}: {error}") from error
+        self._stores[name] = store
+        bound = _BoundUnionList[Any](store) if store.union else _BoundOperatorList[Any](store)
+        stand_in(bound, declaration, name)
+        return cast(StateT, bound)
+
+    def begin_snapshot(self) -> ListsSnapshot | None:
+        """The synchronous part: takes no longer for more items. Several may run at once; None where all is empty."""
+        if not any(store.items for store in self._stores.values()):
+            return None
+        return ListsSnapshot(self._stores.values(), self._monotonic)
+
+    def schemas(self) -> dict[str, Any]:
+        """By state name, plain and msgpack-able; goes into the manifest."""
+        return {name: store.schema() for name, store in self._stores.items()}
+
+    def check_schemas(self, stored: Mapping[str, Any], *, allow_dropped: bool = False) -> None:
+        """Whether the states bound now can read what was written under `stored`.
+
+        Raises IncompatibleState naming operator, state and both types. `allow_dropped` gives up stored states that are
+        no longer declared.
+        """
+        for name, schema in stored.items():
+            store = self._stores.get(name)
+            if store is not None:
+                if problems := store.problems(schema):
+                    raise IncompatibleState(f"{store.where}: {'; '.join(problems)}")
+            elif not allow_dropped:
+                raise IncompatibleState(
+                    f"operator {self._uid!r}, state {name!r}: stored in the checkpoint, but no longer declared. "
+                    "Declare it again, or allow dropping state"
+                )
+
+    def restore(self, block: ListBlock, start: int, stop: int) -> None:
+        """Append the items `start` to `stop` of what a block holds; blocks of states that are not bound are skipped.
+
+        Raises IncompatibleState for items that do not fit, CorruptCheckpoint for what can't be read at all.
+        """
+        store = self._stores.get(block.state)
+        if store is None:
+            return
+        items = store.decode(block.data)
+        if len(items) != block.items:
+            raise CorruptCheckpoint(f"{store.where}: a block holds {len(items)} items, and should hold {block.items}")
+        store.items.extend(items[start:stop])
+
+    def entries(self) -> dict[str, int]:
+        """How many items each state holds, for metrics."""
+        return {name: store.count for name, store in self._stores.items()}
+
+    def close(self) -> None:
+        """Let go of all items; what is bound raises StateAccessError from now on."""
+        for store in self._stores.values():
+            store.close()

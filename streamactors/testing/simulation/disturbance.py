@@ -1,0 +1,87 @@
+"""Operators that ponder or fail, and steps that are wider or narrower than before: by rewriting a flow's graph.
+
+Only what users write is touched: the functions of steps and the `process` of operators. About half of the plain
+functions become coroutines, so that they can be suspended in the middle of a batch.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from random import Random
+from typing import Any, Final
+
+from streamactors.graph.logical import Forward, LogicalGraph, Node
+from streamactors.operators.base import is_async
+from streamactors.operators.process import ProcessSpec, ReduceSpec
+from streamactors.operators.stateless import FunctionSpec
+from streamactors.testing.simulation.process import Process
+
+PONDER_SECONDS: Final = 10.0
+
+
+def disturbed(graph: LogicalGraph, process: Process) -> LogicalGraph:
+    """The same graph, its user code suspended and failing by seed."""
+    draw = process.fate.random("coroutines")
+    return replace(graph, nodes=tuple(_disturbed(node, process, draw) for node in graph.nodes))
+
+
+def _disturbed(node: Node, process: Process, draw: Random) -> Node:
+    suspended = draw.random() < 0.5
+    spec = node.spec
+    if isinstance(spec, FunctionSpec | ReduceSpec):
+        return replace(node, spec=replace(spec, fn=_around(spec.fn, process, node.uid, suspended=suspended)))
+    if isinstance(spec, ProcessSpec):
+        factory = spec.factory
+
+        def make() -> Any:
+            operator = factory()
+            operator.process = _around(operator.process, process, node.uid, suspended=suspended)
+            return operator
+
+        return replace(node, spec=replace(spec, factory=make))
+    return node
+
+
+def _around(fn: Callable[..., Any], process: Process, uid: str, *, suspended: bool) -> Callable[..., Any]:
+    if not suspended and not is_async(fn):
+
+        @functools.wraps(fn)
+        def plain(*args: Any) -> Any:
+            process.fail("operator_failures", f"operator {uid}")
+            return fn(*args)
+
+        return plain
+
+    @functools.wraps(fn)
+    async def suspendable(*args: Any) -> Any:
+        await process.linger("slow_records", PONDER_SECONDS)
+        if process.often():
+            await process.clock.sleep(0)
+        process.fail("operator_failures", f"operator {uid}")
+        result = fn(*args)
+        return await result if inspect.isawaitable(result) else result
+
+    return suspendable
+
+
+def rescaled(graph: LogicalGraph, widths: dict[str, int]) -> LogicalGraph:
+    """`widths` by uid; for steps without a parallelism of their own."""
+    nodes = (
+        replace(node, parallelism=widths.get(node.uid)) if node.parallelism is None else node for node in graph.nodes
+    )
+    return replace(graph, nodes=tuple(nodes))
+
+
+def drawn_widths(graph: LogicalGraph, among: tuple[int, ...], draw: Random) -> dict[str, int]:
+    """Steps that hand their records straight on keep one width: else they would deal them out, in another order."""
+    leaders = [node.id for node in graph.nodes]
+    for node in graph.nodes:
+        for edge in node.inputs:
+            if isinstance(edge.partitioning, Forward):
+                one, other = leaders[edge.upstream], leaders[node.id]
+                leaders = [one if leader == other else leader for leader in leaders]
+    widths = {leader: draw.choice(among) for leader in sorted(set(leaders))}
+    if draw.random() < 0.3:
+        widths = dict.fromkeys(widths, draw.choice(among))
+    return {node.uid: widths[leaders[node.id]] for node in graph.nodes}

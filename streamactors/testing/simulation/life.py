@@ -1,0 +1,166 @@
+"""One process of a simulated job: from its start until the job ends, or until it crashes in the middle."""
+
+import asyncio
+import gc
+from collections.abc import Iterator
+from typing import Final, Literal
+
+from streamactors.errors import CheckpointFailed, StreamactorsError
+from streamactors.launch import JobHandle
+from streamactors.runtime.job import Job
+from streamactors.testing.simulation.faults import MARK
+from streamactors.testing.simulation.process import Process
+from streamactors.testing.simulation.world import World
+
+Crash = Literal["kills", "power_losses"]
+IDLE_STEPS: Final = 60_000
+"""Steps without anything read, written or committed: it is going round in circles."""
+IDLE_SECONDS: Final = 24 * 3600.0
+COLLECT_STEPS: Final = 4000
+"""A garbage collection comes at most every so many steps."""
+LEAVING_STEPS: Final = 1000
+OWN: Final = frozenset({"main", "job", "stop"})
+"""Tasks that are not the attempt's."""
+
+
+class Life:
+    """`run` it once; then `crash` says how it ended, None in peace."""
+
+    def __init__(self, world: World, process: Process, job: Job) -> None:
+        self.crash: Crash | None = None
+        self._world = world
+        self._process = process
+        self._loop = process.loop
+        self._job = job
+        self._actors: frozenset[str] = frozenset()
+        self._stopper: asyncio.Task[None] | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._draw = process.fate.random(f"life {process.number}")
+        self._next_look = 1
+
+    def run(self) -> None:
+        loop = self._loop
+        loop.before_step = self._before_step
+        main = loop.create_task(self._main(), name="main")
+        main.add_done_callback(lambda _: loop.stop())
+        loop.run_forever()
+        self._process.trace.note(f"process {self._process.number} ends at {loop.time():.6f}: {self.crash}")
+        if main.done():
+            main.result()
+
+    async def _main(self) -> None:
+        self._running = self._loop.create_task(self._job.run(), name="job")
+        await asyncio.wait([self._running])
+        if self._stopper is not None:
+            await asyncio.wait([self._stopper])
+        for _ in range(LEAVING_STEPS):
+            if len(self._loop.unfinished()) == 1:
+                break
+            await asyncio.sleep(0)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the job has come to the end of its input."""
+        ended = self._running is not None and self._running.done() and self.crash is None
+        return ended and self._stopper is None and self._error() is None
+
+    def _error(self) -> BaseException | None:
+        running = self._running
+        if running is None or not running.done():
+            return None
+        return asyncio.CancelledError() if running.cancelled() else running.exception()
+
+    # ------------------------------------------------------------------------------------------------------- every step
+    def _before_step(self) -> bool:
+        strikes = self._process.fate.strikes
+        if strikes("kills"):
+            return self._die("kills")
+        if strikes("power_losses"):
+            return self._die("power_losses")
+        if strikes("actor_crashes"):
+            self._crash_actor()
+        if strikes("stops"):
+            self._stop()
+        if self._loop.steps >= self._next_look:
+            self._look()
+        if self._world.broken:
+            self._loop.stop()
+            return False
+        return True
+
+    def _die(self, crash: Crash) -> bool:
+        self.crash = crash
+        self._process.trace.note(crash)
+        self._loop.stop()
+        return False
+
+    def _crash_actor(self) -> None:
+        actors = [task for task in self._loop.unfinished() if task.get_name() in self._actors]
+        if not actors:
+            self._process.fate.struck["actor_crashes"] -= 1
+            return
+        victim = self._draw.choice(actors)
+        self._process.note(f"actor {victim.get_name()} crashes")
+        victim.cancel(MARK)
+
+    def _stop(self) -> None:
+        if self._stopper is None and self._running is not None and not self._running.done():
+            self._process.note("stop")
+            self._stopper = self._loop.create_task(self._stop_in_peace(self._running), name="stop")
+        else:
+            self._process.fate.struck["stops"] -= 1
+
+    async def _stop_in_peace(self, running: "asyncio.Task[None]") -> None:
+        try:
+            await JobHandle(self._job, running).stop()
+        except StreamactorsError as error:
+            self._process.note(f"stop ended with {type(error).__name__}")
+
+    def _look(self) -> None:
+        """Now and then: collect garbage, and see that it gets on."""
+        self._next_look = self._loop.steps + 1 + int(self._draw.random() * COLLECT_STEPS)
+        gc.collect()
+        if self._loop.steps - self._process.progress > IDLE_STEPS:
+            self._world.broken.append(f"nothing was read, written or committed for {IDLE_STEPS} steps: {self._waiting()}")
+
+    # ----------------------------------------------------------------------------------------------------- every attempt
+    def attempt_begins(self, actors: Iterator[str]) -> None:
+        """Nothing may be left of the attempt before."""
+        self._actors = frozenset(actors)
+        left = [task.get_name() for task in self._loop.unfinished() if task.get_name() not in OWN]
+        if left and self._stopper is None:
+            self._world.broken.append(f"tasks of an earlier attempt are still there when the next begins: {left}")
+
+    # ---------------------------------------------------------------------------------------------------------- verdict
+    def problems(self) -> list[str]:
+        """What must not happen, whatever goes wrong."""
+        loop = self._loop
+        found = list(self._world.broken) + loop.complaints
+        if loop.stuck:
+            found.append(f"nothing is ready, no timer is set, and the job has not ended: {self._waiting()}")
+        elif self.crash is None and not found and (left := loop.unfinished()):
+            found.append(f"the job has ended, and left tasks: {[task.get_name() for task in left]}")
+        return found
+
+    def unexpected(self) -> BaseException | None:
+        """The first failure that no fault explains."""
+        ended = [error] if (error := self._error()) is not None else []
+        return next((error for error in [*self._job.failures, *ended] if not self._explained(error)), None)
+
+    def _explained(self, error: BaseException) -> bool:
+        return any(
+            MARK in str(link)
+            or (isinstance(link, CheckpointFailed) and "not acknowledged within" in str(link))
+            or ("cancelled from within" in str(link) and self._process.fate.struck["actor_crashes"] > 0)
+            for link in causes(error)
+        )
+
+    def _waiting(self) -> str:
+        return ", ".join(task.get_name() for task in self._loop.unfinished())
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and what led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

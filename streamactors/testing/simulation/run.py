@@ -1,0 +1,345 @@
+"""One run: process after process in one world, until the flow has read all its input and ended; then the verdict."""
+
+import asyncio
+import gc
+import inspect
+import logging
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from streamactors.api.dataflow import Dataflow
+from streamactors.checkpoint.restorable import load
+from streamactors.checkpoint.storage import LocalFiles
+from streamactors.clock import Clock
+from streamactors.config import Config
+from streamactors.deploy.local import LocalAttempt, deploy_locally
+from streamactors.errors import InvalidConfig, SimulationFailed
+from streamactors.graph.logical import LogicalGraph
+from streamactors.launch import _job
+from streamactors.runtime.assembly import AttemptSpec
+from streamactors.runtime.job import Job
+from streamactors.runtime.messages import Reports
+from streamactors.runtime.snapshot import SnapshotStorage
+from streamactors.testing.simulation.channels import StallingChannel
+from streamactors.testing.simulation.chance import stream
+from streamactors.testing.simulation.clock import SimulatedClock
+from streamactors.testing.simulation.disk import VolatileDisk
+from streamactors.testing.simulation.disturbance import disturbed, drawn_widths, rescaled
+from streamactors.testing.simulation.faults import Fate, Faults
+from streamactors.testing.simulation.life import Life
+from streamactors.testing.simulation.loop import SimulationLoop
+from streamactors.testing.simulation.process import Process
+from streamactors.testing.simulation.result import Check, Outcome, SimulationResult
+from streamactors.testing.simulation.settings import drawn_config, mode_of, next_config
+from streamactors.testing.simulation.state import States, read_states
+from streamactors.testing.simulation.trace import Trace
+from streamactors.testing.simulation.world import World
+
+FlowFactory = Callable[..., Dataflow]
+"""Makes the flow anew for every process: with the World as its one argument, or with none."""
+
+PROCESSES: Final = 60
+"""So many starts, and still not finished: it never will be."""
+DOWN_SECONDS: Final = 5.0
+COMMAND: Final = "python -m streamactors.testing.simulation"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A flow with how it is to be run. `mode` names the checkpointing mode where `config` is drawn; `arguments` name
+    the scenario on the command line."""
+
+    flow: FlowFactory
+    config: Config | None = None
+    faults: Faults = Faults()
+    check: Check | None = None
+    mode: str = "aligned"
+    arguments: str | None = None
+
+
+def simulate(
+    flow: FlowFactory | Scenario,
+    *,
+    seed: int,
+    faults: Faults | None = None,
+    config: Config | None = None,
+    check: Check | None = None,
+    listen: Callable[[str], None] | None = None,
+) -> SimulationResult:
+    """Run a whole job on virtual time, with faults drawn by `seed`, to its end.
+
+    `flow` makes a new Dataflow for every process; what it takes from the World (`world.source`, `world.sink`) lives on.
+    `config` None: drawn too. `check` raises AssertionError; without one, the committed output and the last state are
+    compared with those of a run in which nothing goes wrong. `listen` is given every step, for people.
+
+    Raises SimulationFailed, whose message ends with the command that replays the run. Runs its own event loop, so it is
+    called from a plain function.
+    """
+    scenario = flow if isinstance(flow, Scenario) else Scenario(flow)
+    scenario = replace(
+        scenario, config=config or scenario.config, faults=faults or scenario.faults, check=check or scenario.check
+    )
+    _refuse_running_loop()
+    with _own_garbage(), _quiet(logs=listen is not None):
+        return Run(scenario, seed, Trace(listen)).to_the_end()
+
+
+class Run:
+    """Of one scenario by one seed."""
+
+    def __init__(self, scenario: Scenario, seed: int, trace: Trace) -> None:
+        if scenario.config is not None and scenario.config.checkpoints is None:
+            raise InvalidConfig("a flow is simulated under checkpoints: give Config(checkpoints=Checkpoints(…))")
+        self._scenario = scenario
+        self._seed = seed
+        self._trace = trace
+        self._fate = Fate(seed, scenario.faults)
+        self._world = World(self._fate, trace)
+        self._draw = self._fate.random("restarts")
+        self._config = scenario.config or drawn_config(self._fate.random("config"), scenario.mode)
+        self._graph: LogicalGraph | None = None
+        self._drawn_widths: dict[str, int] = {}
+        self._widths: dict[str, set[int]] = {}
+        self._modes = {mode_of(self._config)}
+        self._counts: Counter[str] = Counter()
+
+    def to_the_end(self) -> SimulationResult:
+        begun = time.process_time()
+        self._run()
+        outcome = self._outcome()
+        self._judge(outcome)
+        counts = self._counts
+        return SimulationResult(
+            seed=self._seed,
+            trace_hash=self._trace.hash,
+            faults=dict(+self._fate.struck),
+            processes=counts["processes"],
+            attempts=counts["attempts"],
+            restores=counts["restores"],
+            rescales=counts["rescales"],
+            mode_switches=counts["mode switches"],
+            checkpoints=self._world.checkpoints,
+            steps=counts["steps"],
+            virtual_seconds=self._world.now,
+            cpu_seconds=time.process_time() - begun,
+        )
+
+    def _run(self) -> None:
+        while not self._live():
+            if self._counts["processes"] >= PROCESSES:
+                raise self._failed(f"{PROCESSES} processes were started, and the job has not finished")
+
+    # ------------------------------------------------------------------------------------------------------ one process
+    def _live(self) -> bool:
+        """Whether the job has finished."""
+        self._counts["processes"] += 1
+        first = self._counts["processes"] == 1
+        self._reconfigure(first=first)
+        process = self._world.begin_process()
+        try:
+            life = self._life(process, first=first)
+            life.run()
+            self._check(life)
+            finished = life.finished
+        finally:
+            self._counts["steps"] += process.loop.steps
+            self._world.end_process()
+        if life.crash == "power_losses":
+            self._world.lose_power()
+        return finished
+
+    def _reconfigure(self, *, first: bool) -> None:
+        before = mode_of(self._config)
+        self._config = next_config(self._config, self._scenario.faults, self._draw, first=first)
+        mode = mode_of(self._config)
+        self._counts["mode switches"] += mode != before
+        self._modes.add(mode)
+        if not first:
+            self._world.now += self._draw.random() * DOWN_SECONDS
+
+    def _life(self, process: Process, *, first: bool) -> Life:
+        self._graph = graph = self._rescaled(self._make(), first=first)
+        for node in graph.nodes:
+            self._widths.setdefault(node.uid, set()).add(node.parallelism or self._config.parallelism)
+        self._trace.note(f"{mode_of(self._config)} {self._config.mailbox_capacity} {sorted(self._drawn_widths.items())}")
+        assert self._config.checkpoints is not None
+        disk = self._world.disk(process)
+        files = LocalFiles(self._config.checkpoints.storage, clock=process.clock, disk=disk)
+        job = _job(
+            disturbed(graph, process),
+            self._config,
+            restore="latest",
+            fresh=False,
+            resources=None,
+            clock=process.clock,
+            files=files,
+        )
+        life = Life(self._world, process, job)
+        job._deploy = _Deployment(process, life, self._counts)
+        return life
+
+    def _make(self) -> LogicalGraph:
+        factory = self._scenario.flow
+        flow = factory(self._world) if inspect.signature(factory).parameters else factory()
+        if not isinstance(flow, Dataflow):
+            raise InvalidConfig(f"simulate takes a factory of a Dataflow, and {factory!r} gave {flow!r}")
+        return flow.graph()
+
+    def _rescaled(self, graph: LogicalGraph, *, first: bool) -> LogicalGraph:
+        choices = self._scenario.faults.parallelism
+        if choices and (first or self._draw.random() < 0.5):
+            widths = drawn_widths(graph, choices, self._draw)
+            self._counts["rescales"] += not first and widths != self._drawn_widths
+            self._drawn_widths = widths
+        return rescaled(graph, self._drawn_widths)
+
+    def _check(self, life: Life) -> None:
+        if problems := life.problems():
+            raise self._failed("; ".join(problems))
+        if (error := life.unexpected()) is not None:
+            raise self._failed(f"the job failed for no reason that was put in: {type(error).__name__}: {error}") from error
+
+    # ---------------------------------------------------------------------------------------------------------- verdict
+    def _outcome(self) -> Outcome:
+        return Outcome(
+            world=self._world,
+            exactly_once="at-least-once" not in self._modes,
+            states=_last_states(self._world, self._config, self._graph),
+            widths=self._widths,
+        )
+
+    def _judge(self, outcome: Outcome) -> None:
+        if undecided := [value for topic in self._world.broker.topics for value in self._world.broker.undecided(topic)]:
+            raise self._failed(f"the job has finished, and output is neither committed nor aborted: {undecided[:10]}")
+        check = self._scenario.check or same_as(self._reference())
+        try:
+            check(outcome)
+        except AssertionError as error:
+            raise self._failed(str(error) or "the check has failed") from error
+
+    def _reference(self) -> Outcome:
+        """What comes of it when nothing goes wrong."""
+        calm = replace(self._scenario, faults=Faults.none())
+        run = Run(calm, self._seed, Trace())
+        run._run()
+        return run._outcome()
+
+    def _failed(self, what: str) -> SimulationFailed:
+        return SimulationFailed(f"seed {self._seed}: {what}\n{_replay(self._scenario, self._seed)}")
+
+
+class _Deployment:
+    """Deploys as ever, over channels that stall."""
+
+    def __init__(self, process: Process, life: Life, counts: Counter[str]) -> None:
+        self._process = process
+        self._life = life
+        self._counts = counts
+
+    async def __call__(
+        self, spec: AttemptSpec, storage: SnapshotStorage | None, reports: Reports, clock: Clock
+    ) -> LocalAttempt:
+        process = self._process
+        self._counts["attempts"] += 1
+        self._counts["restores"] += bool(spec.restores)
+        process.note(f"attempt {spec.attempt} of run {spec.run}")
+        self._life.attempt_begins(str(id) for id in spec.plan.subtasks)
+        return await deploy_locally(spec, storage, reports, clock, lambda id, inner: StallingChannel(id, inner, process))
+
+
+def _last_states(world: World, config: Config, graph: LogicalGraph | None) -> dict[str, States]:
+    """Of the last checkpoint, read back from the disk in peace."""
+    assert graph is not None and config.checkpoints is not None
+    loop = SimulationLoop(stream(0, "read"), Trace(), now=world.now, order="fifo", step_seconds=0.0001)
+    clock = SimulatedClock(loop, stream(0, "read"))
+    files = LocalFiles(config.checkpoints.storage, clock=clock, disk=VolatileDisk(world.root))
+
+    async def read() -> dict[str, States]:
+        return await read_states(await load(files, files.uri, flow=graph.name), graph)
+
+    try:
+        return loop.run_until_complete(read())
+    finally:
+        loop.bury()
+
+
+def same_as(reference: Outcome) -> Check:
+    """The same records in any order, and the same state; under at-least-once checkpoints no record less."""
+
+    def check(outcome: Outcome) -> None:
+        for topic in reference.world.broker.topics:
+            wanted, found = (Counter(map(repr, each.output(topic))) for each in (reference, outcome))
+            assert not (lost := wanted - found), f"topic {topic}: lost {_some(lost)}"
+            if outcome.exactly_once:
+                assert not (extra := found - wanted), f"topic {topic}: doubled or made up {_some(extra)}"
+        if outcome.exactly_once:
+            for uid, states in reference.states.items():
+                assert outcome.states[uid] == states, f"operator {uid}: its state is not that of an undisturbed run"
+
+    return check
+
+
+def _some(records: Counter[str]) -> str:
+    shown = ", ".join(f"{record} ({count} times)" for record, count in records.most_common(5))
+    return f"{records.total()} records: {shown}"
+
+
+# -------------------------------------------------------------------------------------------------------------- replay
+def _replay(scenario: Scenario, seed: int) -> str:
+    faults = scenario.faults.as_options()
+    options = [f"--seed {seed}", *([f"--faults {faults}"] if faults else [])]
+    arguments = scenario.arguments or _address(scenario.flow)
+    hint = "" if _hashes_fixed() else "\n(this process hashes text at random: if that run is another one, set PYTHONHASHSEED=0 here)"
+    return f"Replay: {COMMAND} {arguments} {' '.join(options)}{hint}"
+
+
+def _address(flow: Any) -> str:
+    module, name = getattr(flow, "__module__", None), getattr(flow, "__qualname__", "<")
+    return f"{module}:{name}" if module and "<" not in name else "<module>:<a factory or Scenario at module level>"
+
+
+def _hashes_fixed() -> bool:
+    return not sys.flags.hash_randomization or os.environ.get("PYTHONHASHSEED", "random") != "random"
+
+
+# ---------------------------------------------------------------------------------------------------------- surroundings
+def _refuse_running_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise InvalidConfig("simulate runs an event loop of its own: call it from a plain `def`, not from a coroutine")
+
+
+@contextmanager
+def _own_garbage() -> Iterator[None]:
+    """Collected at seeded points only, and only what the run has made."""
+    enabled = gc.isenabled()
+    gc.disable()
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
+def _quiet(*, logs: bool) -> Iterator[None]:
+    """A job that is disturbed all the time has much to say."""
+    logger = logging.getLogger("streamactors")
+    level = logger.level
+    if not logs:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

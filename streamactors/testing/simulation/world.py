@@ -1,0 +1,93 @@
+"""The simulated world: what outlives a process. A flow's factory is given it, and takes source and sink from it."""
+
+from collections.abc import Mapping, Sequence
+from random import Random
+from typing import Any, TypeVar
+
+from streamactors.checkpoint.manifest import Manifest
+from streamactors.errors import InvalidDataflow
+from streamactors.sinks import WriterSink
+from streamactors.sources import SplitSource
+from streamactors.testing.simulation.broker import Broker, BrokerClient
+from streamactors.testing.simulation.disk import Folder
+from streamactors.testing.simulation.faults import Fate
+from streamactors.testing.simulation.process import Process
+from streamactors.testing.simulation.sink import TIMEOUT, SimulatedSink
+from streamactors.testing.simulation.source import WAIT_SECONDS, SimulatedSource
+from streamactors.testing.simulation.storage import SimulatedDisk
+from streamactors.testing.simulation.trace import Trace
+
+T = TypeVar("T")
+
+
+class World:
+    """Disk, broker and time of one run. Call the factory's draws by `random`: they must be the same at every start."""
+
+    def __init__(self, fate: Fate, trace: Trace) -> None:
+        self.seed = fate.seed
+        self.fate = fate
+        self.trace = trace
+        self.broker = Broker()
+        self.root = Folder()
+        self.checkpoints = 0
+        self.broken: list[str] = []
+        """Invariants that were seen to be broken while the run goes on."""
+        self.now = 0.0
+        self._processes = 0
+        self._process: Process | None = None
+
+    # ---------------------------------------------------------------------------------------------------- for factories
+    def random(self, purpose: str) -> Random:
+        """A stream of its own for each purpose: the same one again at every start of the process."""
+        return self.fate.random(f"user {purpose}")
+
+    def source(
+        self, splits: Mapping[str, Sequence[T]] | Sequence[Sequence[T]], *, wait: float = WAIT_SECONDS
+    ) -> SplitSource[T]:
+        """Bounded and rewindable. `splits` by name, which must differ from every other source's; `wait`: seconds that
+        it waits for records now and then."""
+        named = splits if isinstance(splits, Mapping) else {f"split {n}": values for n, values in enumerate(splits)}
+        return SimulatedSource(self.process, {name: tuple(values) for name, values in named.items()}, wait)
+
+    def sink(self, topic: str = "out", *, transaction_timeout: float = TIMEOUT) -> WriterSink[Any]:
+        """Exactly-once under exactly-once checkpoints; `output` tells what it has got."""
+        return SimulatedSink(self.client(), topic, transaction_timeout)
+
+    def client(self) -> BrokerClient:
+        """For a sink of your own over the simulated broker."""
+        return BrokerClient(self.broker, self.process)
+
+    @property
+    def process(self) -> Process:
+        """The one that lives now."""
+        if self._process is None:
+            raise InvalidDataflow("a simulated world gives sources and sinks only while it calls the flow's factory")
+        return self._process
+
+    def output(self, topic: str = "out") -> list[Any]:
+        """What readers of committed records see, in order."""
+        return self.broker.read_committed(topic)
+
+    # -------------------------------------------------------------------------------------------------------- processes
+    def begin_process(self) -> Process:
+        self._processes += 1
+        self._process = Process(self._processes, self.fate, self.trace, self.now)
+        return self._process
+
+    def end_process(self) -> None:
+        process = self.process
+        process.alive = False
+        process.loop.bury()
+        self.now = process.loop.time()
+        self._process = None
+
+    def disk(self, process: Process) -> SimulatedDisk:
+        return SimulatedDisk(self.root, process, self._published)
+
+    def lose_power(self) -> None:
+        """What was not durable is lost or not."""
+        self.root.lose(self.fate.random(f"power {self._processes}"))
+
+    def _published(self, manifest: Manifest, problems: list[str]) -> None:
+        self.checkpoints += 1
+        self.broken += [f"checkpoint {manifest.checkpoint}: {problem}" for problem in problems]
