@@ -1,7 +1,7 @@
 """The vocabulary: everything that travels through a channel.
 
-A `Batch` holds parallel lists. `Barrier` and `EndOfData` are elements between batches. Timestamps are
-milliseconds since the epoch.
+A `Batch` holds parallel lists. `Watermark`, `Idle`, `Barrier` and `EndOfData` are elements between batches. Timestamps
+are milliseconds since the epoch.
 """
 
 import builtins
@@ -137,7 +137,35 @@ class EndOfData(msgspec.Struct, frozen=True, gc=False):
     """No record is to come on this channel; barriers still may."""
 
 
-Element = Batch | Barrier | EndOfData
+MIN_TIME: Final = -(2**63)
+"""The watermark before the first one."""
+MAX_TIME: Final = 2**63 - 1
+"""The watermark after the last record."""
+
+
+class Watermark(msgspec.Struct, frozen=True, gc=False):
+    """Promises that what follows is later than `time_ms` (Akidau et al., MillWheel, 2013); what is not, is late. Who
+    sends one is not idle, whether it moves or not.
+
+    On a channel it is its sender's. `merged`: it holds for all inputs of the step already, and of a restored one that
+    lay with another subtask, for the key groups (first, last) in `groups` alone.
+    """
+
+    time_ms: int
+    merged: bool = False
+    groups: tuple[int, int] | None = None
+
+
+class Idle(msgspec.Struct, frozen=True, gc=False):
+    """Until the next watermark nobody is to wait for its sender's."""
+
+    merged: bool = False
+
+
+TimeMark = Watermark | Idle
+IDLE: Final = Idle()
+
+Element = Batch | TimeMark | Barrier | EndOfData
 END: Final = EndOfData()
 
 

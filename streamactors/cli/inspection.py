@@ -129,6 +129,7 @@ async def _inspect_one(files: Files, uri: str, *, as_json: bool, verify: Depth) 
 def _operator(manifest: Manifest, meta: OperatorMeta) -> dict[str, Any]:
     nodes = list(manifest.nodes(meta.uid))
     files = {keyed.file.path: keyed.file for _, node in nodes for keyed in node.keyed}
+    files |= {node.lists.file.path: node.lists.file for _, node in nodes if node.lists is not None}
     return {
         "uid": meta.uid,
         "kind": meta.kind,
@@ -136,6 +137,7 @@ def _operator(manifest: Manifest, meta: OperatorMeta) -> dict[str, Any]:
         "max_parallelism": meta.max_parallelism,
         "bytes": sum(file.size for file in files.values()),
         "states": _states(node for _, node in nodes),
+        "lists": _lists([node for _, node in nodes]),
         "subtasks": [
             {
                 "index": subtask.index,
@@ -162,6 +164,16 @@ def _states(nodes: Iterable[NodeState]) -> dict[str, int]:
             for block in keyed.blocks:
                 entries[block.state] += block.entries
     return dict(entries)
+
+
+def _lists(nodes: Sequence[NodeState]) -> dict[str, dict[str, Any]]:
+    """Items of list state without a key, by state, and what a restore does with them."""
+    declared = [item for node in nodes for item in node.list_schemas.items()]
+    lists = {name: {"items": 0, "union": schema.get("kind") == "union list"} for name, schema in declared}
+    for node in nodes:
+        for block in node.lists.blocks if node.lists is not None else ():
+            lists[block.state]["items"] += block.items
+    return lists
 
 
 def _in_flight(manifest: Manifest) -> list[dict[str, Any]]:
@@ -199,14 +211,19 @@ def _one(content: dict[str, Any]) -> list[RenderableType]:
     table = _table("operator", "kind", "parallelism", "key groups", "state", "size", "positions", "pending")
     for operator in content["operators"]:
         subtasks = operator["subtasks"]
-        keyed = bool(operator["states"])
+        keyed, lists = bool(operator["states"]), operator["lists"]
+        states = [f"{_plain(name)}: {entries:,}" for name, entries in operator["states"].items()]
+        states += [
+            f"{_plain(name)}: {found['items']:,} items{', union' if found['union'] else ''}"
+            for name, found in lists.items()
+        ]
         table.add_row(
             _plain(operator["uid"]),
             _plain(operator["kind"]),
             f"{operator['parallelism']} of {operator['max_parallelism']}",
             "\n".join(_range(subtask["key_groups"]) for subtask in subtasks) if keyed else "",
-            "\n".join(f"{_plain(name)}: {entries:,}" for name, entries in operator["states"].items()),
-            in_bytes(operator["bytes"]) if keyed else "",
+            "\n".join(states),
+            in_bytes(operator["bytes"]) if keyed or lists else "",
             "\n".join(_plain(line) for subtask in subtasks for line in _positions(subtask)),
             "\n".join(_plain(_words(pending)) for subtask in subtasks for pending in subtask["pending"]),
         )

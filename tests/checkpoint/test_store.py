@@ -555,6 +555,22 @@ async def test_a_receipt_for_a_retired_checkpoint_is_no_matter(store: Checkpoint
     assert not list(tmp_path.rglob("committed"))
 
 
+async def test_a_receipt_for_a_checkpoint_that_is_being_retired_is_no_matter(tmp_path: Path) -> None:
+    """Its manifest has gone, and the files in its folder are on their way."""
+    files = FailingFiles(LocalFiles(str(tmp_path)))
+    async with await CheckpointStore.open(str(tmp_path), "orders", clock=SYSTEM, files=files) as store:
+        first = await take(store)
+        await take(store)
+        failure = files.fail("create", "*/committed", error=errno.ENOENT)
+        stall = files.stall("create", "*/committed")
+        writing = asyncio.create_task(store.write_receipt(1))
+        await stall.reached.wait()
+        (folder_of(first) / "manifest").unlink()
+        stall.release.set()
+        await writing
+        assert failure.hits == 1
+
+
 async def test_a_receipt_that_can_not_be_written_is_an_error(tmp_path: Path) -> None:
     files = FailingFiles(LocalFiles(str(tmp_path)))
     async with await CheckpointStore.open(str(tmp_path), "orders", clock=SYSTEM, files=files) as store:

@@ -1,0 +1,1 @@
+"""Event time: how sources tell it, and how far it has come."""
