@@ -32,6 +32,7 @@ from streamactors.sinks import Sink
 from streamactors.sources import Source
 from streamactors.state.descriptors import ListState, MapState, OperatorListState, Ttl, UnionListState, ValueState
 from streamactors.state.serializers import Pickle
+from streamactors.time.watermarks import WatermarkGenerator, Watermarks
 
 __all__ = [
     "CheckpointFailed",
@@ -89,6 +90,8 @@ __all__ = [
     "UnserialisableKey",
     "UnserialisableValue",
     "ValueState",
+    "WatermarkGenerator",
+    "Watermarks",
     "collect",
     "main",
     "run",

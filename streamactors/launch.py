@@ -55,16 +55,19 @@ class JobHandle:
         """Take one now. Raises CheckpointFailed; InvalidConfig where checkpoints are off."""
         return await self._or_end(self._job.checkpoint())
 
+    async def savepoint(self, uri: str) -> str:
+        """Take a savepoint in the new or empty folder `uri`, and go on; returns its URI. It is complete in itself, may be
+        moved, and is never deleted. Raises CheckpointFailed; InvalidConfig where checkpoints are off."""
+        return (await self._or_end(self._job.savepoint(uri))).uri
+
     async def stop(self, savepoint: str | None = None, *, drain: bool = False) -> str | None:
-        """Stop reading, take a last checkpoint, commit, finish; returns its URI. `drain` first ends the data: only for
-        a job that will not be resumed. Savepoints are not available in this version."""
-        if savepoint is not None:
-            raise InvalidConfig("savepoints are not available in this version: stop() takes a last checkpoint")
+        """Stop reading, take a last checkpoint (a savepoint in the new or empty folder `savepoint`), commit, finish;
+        returns its URI. `drain` first ends the data: only for a job that will not be resumed."""
         if self._task.done():
             _raise_failure(self._task)
             return None
         try:
-            await self._or_end(self._job.stop(drain=drain))
+            await self._or_end(self._job.stop(drain=drain, savepoint=savepoint))
         except CheckpointFailed:
             await self.wait()  # it finishes by itself, or fails
             if self.status != "finished":

@@ -7,7 +7,7 @@ yields exactly the records that follow the first `n` of that batch, in the same 
 import logging
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -56,7 +56,8 @@ class SourceBatch(Generic[T_co]):
 
     `position_after(n)` is where a reader goes on when the first `n` values (0 ≤ n ≤ len) and the undecodable records
     with `index` ≤ n have been taken. `origins` are the records' numbers (offset, line); `origin_prefix` + number is
-    what errors show. An empty batch is allowed: it announces a split, or moves its position.
+    what errors show. An empty batch is allowed: it announces a split, or moves its position. `ends`: no more records of
+    this split are to come, so that nobody waits for its watermark; may be left False.
     """
 
     split: str
@@ -66,6 +67,7 @@ class SourceBatch(Generic[T_co]):
     origins: Sequence[int] | None = None
     origin_prefix: str = ""
     undecodable: Sequence[UndecodableRecord] = ()
+    ends: bool = False
 
 
 class SplitReader(ABC, Generic[T_co]):
@@ -81,6 +83,11 @@ class SplitReader(ABC, Generic[T_co]):
     async def read(self) -> SourceBatch[T_co] | None:
         """The next batch, waiting for one; None once every split of a bounded source has ended. A pending call
         survives barriers; it is cancelled only when the attempt ends."""
+
+    def pause(self, splits: Collection[str]) -> bool:
+        """Until told anew, give no records of these splits, and those of all others. False: it can't. Comes between
+        calls of `read`, or while one is pending."""
+        return False
 
     async def checkpoint_completed(self, checkpoint: int, positions: Mapping[str, Position]) -> None:
         """`positions` are durable; for monitoring outside only (such as a Kafka group's offsets)."""

@@ -455,6 +455,45 @@ def test_inspect_lists_and_looks_into_checkpoints(stored: Path, monkeypatch: pyt
     assert "total: 7" in shown and "0..63" in shown and "orders.jsonl" in shown
 
 
+LISTS = """
+import streamactors as sa
+from connectors.memory import ListSink, ListSource
+
+class Hold(sa.Operator[int, int]):
+    held = sa.OperatorListState(int)
+    known = sa.UnionListState(str)
+    unused = sa.OperatorListState(int)
+
+    def open(self, ctx):
+        self.known.append(f"subtask {ctx.subtask}")
+
+    def process(self, value, ctx):
+        self.held.append(value)
+
+flow = sa.Dataflow("lists")
+values = flow.source("values", ListSource(range(1234)))
+values.process("hold", Hold).sink("out", ListSink())
+"""
+
+
+def test_inspect_shows_lists_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lists.py").write_text(LISTS)
+    program = run(tmp_path, "run", "lists:flow", "--parallelism", "2", "--storage", "checkpoints", "--interval", "1h")
+    assert program.end() == 0
+    (last, *_) = inspect("checkpoints", "--json")
+    assert last["bytes"] > 1234 and last["problem"] is None
+    hold = next(operator for operator in inspect(last["uri"], "--json")["operators"] if operator["uid"] == "hold")
+    assert hold["lists"] == {
+        "held": {"items": 1234, "union": False},
+        "known": {"items": 2, "union": True},
+        "unused": {"items": 0, "union": False},
+    }
+    assert hold["states"] == {} and hold["bytes"] == last["bytes"]
+    shown = invoke("inspect", last["uri"]).stdout
+    assert "held: 1,234 items" in shown and "known: 2 items, union" in shown and "0..63" not in shown
+
+
 def test_inspect_shows_damage(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(stored)
     last = inspect("checkpoints", "--json")[0]

@@ -16,7 +16,7 @@ M = TypeVar("M")
 
 
 class _Channel(Generic[M]):
-    __slots__ = ("blocked", "bytes", "items", "on_room", "queued")
+    __slots__ = ("blocked", "bytes", "items", "on_room", "queued", "replaceable")
 
     def __init__(self) -> None:
         self.items: deque[tuple[M, int, int]] = deque()
@@ -24,6 +24,7 @@ class _Channel(Generic[M]):
         self.bytes = 0
         self.blocked = False
         self.on_room: Callable[[], None] | None = None
+        self.replaceable: M | None = None
 
 
 class Mailbox(Generic[M]):
@@ -47,13 +48,20 @@ class Mailbox(Generic[M]):
         state = self._channels[channel]
         return 0 if state.bytes >= self.byte_quota else self.quota - state.queued
 
-    def put(self, channel: int, item: M, weight: int, size: int = 0, *, announce: bool = False) -> None:
-        """Queue an item of `weight` records and `size` bytes; the sender has asked for room."""
+    def put(
+        self, channel: int, item: M, weight: int, size: int = 0, *, announce: bool = False, replace: bool = False
+    ) -> None:
+        """Queue an item of `weight` records and `size` bytes; the sender has asked for room. `replace`: it takes the
+        place of one put so right before it, so that weightless items never pile up."""
         state = self._channels[channel]
         if weight > self.quota - state.queued:
             raise OverflowError(f"channel {channel}: {weight} records put, room for {self.quota - state.queued}")
         if not state.items and not state.blocked:
             self._ready.append(channel)
+        if replace and state.items and state.items[-1][0] is state.replaceable:
+            state.items.pop()
+        if replace:
+            state.replaceable = item
         state.items.append((item, weight, size))
         state.queued += weight
         state.bytes += size

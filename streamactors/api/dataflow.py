@@ -30,6 +30,7 @@ from streamactors.operators.sink import SinkSpec
 from streamactors.operators.stateless import FunctionSpec, PrintSpec
 from streamactors.sinks import Sink, WriterSink
 from streamactors.sources import Source, SplitSource
+from streamactors.time.watermarks import Watermarks
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -51,13 +52,19 @@ class Dataflow:
 
     @needs_uid
     def source(
-        self, uid: str, source: Source[T], *, watermarks: None = None, parallelism: int | None = None
+        self,
+        uid: str,
+        source: Source[T],
+        *,
+        watermarks: Watermarks[T] | None = None,
+        parallelism: int | None = None,
     ) -> "Stream[T]":
-        """Read records. Event time is the record's own timestamp where the source has one (Kafka)."""
-        _refuse_watermarks(uid, watermarks)
+        """Read records. Without `watermarks`, event time is the record's own timestamp where the source has one
+        (Kafka), and there are no watermarks."""
+        _check_watermarks(uid, watermarks)
         if not isinstance(source, SplitSource):
             raise InvalidDataflow(f"source {uid!r}: {_not_a_source(source)}")
-        node = self._builder.add(SourceSpec(source), uid=uid, parallelism=parallelism)
+        node = self._builder.add(SourceSpec(source, watermarks), uid=uid, parallelism=parallelism)
         return added(self, node, getattr(source, "element_type", Any))
 
     def graph(self) -> LogicalGraph:
@@ -371,9 +378,9 @@ def _check_tag(tag: object) -> None:
         raise InvalidDataflow(f"side_output takes an OutputTag(name, type), not {tag!r}")
 
 
-def _refuse_watermarks(uid: str, watermarks: object) -> None:
-    if watermarks is not None:
-        raise InvalidDataflow(f"source {uid!r}: watermarks= is not available in this version")
+def _check_watermarks(uid: str, watermarks: object) -> None:
+    if watermarks is not None and not isinstance(watermarks, Watermarks):
+        raise InvalidDataflow(f"source {uid!r}: watermarks= is made by sa.Watermarks.bounded(…), not {watermarks!r}")
 
 
 def _not_a_source(source: object) -> str:

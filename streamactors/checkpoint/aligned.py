@@ -82,7 +82,7 @@ class AlignedBarriers:
         if self._aligning is None or self._aligning.checkpoint >= checkpoint:
             return []
         given_up = self._aligning.checkpoint
-        self._settled.up_to(given_up)
+        self._settled.give_up(given_up)  # and not all before it: another protocol may be at work on those
         return [*self._stop_aligning(), Decline(given_up, "a later checkpoint's barrier came first")]
 
     # ------------------------------------------------------------------------------------------------------- aligning

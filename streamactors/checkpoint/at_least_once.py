@@ -15,6 +15,7 @@ from streamactors.checkpoint.protocol import (
     BarrierAtHead,
     BarrierLeft,
     ChannelEnded,
+    Decline,
     Discard,
     Event,
     Forward,
@@ -86,12 +87,15 @@ class CountedBarriers:
 class AtLeastOnceBarriers:
     """Checkpoints are counted; savepoints are aligned, since what they hold is exactly-once whatever the mode.
 
-    Invariant: snapshots are taken in increasing order over both kinds. A savepoint that a later checkpoint's barrier
-    overtakes on any channel was given up: it must not block the others any longer.
+    Invariant: snapshots are taken in increasing order over both kinds. Nothing starts while a savepoint is in flight:
+    so one that is older than a checkpoint whose barrier has come on any channel was given up, and must block nothing.
     """
 
     def __init__(self, channels: int) -> None:
         settled = Settled(channels)
+        self._settled = settled
+        self._latest = 0
+        """The latest checkpoint, savepoints aside, whose barrier has come."""
         self._counted = CountedBarriers(channels, settled)
         self._aligned = AlignedBarriers(channels, settled)
 
@@ -99,9 +103,16 @@ class AtLeastOnceBarriers:
         match event:
             case BarrierAtHead(_, barrier) | Triggered(barrier):
                 if barrier.savepoint:
-                    return self._aligned.on(event)
+                    return self._decline_if_late(barrier.checkpoint) + self._aligned.on(event)
+                self._latest = max(self._latest, barrier.checkpoint)
                 return [*self._aligned.overtaken_by(barrier.checkpoint), *self._counted.on(event)]
             case _:
                 # Counts first: a checkpoint that is still counted beside a savepoint is the earlier one.
                 actions = self._counted.on(event)
                 return actions + [action for action in self._aligned.on(event) if action not in actions]
+
+    def _decline_if_late(self, savepoint: int) -> list[Action]:
+        if savepoint > self._latest or savepoint in self._settled:
+            return []
+        self._settled.give_up(savepoint)
+        return [Decline(savepoint, "a later checkpoint's barrier came first")]

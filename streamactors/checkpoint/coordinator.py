@@ -14,13 +14,16 @@ Invariants:
 """
 
 from collections.abc import Collection, Hashable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
 from streamactors.elements import Barrier
 
 S = TypeVar("S", bound=Hashable)
+
+NOBODY: Final = 0
+"""The ticket of a request that nobody waits for."""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -284,7 +287,7 @@ class CheckpointCoordinator(Generic[S]):
             target = self._requests[0].target
             # One checkpoint serves all plain requests that wait; a savepoint serves its own.
             served = self._requests[:1] if target else [request for request in self._requests if not request.target]
-            tickets += [request.ticket for request in served]
+            tickets += [request.ticket for request in served if request.ticket != NOBODY]
             self._requests = [request for request in self._requests if request not in served]
         # Savepoints hold nothing in flight; nor does the final checkpoint, after which nothing would process it.
         may_overtake = target is None and not final
@@ -327,6 +330,9 @@ class CheckpointCoordinator(Generic[S]):
         actions.append(Retire(self.in_flight))
         if pending.final:
             self._final_complete = True
+        if not commit and self._committers:
+            # Else transactions that only savepoints list would pile up.
+            self._requests.append(Requested(NOBODY))
         if commit and self._committers:
             self._committing[checkpoint] = set(self._committers)
         else:
@@ -372,7 +378,10 @@ class CheckpointCoordinator(Generic[S]):
         if checkpoint not in self._pending:
             return []
         stopping = checkpoint == self._final and self._stop is not None
+        savepoint = self._pending[checkpoint].barrier.savepoint
         actions: list[Action] = [self._give_up(checkpoint, reason)]
+        if savepoint and not stopping:
+            return actions + self._write_next_manifest()  # whoever asked for it is told; the job has lost nothing
         self._last_end = now
         self._failures += 1
         if self._failures > self._settings.tolerable_failures:

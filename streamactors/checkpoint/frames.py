@@ -1,6 +1,7 @@
 """In-flight batches to bytes and back.
 
-A frame: format version, checksum of all the rest, then its columns as msgpack; the version and the checksum stay where
+A frame: format version, checksum of all the rest, then its columns as msgpack (of a watermark, its fields; the list of
+frames tells which it is); the version and the checksum stay where
 they are, so that every version can tell a newer format from damage. Values are self-describing (`AnySerializer`), a
 column in one call. Keys are not stored: they are computed again by the selector of whoever restores.
 """
@@ -14,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from streamactors.checkpoint.manifest import EdgeKey
-from streamactors.elements import Batch
+from streamactors.elements import IDLE, Batch, Idle, TimeMark, Watermark
 from streamactors.errors import CorruptCheckpoint, IncompatibleState, UnserialisableValue
 from streamactors.state.serializers import AnySerializer
 
@@ -24,7 +25,8 @@ _HEADER: Final = struct.Struct(">BI")
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """An encoded batch. `groups`: the lowest and the highest key group; None where the records have none."""
+    """An encoded batch; with `records` 0, a watermark or idleness. `groups`: the lowest and the highest key group; None
+    where the records have none."""
 
     data: bytes
     records: int
@@ -39,12 +41,21 @@ class _Columns(msgspec.Struct, array_like=True, gc=False):
     split: str
 
 
+class _Time(msgspec.Struct, array_like=True, gc=False):
+    """`time_ms` None: idle."""
+
+    time_ms: int | None
+    merged: bool
+    groups: tuple[int, int] | None
+
+
 class FrameCodec:
     """Shared by the subtasks of one attempt: it remembers the classes of the records that it has met."""
 
     def __init__(self) -> None:
         self._values = AnySerializer()
         self._decoder = msgspec.msgpack.Decoder(_Columns)
+        self._time_decoder = msgspec.msgpack.Decoder(_Time)
 
     def check(self, value: Any, edge: EdgeKey) -> None:
         """For an edge's first record. Raises UnserialisableValue, naming the edge, if it could not be stored."""
@@ -67,7 +78,22 @@ class FrameCodec:
                 f"a time-stamp or record number on the edge {edge} can't be stored: {error}; give an int"
             ) from error
         span = (min(groups), max(groups)) if groups else None
-        return Frame(_HEADER.pack(VERSION, _checksum(VERSION, data)) + data, len(batch), span)
+        return Frame(_sealed(data), len(batch), span)
+
+    def encode_mark(self, mark: TimeMark) -> Frame:
+        time = _Time(mark.time_ms, mark.merged, mark.groups) if isinstance(mark, Watermark) else None
+        data = msgspec.msgpack.encode(time or _Time(None, mark.merged, None))
+        return Frame(_sealed(data), 0, time.groups if time else None)
+
+    def decode_mark(self, data: bytes, where: str) -> TimeMark:
+        """As `decode`, of a frame without records."""
+        try:
+            time = self._time_decoder.decode(self._payload(data, where))
+        except msgspec.MsgspecError as error:
+            raise CorruptCheckpoint(f"{where} is malformed, though its checksum is right: {error}") from error
+        if time.time_ms is None:
+            return Idle(merged=True) if time.merged else IDLE
+        return Watermark(time.time_ms, time.merged, time.groups)
 
     def decode(self, data: bytes, where: str) -> Batch:
         """`where` names the file and the edge. Raises CorruptCheckpoint if this is not what was written,
@@ -91,6 +117,12 @@ class FrameCodec:
             ) from error
 
     def _columns(self, data: bytes, where: str) -> _Columns:
+        try:
+            return self._decoder.decode(self._payload(data, where))
+        except msgspec.MsgspecError as error:
+            raise CorruptCheckpoint(f"{where} is malformed, though its checksum is right: {error}") from error
+
+    def _payload(self, data: bytes, where: str) -> bytes:
         if len(data) < _HEADER.size:
             raise CorruptCheckpoint(f"{where} is truncated: {len(data)} bytes")
         version, checksum = _HEADER.unpack_from(data)
@@ -102,10 +134,7 @@ class FrameCodec:
                 f"{where} has format {version}, and this version of streamactors reads {VERSION}: "
                 "use the version that wrote it, or a newer one."
             )
-        try:
-            return self._decoder.decode(payload)
-        except msgspec.MsgspecError as error:
-            raise CorruptCheckpoint(f"{where} is malformed, though its checksum is right: {error}") from error
+        return payload
 
     def _decode_values(self, data: bytes, where: str) -> list[Any]:
         try:
@@ -117,6 +146,10 @@ class FrameCodec:
                 f"{where}: its records can't be read, though its checksum is right: {error}; "
                 "has their class been changed?"
             ) from error
+
+
+def _sealed(payload: bytes) -> bytes:
+    return _HEADER.pack(VERSION, _checksum(VERSION, payload)) + payload
 
 
 def _listed(column: Sequence[Any] | None) -> list[Any] | None:

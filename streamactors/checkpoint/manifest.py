@@ -30,7 +30,8 @@ _TRANSACTIONAL: Final = 1
 
 IN_FLIGHT: Final = "in-flight"
 OPERATOR_LISTS: Final = "operator-lists"
-KNOWN_REQUIREMENTS: Final = frozenset({IN_FLIGHT, OPERATOR_LISTS})
+WATERMARKS_IN_FLIGHT: Final = "watermarks-in-flight"
+KNOWN_REQUIREMENTS: Final = frozenset({IN_FLIGHT, OPERATOR_LISTS, WATERMARKS_IN_FLIGHT})
 """What this version can restore beyond the plain format."""
 
 EdgeKind = Literal["forward", "rebalance", "broadcast", "keyed"]
@@ -107,7 +108,8 @@ class FrameRef(msgspec.Struct, frozen=True, array_like=True):
     """One batch in flight on edge `edge` (an index into the handle's), to subtask `receiver` of its downstream
     operator, as `length` bytes at `offset` of a file. `unsent`: it lay with subtask `sender` of its upstream operator,
     behind all that lay with its receiver; else `sender` only tells channels apart, since who sent it may be long gone.
-    `groups`: the lowest and the highest key group of its records; None where they have none."""
+    `groups`: the lowest and the highest key group of its records; None where they have none. `records` 0: it is a
+    watermark, or idleness, between batches."""
 
     edge: int
     sender: int
@@ -117,6 +119,25 @@ class FrameRef(msgspec.Struct, frozen=True, array_like=True):
     records: int
     offset: int
     length: int
+
+
+class ChannelTime(msgspec.Struct, frozen=True, array_like=True):
+    """What an input channel of a subtask, from subtask `sender` of the upstream operator, had told of event time.
+    `ended`: no record was to come on it."""
+
+    edge: EdgeKey
+    sender: int
+    watermark: int
+    idle: bool = False
+    ended: bool = False
+
+
+class GroupTime(msgspec.Struct, frozen=True, array_like=True):
+    """The watermark of the key groups from `first` to `last`."""
+
+    first: int
+    last: int
+    watermark: int
 
 
 class InFlightHandle(msgspec.Struct, frozen=True):
@@ -129,7 +150,8 @@ class InFlightHandle(msgspec.Struct, frozen=True):
 
 class NodeState(msgspec.Struct, frozen=True, omit_defaults=True):
     """One operator in one subtask. `positions` by split; `pending`: a sink's transactions not known to be committed.
-    `lists`: its list state without a key, None if that is empty, whose schemas are `list_schemas`."""
+    `lists`: its list state without a key, None if that is empty, whose schemas are `list_schemas`. `ahead`: the key
+    groups whose watermark is later than `watermark`. `splits`: by split, where its watermarks go on."""
 
     uid: str
     keyed: tuple[KeyedHandle, ...] = ()
@@ -139,16 +161,20 @@ class NodeState(msgspec.Struct, frozen=True, omit_defaults=True):
     watermark: int | None = None
     lists: ListsHandle | None = None
     list_schemas: dict[str, Any] = msgspec.field(default_factory=dict)
+    ahead: tuple[GroupTime, ...] = ()
+    splits: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class SubtaskState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A subtask's acknowledgement; its nodes are the operators chained in it. `ended`: it had seen its end of data."""
+    """A subtask's acknowledgement; its nodes are the operators chained in it. `ended`: it had seen its end of data.
+    `channels`: event time by input channel, of all of them where the flow has watermarks."""
 
     vertex: str
     index: int
     nodes: tuple[NodeState, ...]
     ended: bool = False
     in_flight: InFlightHandle | None = None
+    channels: tuple[ChannelTime, ...] = ()
 
 
 class OperatorMeta(msgspec.Struct, frozen=True):
@@ -233,7 +259,12 @@ def requirements(subtasks: Iterable[SubtaskState]) -> tuple[str, ...]:
     subtasks = tuple(subtasks)
     in_flight = any(subtask.in_flight is not None and subtask.in_flight.frames for subtask in subtasks)
     lists = any(node.lists is not None for subtask in subtasks for node in subtask.nodes)
-    return (IN_FLIGHT,) * in_flight + (OPERATOR_LISTS,) * lists
+    marks = any(not frame.records for subtask in subtasks for frame in _frames(subtask))
+    return (IN_FLIGHT,) * in_flight + (OPERATOR_LISTS,) * lists + (WATERMARKS_IN_FLIGHT,) * marks
+
+
+def _frames(subtask: SubtaskState) -> tuple[FrameRef, ...]:
+    return subtask.in_flight.frames if subtask.in_flight is not None else ()
 
 
 class Epoch(msgspec.Struct, frozen=True):
@@ -411,8 +442,8 @@ def _is_sound(operators: Mapping[str, OperatorMeta], written: FileHandle, edge: 
     inside = 0 <= frame.offset <= frame.offset + frame.length <= written.size
     senders = upstream.parallelism if frame.unsent else frame.sender + 1
     between = 0 <= frame.sender < senders and 0 <= frame.receiver < downstream.parallelism
-    grouped = frame.groups is not None or edge.kind != "keyed"
-    return inside and between and grouped and frame.records > 0
+    grouped = frame.groups is not None or edge.kind != "keyed" or frame.records == 0
+    return inside and between and grouped and frame.records >= 0
 
 
 def is_transactional(data: bytes) -> bool | None:

@@ -314,6 +314,13 @@ class CheckpointStore:
             await self._files.delete(self._folder.path(layout.used(before)))
 
     # --------------------------------------------------------------------------------------------------------- writing
+    async def check_savepoint(self, savepoint: str) -> Files:
+        """Raises InvalidConfig where a savepoint could not lie."""
+        files = self._files.at(savepoint)
+        if await files.list(""):
+            raise InvalidConfig(f"savepoint {files.uri}: the folder is not empty. Name a new one.")
+        return files
+
     async def writer(self, checkpoint: int, *, savepoint: str | None = None) -> CheckpointWriter:
         """Begin a checkpoint, or a savepoint in the new or empty folder `savepoint`. When it returns, the id is
         durable: await it before the first barrier goes out."""
@@ -326,9 +333,7 @@ class CheckpointStore:
             folder = self._folder.path(place.folder)
             writer = CheckpointWriter(place, self._files, folder, f"{self._folder.root}/", self.abort)
         else:
-            files = self._files.at(savepoint)
-            if await files.list(""):
-                raise InvalidConfig(f"savepoint {files.uri}: the folder is not empty. Name a new one.")
+            files = await self.check_savepoint(savepoint)
             await self._mark_used(checkpoint)
             writer = CheckpointWriter(place, files, "", "", self.abort)
         self._writers[checkpoint] = writer
@@ -435,8 +440,9 @@ class CheckpointStore:
             base = f"{layout.run_folder(self.run)}/{layout.BASE_RECEIPT}"
             await self._write_receipt(self._files, self._folder.path(path or base), checkpoint.manifest.checkpoint)
             return
-        if checkpoint in self._savepoints:
-            await self._write_receipt(self._savepoints[checkpoint], layout.RECEIPT, checkpoint)
+        for savepoint in [number for number in self._savepoints if number <= checkpoint]:
+            # What was prepared for an earlier savepoint is committed too: whoever restores it has nothing to send.
+            await self._write_receipt(self._savepoints.pop(savepoint), layout.RECEIPT, savepoint)
         for found in await self._folder.scan(self.run):
             if found.place.checkpoint == checkpoint:
                 path = self._folder.path(f"{found.place.folder}/{layout.RECEIPT}")

@@ -1,7 +1,7 @@
 """The edges of a plan by what names them over versions of a flow, chained or not: in-flight records are found by it."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -18,14 +18,20 @@ _KINDS: Final[dict[type[Partitioning], EdgeKind]] = {
 }
 
 
+_Emitter = tuple[str, int]
+"""A vertex's uid, and the place of a node in its chain."""
+
+
 @dataclass(frozen=True, slots=True)
 class PlanEdge:
-    """An edge into the node at `place` in the chain of vertex `vertex`; chained if `place` is not 0."""
+    """An edge into the node at `place` in the chain of vertex `vertex`; chained if `place` is not 0. `shared`: somebody
+    else may have been handed the same records, here or further upstream."""
 
     key: EdgeKey
     partitioning: Partitioning
     vertex: str
     place: int
+    shared: bool
 
     @property
     def kind(self) -> EdgeKind:
@@ -52,20 +58,41 @@ class PlanEdges:
 def edge_keys(plan: PhysicalPlan) -> PlanEdges:
     """Ordinals count in the order of the downstream step's inputs, which no chaining and no parallelism changes: an
     edge can be chained only where it is its downstream node's only one."""
-    return PlanEdges(tuple(_exits(plan)), {(vertex, place): edge for vertex, place, edge in _chained(plan)})
+    sharing = _sharing(plan)
+    chained = {(vertex, place): edge for vertex, place, edge in _chained(plan, sharing)}
+    return PlanEdges(tuple(_exits(plan, sharing)), chained)
 
 
-def _exits(plan: PhysicalPlan) -> Iterator[PlanEdge]:
+def _exits(plan: PhysicalPlan, sharing: Set[_Emitter]) -> Iterator[PlanEdge]:
     alike: Counter[tuple[str, str, str | None]] = Counter()
     for edge in plan.edges:
         upstream = plan.vertex[edge.upstream].nodes[edge.link].uid
         same = upstream, edge.downstream, edge.tag
-        yield PlanEdge(EdgeKey(*same, alike[same]), edge.partitioning, edge.downstream, 0)
+        shared = (edge.upstream, edge.link) in sharing
+        yield PlanEdge(EdgeKey(*same, alike[same]), edge.partitioning, edge.downstream, 0, shared)
         alike[same] += 1
 
 
-def _chained(plan: PhysicalPlan) -> Iterator[tuple[str, int, PlanEdge]]:
+def _chained(plan: PhysicalPlan, sharing: Set[_Emitter]) -> Iterator[tuple[str, int, PlanEdge]]:
     for vertex in plan.vertices:
         for place, node in enumerate(vertex.nodes[1:], 1):
             key = EdgeKey(vertex.nodes[place - 1].uid, node.uid)
-            yield vertex.uid, place, PlanEdge(key, Forward(), vertex.uid, place)
+            shared = (vertex.uid, place - 1) in sharing
+            yield vertex.uid, place, PlanEdge(key, Forward(), vertex.uid, place, shared)
+
+
+def _sharing(plan: PhysicalPlan) -> Set[_Emitter]:
+    """The nodes whose output several may hold: they have several consumers, or a copying edge, or pass on (as a filter
+    does) what they were given by such a node."""
+    consumers = Counter((edge.upstream, edge.link) for edge in plan.edges)
+    copying = {(edge.upstream, edge.link) for edge in plan.edges if isinstance(edge.partitioning, Broadcast)}
+    sharing: set[_Emitter] = set()
+    for vertex in plan.vertices:  # in topological order
+        entering = {(edge.upstream, edge.link) for edge in plan.edges if edge.downstream == vertex.uid}
+        shared = bool(entering & sharing)
+        for place in range(len(vertex.nodes)):
+            emitter, last = (vertex.uid, place), place == len(vertex.nodes) - 1
+            shared = shared or emitter in copying or consumers[emitter] + (not last) > 1
+            if shared:
+                sharing.add(emitter)
+    return sharing

@@ -7,6 +7,7 @@ from typing import Any
 
 from streamactors.operators.base import OperatorSpec
 from streamactors.sources import SplitSource
+from streamactors.time.watermarks import Watermarks
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +47,16 @@ class Edge:
 @dataclass(frozen=True, slots=True)
 class SourceSpec:
     source: SplitSource[Any]
-    watermarks: Any = None
+    watermarks: Watermarks[Any] | None = None
 
     @property
     def kind(self) -> str:
         return "source"
+
+    @property
+    def gives_time(self) -> bool:
+        """Whether it sends watermarks."""
+        return self.watermarks is not None and self.watermarks.generated
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from streamactors.errors import InvalidDataflow, NotBound, RecordFailed, Streama
 from streamactors.metrics import MetricGroup
 from streamactors.state.backend import Cursor, KeyedBackend
 from streamactors.state.operator_lists import OperatorLists
+from streamactors.time.progress import EventTime
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -65,6 +66,12 @@ class Context(Generic[K_co, T_contra]):
     def timestamp(self) -> int | None:
         """Milliseconds since the epoch; None where the stream has no event time."""
         raise NotBound("Context.timestamp")
+
+    @property
+    def watermark(self) -> int:
+        """Milliseconds since the epoch: a record with a timestamp up to this is late. -2**63 before the first one,
+        2**63 - 1 after the last record."""
+        raise NotBound("Context.watermark")
 
     def emit(self, value: T_contra, timestamp: int | None = None) -> None:
         """Send a value on, with the record's own timestamp unless another is given."""
@@ -120,6 +127,8 @@ class LinkContext:
     interrupted: Callable[[], bool] = bool
     """Whether the subtask has something to do that should not wait for a whole batch: a link whose records may take
     long asks between two of them, and leaves the others in `rest`."""
+    time: EventTime = field(default_factory=EventTime)
+    """How far event time has come for this link."""
     carry_groups: bool = False
     """Whether what a keyed operator emits is to carry the key group of the record that it was emitted for."""
 
@@ -265,11 +274,14 @@ class _Side(NamedTuple):
 class RecordContext(Cursor, Context[Any, Any]):
     """The one `Context` of a link: the cursor of its state, and the collector of its output."""
 
-    __slots__ = ("_append", "_drain", "_groups", "_sides", "_stamps", "_values", "timestamp")
+    __slots__ = ("_append", "_drain", "_groups", "_sides", "_stamps", "_time", "_values", "timestamp")
 
-    def __init__(self, drain: Callable[["RecordContext"], Coroutine[Any, Any, None]]) -> None:
+    def __init__(
+        self, drain: Callable[["RecordContext"], Coroutine[Any, Any, None]], time: EventTime | None = None
+    ) -> None:
         super().__init__()
         self.timestamp: int | None = None
+        self._time = EventTime() if time is None else time
         self._drain = drain
         self._values: list[Any] = []
         self._append = self._values.append
@@ -284,6 +296,10 @@ class RecordContext(Cursor, Context[Any, Any]):
         self._stamps = [] if stamped else None
         self._groups = [] if grouped else None
         self.timestamp = None
+
+    @property
+    def watermark(self) -> int:
+        return self._time.at(self.group)
 
     def emit(self, value: Any, timestamp: int | None = None) -> None:
         self._append(value)

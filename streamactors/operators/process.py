@@ -39,7 +39,7 @@ class ProcessLink(Link):
         self._process = operator.process
         self._async = is_async(operator.process)
         self._carry = ctx.carry_groups
-        self._context = GroupedContext(self._drain) if ctx.carry_groups else RecordContext(self._drain)
+        self._context = (GroupedContext if ctx.carry_groups else RecordContext)(self._drain, ctx.time)
         self._opened = False
         if ctx.backend is not None:
             ctx.backend.attach(self._context)

@@ -15,7 +15,7 @@ from streamactors.clock import Clock
 from streamactors.config import Checkpoints
 from streamactors.elements import Batch, Element
 from streamactors.graph.edges import PlanEdges, edge_keys
-from streamactors.graph.logical import Broadcast, Node, SourceSpec
+from streamactors.graph.logical import Node, SourceSpec
 from streamactors.graph.physical import ChannelId, PhysicalPlan, SubtaskId, Vertex
 from streamactors.metrics import MetricGroup
 from streamactors.operators.base import Link, LinkContext, OperatorContext, OperatorSpec
@@ -24,6 +24,7 @@ from streamactors.runtime.backlog import Backlog, BacklogReader
 from streamactors.runtime.barriers import Barriers
 from streamactors.runtime.chain import Chain, LinkSlot
 from streamactors.runtime.channel import Channel
+from streamactors.runtime.event_time import InputTimes, Lanes
 from streamactors.runtime.inflight import Captures, Route
 from streamactors.runtime.inputs import Input, MailboxInput, SourceInput
 from streamactors.runtime.messages import NodeRestore, Reports
@@ -37,6 +38,8 @@ from streamactors.sources import SourceContext
 from streamactors.state.backend import KeyedBackend
 from streamactors.state.heap import HeapBackend
 from streamactors.state.operator_lists import OperatorLists
+from streamactors.time.progress import EventTime
+from streamactors.time.watermarks import SplitWatermarks
 
 
 @dataclass(frozen=True)
@@ -61,18 +64,18 @@ class AttemptSpec:
         return self.checkpoints is not None and self.checkpoints.may_overtake
 
     @cached_property
+    def event_time(self) -> bool:
+        """Whether there are watermarks."""
+        specs = (node.spec for vertex in self.plan.vertices for node in vertex.nodes)
+        return any(spec.gives_time for spec in specs if isinstance(spec, SourceSpec))
+
+    @cached_property
     def edges(self) -> PlanEdges:
         return edge_keys(self.plan)
 
     @cached_property
     def codec(self) -> FrameCodec:
         return FrameCodec()
-
-    def consumers(self, vertex: str, link: int, tag: str | None) -> int:
-        """How many steps are handed what a link emits."""
-        chained = tag is None and link + 1 < len(self.plan.vertex[vertex].nodes)
-        exits = [edge for edge in self.plan.edges if (edge.upstream, edge.link, edge.tag) == (vertex, link, tag)]
-        return len(exits) + chained
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,14 @@ class _Assembly:
         self._lists = {uid: OperatorLists(uid, clock=around.clock) for uid in operators}
         routes = [self._route(channel) for channel in spec.plan.channels_in(id)]
         self._captures = Captures(mailbox, routes, spec.codec, mailbox.signal.set)
+        self._times = InputTimes([(route.edge.key, route.sender) for route in routes]) if spec.event_time else None
+        starts = {node.uid: self._start(node).time for node in self._vertex.nodes}
+        groups = self._vertex.key_groups(id.index)
+        self._event_times = {
+            uid: EventTime(start.current, groups=range(groups.start, groups.stop), ahead=start.ahead, idle=start.idle)
+            for uid, start in starts.items()
+        }
+        self._lanes = Lanes(starts)
         if spec.overtaking:
             self._chain.before_seen = self._captures.before_seen
 
@@ -127,6 +138,8 @@ class _Assembly:
             nodes=nodes,
             barriers=barriers,
             captures=self._captures,
+            times=self._times,
+            lanes=self._lanes,
             backlog=self._backlog(),
             checkpointing=self._spec.checkpoints is not None,
             reports=self._around.reports,
@@ -149,10 +162,10 @@ class _Assembly:
                 (main if edge.tag is None else sides.setdefault(edge.tag, [])).append(output)
         link, metrics = self._link(place, node, backend), self._metrics[node.uid]
         if place == 0 or not self._spec.overtaking:
-            return LinkSlot(link, main, sides, metrics)
+            return LinkSlot(link, main, sides, metrics, time=self._event_times[node.uid])
         route = self._chained_route(place)
         prove = functools.partial(_prove, self._spec.codec, route)
-        return LinkSlot(link, main, sides, metrics, route, prove)
+        return LinkSlot(link, main, sides, metrics, route, prove, self._event_times[node.uid])
 
     def _output(self, number: int, node: Node) -> Output:
         plan = self._spec.plan
@@ -171,16 +184,13 @@ class _Assembly:
 
     # ------------------------------------------------------------------------------------------------ in-flight data
     def _route(self, channel: ChannelId) -> Route:
-        leave = self._spec.plan.edges[channel.edge]
-        consumers = self._spec.consumers(leave.upstream, leave.link, leave.tag)
-        shared = consumers > 1 or isinstance(leave.partitioning, Broadcast)
-        edge = self._spec.edges.exits[channel.edge].stored
-        return Route(edge, channel.sender.index, channel.receiver.index, shared)
+        edge = self._spec.edges.exits[channel.edge]
+        return Route(edge.stored, channel.sender.index, channel.receiver.index, edge.shared)
 
     def _chained_route(self, place: int) -> Route:
         index = self._id.index
-        edge = self._spec.edges.chained[self._vertex.uid, place].stored
-        return Route(edge, index, index, self._spec.consumers(self._vertex.uid, place - 1, None) > 1)
+        edge = self._spec.edges.chained[self._vertex.uid, place]
+        return Route(edge.stored, index, index, edge.shared)
 
     def _backlog(self) -> BacklogReader | None:
         backlog = self._spec.backlogs.get(self._id)
@@ -206,6 +216,7 @@ class _Assembly:
             lists=self._lists.get(node.uid),
             drain=functools.partial(self._chain.drain, place),
             interrupted=self._interrupted,
+            time=self._event_times[node.uid],
             carry_groups=self._spec.overtaking,
         )
         if isinstance(node.spec, SinkSpec):
@@ -255,7 +266,14 @@ class _Assembly:
             wake=self._mailbox.signal.set,
             limit=lambda: self._chain.slice,
             dead_letters=self._dead_letters(node.spec),
+            watermarks=self._split_watermarks(node, node.spec),
+            monotonic=self._around.clock.monotonic,
         )
+
+    def _split_watermarks(self, node: Node, spec: SourceSpec) -> SplitWatermarks | None:
+        if spec.watermarks is None or not spec.gives_time:
+            return None
+        return spec.watermarks.of_splits(self._start(node).time.splits)
 
     def _dead_letters(self, spec: SourceSpec) -> Callable[[Batch], None] | None:
         tag = spec.source.error_tag
@@ -290,6 +308,7 @@ class _Assembly:
             outputs=outputs,
             nodes=nodes,
             captures=self._captures,
+            times=self._times,
             snapshots=self._snapshots(),
             reports=self._around.reports,
             clock=self._around.clock,

@@ -34,7 +34,14 @@ from streamactors.checkpoint.store import CheckpointStore, CheckpointWriter
 from streamactors.clock import Clock
 from streamactors.config import Checkpoints
 from streamactors.elements import Barrier
-from streamactors.errors import AttemptEnded, CheckpointFailed, StateAccessError, StorageFailed, StreamactorsError
+from streamactors.errors import (
+    AttemptEnded,
+    CheckpointFailed,
+    InvalidConfig,
+    StateAccessError,
+    StorageFailed,
+    StreamactorsError,
+)
 from streamactors.graph.physical import PhysicalPlan, SubtaskId
 from streamactors.operators.sink import SinkSpec
 from streamactors.runtime.assembly import AttemptSpec
@@ -148,6 +155,7 @@ class Attempt:
         self._stopped: set[SubtaskId] = set()
         self._reading_stopped: set[SubtaskId] = set()
         self._stop_ticket: int | None = None
+        self._stop_target: str | None = None
         self._drain = False
         self._failure: BaseException | None = None
         self._running = False
@@ -232,22 +240,22 @@ class Attempt:
         self._signal.set()
 
     # ------------------------------------------------------------------------------------------------------ requests
-    def checkpoint(self) -> asyncio.Future[CheckpointInfo]:
-        """Ask for a checkpoint now."""
+    def checkpoint(self, savepoint: str | None = None) -> asyncio.Future[CheckpointInfo]:
+        """Ask for a checkpoint now, or for a savepoint in that folder."""
         ticket, answer = self._new_ticket()
-        self._receive(decide.Requested(ticket))
+        self._receive(decide.Requested(ticket, savepoint))
         return answer
 
-    def stop(self, *, drain: bool) -> asyncio.Future[CheckpointInfo] | None:
+    def stop(self, *, drain: bool, savepoint: str | None = None) -> asyncio.Future[CheckpointInfo] | None:
         """Read no further; the attempt ends by itself once all is durable. None where no checkpoints are taken."""
         if self._coordinator is None:
             self._to_sources(StopReading(drain=True))
             return None
         self._stop_ticket, answer = self._new_ticket()
-        self._drain = drain
+        self._drain, self._stop_target = drain, savepoint
         self._to_sources(StopReading(drain=drain))
         if drain:
-            self._receive(decide.SourcesStopped(self._stop_ticket, drain=True))
+            self._receive(decide.SourcesStopped(self._stop_ticket, savepoint, drain=True))
         return answer
 
     def query(self, uid: str, state: str, key: Any) -> asyncio.Future[Any]:
@@ -309,7 +317,7 @@ class Attempt:
                 self._reading_stopped.add(subtask)
                 everywhere = len(self._reading_stopped) == len(self._plan.sources)
                 if everywhere and self._stop_ticket is not None and not self._drain:
-                    self._decide(decide.SourcesStopped(self._stop_ticket))
+                    self._decide(decide.SourcesStopped(self._stop_ticket, self._stop_target))
             case SnapshotStored(subtask, checkpoint, state):
                 self._decide(decide.Acknowledged(subtask, checkpoint, state))
             case SnapshotDeclined(subtask, checkpoint, reason):
@@ -384,8 +392,8 @@ class Attempt:
             if number not in self._coordinator.in_flight:
                 return  # given up while it waited
             try:
-                writer = await self._store.writer(number)
-            except StorageFailed as error:
+                writer = await self._store.writer(number, savepoint=barrier.target)
+            except (StorageFailed, InvalidConfig) as error:
                 self._receive(decide.ManifestFailed(number, str(error)))
                 return
             if number in self._coordinator.in_flight:

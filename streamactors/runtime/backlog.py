@@ -7,7 +7,7 @@ from typing import Final, NamedTuple, Protocol
 
 from streamactors.checkpoint.frames import FrameCodec
 from streamactors.checkpoint.manifest import EdgeKey, FrameRef, InFlightHandle
-from streamactors.elements import Batch
+from streamactors.elements import Batch, TimeMark
 from streamactors.errors import CorruptCheckpoint, IncompatibleState
 from streamactors.graph.edges import PlanEdge
 from streamactors.runtime.routing import Router, router
@@ -61,6 +61,14 @@ class FrameStorage(Protocol):
     async def read_frames(self, handle: InFlightHandle, frames: Sequence[FrameRef]) -> list[bytes]: ...
 
 
+class RestoredMark(NamedTuple):
+    """A watermark or idleness; `ref` tells whose."""
+
+    edge: PlanEdge
+    ref: FrameRef
+    mark: TimeMark
+
+
 class RestoredBatch(NamedTuple):
     edge: PlanEdge
     batch: Batch
@@ -77,7 +85,7 @@ class BacklogReader:
         self._read: deque[tuple[BacklogFrame, bytes]] = deque()
         self._routers: dict[EdgeKey, Router] = {}
 
-    async def next(self) -> RestoredBatch | None:
+    async def next(self) -> RestoredBatch | RestoredMark | None:
         """The next batch (never an empty one), on a keyed edge with its keys; None after the last. Raises
         CorruptCheckpoint, or IncompatibleState where its records no longer fit the flow. A cancelled call may be made
         again."""
@@ -85,6 +93,8 @@ class BacklogReader:
             if not self._read:
                 await self._read_ahead()
             frame, data = self._read.popleft()
+            if not frame.ref.records:
+                return RestoredMark(frame.edge, frame.ref, self._codec.decode_mark(data, _where(frame)))
             batch = self._restore(frame, data)
             if batch:
                 return RestoredBatch(frame.edge, batch)
@@ -105,7 +115,7 @@ class BacklogReader:
         self._read.extend(zip(frames, data, strict=True))
 
     def _restore(self, frame: BacklogFrame, data: bytes) -> Batch:
-        where = f"{frame.handle.file.path}, records in flight on the edge {frame.edge.key}"
+        where = _where(frame)
         batch = self._codec.decode(data, where)
         _check_as_listed(batch, frame.ref, where)
         batch = _picked(batch, frame.pick)
@@ -130,6 +140,10 @@ class BacklogReader:
                 "nothing in flight), and restore that with the new one"
             )
         return keyed
+
+
+def _where(frame: BacklogFrame) -> str:
+    return f"{frame.handle.file.path}, records in flight on the edge {frame.edge.key}"
 
 
 def _check_as_listed(batch: Batch, ref: FrameRef, where: str) -> None:

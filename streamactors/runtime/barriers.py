@@ -5,9 +5,11 @@ hand and what a barrier overtakes belong to the same moment between two records.
 """
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
 
 from streamactors.actors.mailbox import Mailbox
+from streamactors.checkpoint.manifest import ChannelTime, GroupTime
 from streamactors.checkpoint.protocol import (
     Acknowledge,
     Action,
@@ -27,10 +29,11 @@ from streamactors.checkpoint.protocol import (
     UnblockAll,
 )
 from streamactors.clock import Clock
-from streamactors.elements import Barrier, Batch, Element
+from streamactors.elements import Barrier, Batch, Element, TimeMark
 from streamactors.graph.physical import SubtaskId
 from streamactors.operators.sink import SinkLink
-from streamactors.runtime.chain import Chain
+from streamactors.runtime.chain import Chain, LinkSlot
+from streamactors.runtime.event_time import InputTimes
 from streamactors.runtime.inflight import Captures, Route
 from streamactors.runtime.inputs import Input
 from streamactors.runtime.messages import AlignmentExpired, Reports, SnapshotDeclined, TriggerBarrier
@@ -53,6 +56,7 @@ class Barriers:
         outputs: Outputs,
         nodes: Sequence[NodeRuntime],
         captures: Captures,
+        times: InputTimes | None,
         snapshots: Snapshots | None,
         reports: Reports,
         clock: Clock,
@@ -69,10 +73,12 @@ class Barriers:
         self._outputs = outputs
         self._nodes = nodes
         self._captures = captures
+        self._times = times
         self._snapshots = snapshots
         self._reports = reports
         self._clock = clock
-        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._timers: dict[int, asyncio.TimerHandle | None] = {}
+        """None: has run out, and the subtask has been told."""
         self._sinks = [slot.link for slot in chain.slots if isinstance(slot.link, SinkLink)]
 
     async def on(self, event: Event) -> None:
@@ -122,7 +128,7 @@ class Barriers:
             case Capture(checkpoint, channel):
                 self._capture_channel(checkpoint, channel)
             case Overtake(barrier):
-                self._outputs.overtake(barrier, lambda route, batch: self._add(barrier.checkpoint, route, batch))
+                self._outputs.overtake(barrier, lambda route, element: self._add(barrier.checkpoint, route, element))
             case Acknowledge(checkpoint):
                 self._stop_timer(checkpoint)
                 if self._snapshots is not None:
@@ -139,7 +145,11 @@ class Barriers:
         started = self._clock.monotonic()
         positions = self._input.snapshot(barrier.checkpoint)
         captured = [self._captured(node, barrier, positions, pending.get(node.uid, ())) for node in self._nodes]
-        self._snapshots.begin(barrier, captured, ended=self.ended)
+        channels: tuple[ChannelTime, ...] = ()
+        if self._times is not None:
+            channels = self._times.snapshot()
+            captured = [self._timed(*pair) for pair in zip(captured, self._chain.slots, strict=True)]
+        self._snapshots.begin(barrier, captured, ended=self.ended, channels=channels)
         self.snapshot_seconds = self._clock.monotonic() - started
 
     def _captured(
@@ -149,6 +159,11 @@ class Barriers:
         own_positions = positions if node.is_source else {}
         lists = node.begin_lists_snapshot()
         return CapturedNode(node.uid, keyed, node.schemas(), own_positions, tuple(pending), lists, node.list_schemas())
+
+    def _timed(self, node: CapturedNode, slot: LinkSlot) -> CapturedNode:
+        ahead = tuple(GroupTime(*part) for part in slot.time.ahead)
+        splits = self._input.split_times() if slot.link is None else {}
+        return dataclasses.replace(node, watermark=slot.time.stored, ahead=ahead, splits=splits)
 
     def _discard(self, checkpoint: int) -> None:
         self._stop_timer(checkpoint)
@@ -160,28 +175,33 @@ class Barriers:
     def _capture_in_hand(self, checkpoint: int) -> None:
         capture = self._snapshots.capture(checkpoint) if self._snapshots is not None else None
         if capture is not None:
-            for route, batch in self._chain.in_hand():
-                capture.add(route, batch, unsent=False)
+            for route, element in self._chain.in_hand():
+                capture.add(route, element, unsent=False)
 
     def _capture_channel(self, checkpoint: int, channel: int) -> None:
         capture = self._snapshots.capture(checkpoint) if self._snapshots is not None else None
         if capture is not None:
             self._captures.capture_channel(capture, channel)
 
-    def _add(self, checkpoint: int, route: Route, batch: Batch) -> None:
+    def _add(self, checkpoint: int, route: Route, element: Batch | TimeMark) -> None:
         capture = self._snapshots.capture(checkpoint) if self._snapshots is not None else None
         if capture is not None:
-            capture.add(route, batch, unsent=True)
+            capture.add(route, element, unsent=True)
 
     # -------------------------------------------------------------------------------------------------------- timers
     def _start_timer(self, barrier: Barrier) -> None:
         checkpoint = barrier.checkpoint
         if barrier.overtakes_at is None or checkpoint in self._timers:
             return
-        delay = max(0, barrier.overtakes_at - self._clock.time_ms()) / 1000
+        delay = (barrier.overtakes_at - self._clock.time_ms()) / 1000
         message = AlignmentExpired(checkpoint)
-        loop = asyncio.get_running_loop()
-        self._timers[checkpoint] = loop.call_later(delay, self._mailbox.send_control, message)
+        if delay > 0:
+            loop = asyncio.get_running_loop()
+            self._timers[checkpoint] = loop.call_later(delay, self._mailbox.send_control, message)
+        else:
+            # Told at once: by a timer, it would come a turn later, when the next record's call may have begun.
+            self._timers[checkpoint] = None
+            self._mailbox.send_control(message)
 
     def _stop_timer(self, checkpoint: int) -> None:
         timer = self._timers.pop(checkpoint, None)

@@ -11,11 +11,12 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
-from streamactors.elements import Batch
+from streamactors.elements import MAX_TIME, Batch, TimeMark, Watermark
 from streamactors.metrics import MetricGroup
 from streamactors.operators.base import Link
 from streamactors.runtime.inflight import Route
 from streamactors.runtime.routing import Output
+from streamactors.time.progress import EventTime
 
 SLICE_SECONDS = 0.0005
 """A step aims at taking about this long, so that the governor and the barriers get their turn."""
@@ -37,6 +38,7 @@ class LinkSlot:
         "route",
         "sides",
         "slice",
+        "time",
         "undelivered",
     )
 
@@ -48,8 +50,10 @@ class LinkSlot:
         metrics: MetricGroup,
         route: Route | None = None,
         prove: Callable[[Batch], None] | None = None,
+        time: EventTime | None = None,
     ) -> None:
         self.link = link
+        self.time = EventTime() if time is None else time
         self.route = route
         """How records come to it from the link before; None for the first."""
         self.prove = prove
@@ -61,6 +65,14 @@ class LinkSlot:
         self.records_in = 0
         self.records_out = 0
         self.undelivered = 0
+
+    def tell(self, mark: TimeMark) -> None:
+        """Every step behind it that is not chained."""
+        for output in self.main:
+            output.tell(mark)
+        for outputs in self.sides.values():
+            for output in outputs:
+                output.tell(mark)
 
     def took(self, records: int, seconds: float) -> None:
         """Adapt the slice to how long the last one took."""
@@ -85,10 +97,10 @@ class Chain:
         self._opened: list[Link] = []
         self._last = -1
         self._monotonic = monotonic
-        self._stack: list[tuple[int, Batch]] = []
+        self._stack: list[tuple[int, Batch | TimeMark]] = []
         self._origin: Route | None = None
         """How the input in hand came to the first link."""
-        self._backlog: deque[tuple[int, Route, Batch]] = deque()
+        self._backlog: deque[tuple[int, Route | None, Batch | TimeMark]] = deque()
 
     def add(self, slot: LinkSlot) -> None:
         self.slots.append(slot)
@@ -108,18 +120,25 @@ class Chain:
         self._origin = origin
         self._stack.append((0, batch))
 
-    def push_backlog(self, place: int, origin: Route, batch: Batch) -> None:
-        """Input for the link at `place`, to be processed before anything else but what was pushed so before it."""
-        self._backlog.append((place, origin, batch))
+    def push_marks(self, marks: Sequence[TimeMark], origin: Route | None = None) -> None:
+        """Event time of the input of the first link, when nothing is in hand."""
+        self._origin = origin
+        for mark in reversed(marks):
+            self._stack.append((0, mark))
 
-    def in_hand(self) -> Iterator[tuple[Route, Batch]]:
+    def push_backlog(self, place: int, origin: Route | None, element: Batch | TimeMark) -> None:
+        """Input for the link at `place`, to be processed before anything else but what was pushed so before it."""
+        self._backlog.append((place, origin, element))
+
+    def in_hand(self) -> Iterator[tuple[Route, Batch | TimeMark]]:
         """What is not yet fully processed, in the order in which it will be, with how it came to its link."""
-        for place, batch in reversed(self._stack):
+        for place, element in reversed(self._stack):
             route = self.slots[place].route or self._origin
             assert route is not None
-            yield route, batch
-        for _, origin, batch in self._backlog:
-            yield origin, batch
+            yield route, element
+        for _, origin, element in self._backlog:
+            if origin is not None:
+                yield origin, element
 
     async def step(self) -> None:
         """One slice through one link."""
@@ -127,6 +146,10 @@ class Chain:
             place, self._origin, restored = self._backlog.popleft()
             self._stack.append((place, restored))
         index, batch = self._stack.pop()
+        if type(batch) is not Batch:
+            assert not isinstance(batch, Batch)
+            self.tell(index, batch)
+            return
         if self.before_seen is not None:
             self.before_seen(batch)
         slot = self.slots[index]
@@ -148,7 +171,28 @@ class Chain:
             sides, link.sides = link.sides, {}
             self.emit_sides(index, sides)
 
-    def _insert(self, place: int, emitter: int, batch: Batch) -> None:
+    def restate(self) -> None:
+        """Where event time stands at each link, to those after it: they may have been started afresh."""
+        for place, slot in enumerate(self.slots):
+            for mark in slot.time.restated():
+                slot.tell(mark)
+                if place < self._last:
+                    self.push_backlog(place + 1, self.slots[place + 1].route, mark)
+
+    def tell(self, index: int, mark: TimeMark) -> None:
+        """Event time has come to the link at `index` (or the source in its place): tell those after it, behind what it
+        has emitted."""
+        slot = self.slots[index]
+        news = slot.time.on(mark)
+        if news is None:
+            return
+        # The end of the data is that of event time: nothing else need tell those downstream.
+        if not (isinstance(news, Watermark) and news.time_ms == MAX_TIME):
+            slot.tell(news)
+        if index < self._last:
+            self._insert(index + 1, index, news)
+
+    def _insert(self, place: int, emitter: int, batch: Batch | TimeMark) -> None:
         """For the link at `place`, behind what the link at `emitter` has emitted already: a drain that was cut short
         may have left some of it."""
         at = len(self._stack)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from streamactors.actors.mailbox import Mailbox
-from streamactors.elements import Barrier, Batch, Element
+from streamactors.elements import Barrier, Batch, Element, Watermark
 
 
 class Channel(Protocol):
@@ -36,7 +36,8 @@ class MailboxChannel:
         if isinstance(element, Batch):
             self._mailbox.put(self._index, element, len(element), element.estimated_bytes())
         else:
-            self._mailbox.put(self._index, element, 0, announce=isinstance(element, Barrier))
+            announce, replace = isinstance(element, Barrier), isinstance(element, Watermark)
+            self._mailbox.put(self._index, element, 0, announce=announce, replace=replace)
 
     def notify_room(self, wake: Callable[[], None]) -> None:
         self._mailbox.notify_room(self._index, wake)

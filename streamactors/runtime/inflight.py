@@ -16,7 +16,7 @@ from streamactors.actors.mailbox import Mailbox
 from streamactors.actors.signal import Signal
 from streamactors.checkpoint.frames import Frame, FrameCodec
 from streamactors.checkpoint.manifest import FileHandle, FrameRef, InFlightEdge, InFlightHandle
-from streamactors.elements import Barrier, Batch, Element
+from streamactors.elements import Barrier, Batch, Element, Idle, TimeMark, Watermark
 
 LIMIT = 16 << 20
 CHUNK_BYTES = 1 << 20
@@ -33,14 +33,14 @@ class Route:
 
 
 class _Captured:
-    """One captured batch: `batch` until it is encoded, `frame` then."""
+    """One captured batch (or watermark): `batch` until it is encoded, `frame` then."""
 
     __slots__ = ("batch", "frame", "route", "unsent")
 
-    def __init__(self, route: Route, batch: Batch, *, unsent: bool) -> None:
+    def __init__(self, route: Route, batch: Batch | None, *, unsent: bool) -> None:
         self.route = route
         self.unsent = unsent
-        self.batch: Batch | None = batch
+        self.batch = batch
         self.frame: Frame | None = None
 
 
@@ -57,10 +57,11 @@ class Capture:
         self._sealed = False
         self._news = Signal()
 
-    def add(self, route: Route, batch: Batch, *, unsent: bool) -> None:
+    def add(self, route: Route, element: Batch | TimeMark, *, unsent: bool) -> None:
+        batch = element if isinstance(element, Batch) else None
         captured = _Captured(route, batch, unsent=unsent)
         self._waiting.append(captured)
-        self._captures.remember(captured, batch)
+        self._captures.remember(captured, element)
         self._news.set()
 
     def seal(self) -> None:
@@ -131,7 +132,7 @@ class Captures:
     def capture_channel(self, capture: Capture, channel: int) -> None:
         """What is queued ahead of the barrier, and what still comes until it does."""
         for element in self._mailbox.items(channel):
-            if isinstance(element, Batch):
+            if isinstance(element, Batch | Watermark | Idle):
                 capture.add(self._routes[channel], element, unsent=False)
             elif _ends(element, capture.checkpoint):
                 return
@@ -142,7 +143,7 @@ class Captures:
         tapped = self._tapped.get(channel)
         if not tapped:
             return
-        if isinstance(element, Batch):
+        if isinstance(element, Batch | Watermark | Idle):
             for capture in tapped.values():
                 capture.add(self._routes[channel], element, unsent=False)
             return
@@ -171,7 +172,11 @@ class Captures:
         if self._unseen and id(batch) in self._unseen:
             self._encode(batch)
 
-    def remember(self, captured: _Captured, batch: Batch) -> None:
+    def remember(self, captured: _Captured, batch: Batch | TimeMark) -> None:
+        if not isinstance(batch, Batch):
+            captured.frame = self._codec.encode_mark(batch)
+            self._bytes += len(captured.frame.data)
+            return
         self._unseen.setdefault(id(batch), []).append(captured)
         if captured.route.shared:
             self._encode(batch)
@@ -196,8 +201,9 @@ class Captures:
                 del self._unseen[id(captured.batch)]
 
     def _encode(self, batch: Batch) -> None:
-        unseen = self._unseen.pop(id(batch))
+        unseen = self._unseen[id(batch)]
         frame = self._codec.encode(batch, unseen[0].route.edge.key)
+        del self._unseen[id(batch)]  # not before: what can't be encoded is still to be forgotten
         for captured in unseen:
             captured.frame, captured.batch = frame, None
             self._bytes += len(frame.data)

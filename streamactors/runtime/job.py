@@ -252,11 +252,28 @@ class Job:
             raise InvalidConfig("checkpoints are off: give Config(checkpoints=Checkpoints(storage, interval=…))")
         return await (await self._current()).checkpoint()
 
-    async def stop(self, *, drain: bool) -> CheckpointInfo | None:
+    async def savepoint(self, uri: str) -> CheckpointInfo:
+        """Take one in the new or empty folder `uri`. Raises CheckpointFailed, InvalidConfig, StorageFailed."""
+        await self._check_target(uri)
+        return await (await self._current()).checkpoint(uri)
+
+    async def _check_target(self, uri: str) -> None:
+        """Before anything is asked to stop."""
+        if self._spec.config.checkpoints is None:
+            raise InvalidConfig(
+                "savepoints need checkpoints to be on: give Config(checkpoints=Checkpoints(storage, interval=…))"
+            )
+        await self._current()
+        assert self._store is not None
+        await self._store.check_savepoint(uri)
+
+    async def stop(self, *, drain: bool, savepoint: str | None = None) -> CheckpointInfo | None:
         """Ask the sources to read no further, and wait for the last checkpoint. The job then finishes."""
+        if savepoint is not None:
+            await self._check_target(savepoint)
         attempt = await self._current()
         self._stopping = True
-        answer = attempt.stop(drain=drain)
+        answer = attempt.stop(drain=drain, savepoint=savepoint)
         return None if answer is None else await answer
 
     async def query(self, uid: str, state: str, key: Any) -> Any:

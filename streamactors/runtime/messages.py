@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from streamactors.checkpoint.manifest import BlockRef, KeyedHandle, ListRef, ListsHandle, SubtaskState
 from streamactors.elements import Barrier
 from streamactors.graph.physical import SubtaskId
+from streamactors.runtime.event_time import NodeTime
 
 
 # -------------------------------------------------------------------------------------------------------------- control
@@ -157,3 +158,4 @@ class NodeRestore:
     allow_dropped: bool = False
     lists: tuple[ListPiece, ...] = ()
     list_schemas: Mapping[str, Any] = field(default_factory=dict)
+    time: NodeTime = field(default_factory=NodeTime)

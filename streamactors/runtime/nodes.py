@@ -5,7 +5,7 @@ from itertools import groupby
 from typing import Any
 
 from streamactors.actors.governor import Governor
-from streamactors.errors import StateAccessError
+from streamactors.errors import IncompatibleState, StateAccessError
 from streamactors.runtime.messages import ListPiece, NodeRestore
 from streamactors.runtime.snapshot import SnapshotStorage
 from streamactors.state.backend import KeyedBackend, KeyedSnapshot, StateBlock
@@ -43,6 +43,7 @@ class NodeRuntime:
 
     async def _restore_keyed(self, storage: SnapshotStorage) -> None:
         if self._backend is None:
+            self._refuse_lost_keys()
             return
         self._backend.check_schemas(self._start.schemas, allow_dropped=self._start.allow_dropped)
         for handle, refs in self._start.blocks:
@@ -50,6 +51,13 @@ class NodeRuntime:
                 self._backend.restore([StateBlock(ref.state, ref.group, ref.entries, data)])
                 if self._governor.due():
                     await self._governor.turn()
+
+    def _refuse_lost_keys(self) -> None:
+        if self._start.schemas and not self._start.allow_dropped:
+            raise IncompatibleState(
+                f"operator {self.uid!r} had keyed state in the checkpoint ({', '.join(self._start.schemas)}), and has "
+                "no keys now: use it after key_by again, or allow dropping state"
+            )
 
     async def _restore_lists(self, storage: SnapshotStorage) -> None:
         if self._lists is None:

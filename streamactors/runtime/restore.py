@@ -16,6 +16,7 @@ from streamactors.graph.logical import SourceSpec
 from streamactors.graph.physical import PhysicalPlan, SubtaskId, Vertex
 from streamactors.runtime.messages import ListPiece, NodeRestore
 from streamactors.runtime.restore_lists import deal_lists
+from streamactors.runtime.restore_time import restored_time
 
 Restores = dict[tuple[SubtaskId, str], NodeRestore]
 """By subtask and node uid."""
@@ -32,7 +33,7 @@ def plan_restore(manifest: Manifest, plan: PhysicalPlan, drop_state: Collection[
             vertex, node = plan.node[uid]
             _check_same(operator, vertex, node.kind, keyed=uid in keyed)
             for id in vertex.subtasks():
-                restores[id, uid] = _restore(manifest, uid, vertex, id.index, dropped=uid in drop_state)
+                restores[id, uid] = _restore(manifest, plan, uid, vertex, id.index, dropped=uid in drop_state)
     return restores
 
 
@@ -64,7 +65,9 @@ def _check_same(stored: OperatorMeta, vertex: Vertex, kind: str, *, keyed: bool)
         )
 
 
-def _restore(manifest: Manifest, uid: str, vertex: Vertex, index: int, *, dropped: bool) -> NodeRestore:
+def _restore(
+    manifest: Manifest, plan: PhysicalPlan, uid: str, vertex: Vertex, index: int, *, dropped: bool
+) -> NodeRestore:
     states = list(manifest.nodes(uid))
     groups = vertex.key_groups(index)
     blocks = tuple(
@@ -88,6 +91,7 @@ def _restore(manifest: Manifest, uid: str, vertex: Vertex, index: int, *, droppe
         dropped,
         _lists(manifest, uid, vertex, index),
         {name: schema for _, node in states for name, schema in node.list_schemas.items()},
+        restored_time(manifest, plan, uid, index),
     )
 
 

@@ -26,6 +26,7 @@ from streamactors.errors import IncompatibleState
 from streamactors.graph.edges import PlanEdge, edge_keys
 from streamactors.graph.physical import PhysicalPlan, SubtaskId, Vertex
 from streamactors.runtime.backlog import All, Backlog, BacklogFrame, EveryNth, OfGroups, Pick
+from streamactors.runtime.restore_time import overlap, takes_over_groups
 from streamactors.state.key_groups import subtask_of, subtask_range
 
 Backlogs = dict[SubtaskId, Backlog]
@@ -37,12 +38,13 @@ def plan_backlogs(manifest: Manifest, plan: PhysicalPlan, drop_state: Collection
     may be records in flight to or from them that have nowhere to go."""
     stored = _in_order(manifest)
     targets = _Targets(manifest, plan, stored, drop_state).by_edge
+    told = _Told(manifest, plan)
     owners = {key: _owners(target) for key, target in targets.items()}
     backlogs: dict[SubtaskId, list[BacklogFrame]] = {}
     for handle, edge, ref in stored:
         if edge.key in targets:
             today = targets[edge.key].today
-            for index, pick in owners[edge.key](ref):
+            for index, pick in owners[edge.key](ref) if ref.records else told.owners(today, ref):
                 frame = BacklogFrame(handle, ref, today, pick)
                 backlogs.setdefault(SubtaskId(today.vertex, index), []).append(frame)
     return {subtask: tuple(sorted(frames, key=_deepest_first)) for subtask, frames in backlogs.items()}
@@ -107,7 +109,8 @@ class _Targets:
             try:
                 self.by_edge[key] = self._target(edge)
             except IncompatibleState:
-                if key.upstream not in drop_state and key.downstream not in drop_state:
+                # Nobody misses a watermark that has nowhere to go.
+                if self._records[key] and key.upstream not in drop_state and key.downstream not in drop_state:
                     raise
 
     def _target(self, edge: InFlightEdge) -> _Target:
@@ -181,6 +184,24 @@ def _owners(target: _Target) -> Owners:
     if target.kind == "rebalance" or target.today.kind == "rebalance":
         return _InTurn(after)
     return lambda ref: _by_group(ref, ref.groups, target) if ref.groups else [(ref.receiver * after // before, All())]
+
+
+class _Told:
+    """Watermarks tell the subtasks that take over the one with which they lay, where that can be told."""
+
+    def __init__(self, manifest: Manifest, plan: PhysicalPlan) -> None:
+        self._manifest = manifest
+        self._plan = plan
+
+    def owners(self, edge: PlanEdge, ref: FrameRef) -> list[tuple[int, Pick]]:
+        vertex, node = self._plan.node[edge.key.downstream]
+        before = self._manifest.operator(edge.key.downstream)
+        assert before is not None, "checked when the manifest was read"
+        if (before.parallelism, before.max_parallelism) == (vertex.parallelism, vertex.max_parallelism):
+            return [(ref.receiver, All())]
+        if not takes_over_groups(before, vertex, node):
+            return []
+        return [(index, All()) for index in range(vertex.parallelism) if overlap(before, ref.receiver, vertex, index)]
 
 
 class _InTurn:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from streamactors.elements import Barrier, Batch, Element
+from streamactors.elements import Barrier, Batch, Element, Idle, TimeMark, Watermark
 from streamactors.errors import RecordFailed, StreamactorsError
 from streamactors.graph.logical import Broadcast, Forward, Keyed, Partitioning, Rebalance
 from streamactors.operators.base import done_of
@@ -163,7 +163,16 @@ class Output:
         for unsent in self._unsent:
             unsent.append(element)
 
-    def overtake(self, barrier: Barrier, capture: Callable[[Route, Batch], None], *, waiting: bool) -> None:
+    def tell(self, mark: TimeMark) -> None:
+        """As `broadcast`; a watermark takes the place of one right before it, so that they never pile up."""
+        self.seal()
+        for unsent in self._unsent:
+            if isinstance(mark, Watermark) and unsent and isinstance(unsent[-1], Watermark):
+                unsent[-1] = mark
+            else:
+                unsent.append(mark)
+
+    def overtake(self, barrier: Barrier, capture: Callable[[Route, Batch | TimeMark], None], *, waiting: bool) -> None:
         """Put the barrier ahead of what is unsent, behind an earlier barrier. `waiting`: it was forwarded before, and
         is not here any more where it has left."""
         self.seal()
@@ -173,7 +182,7 @@ class Output:
                 continue
             start = _behind_barriers(unsent, place)
             for element in islice(unsent, start, place):
-                if isinstance(element, Batch):
+                if isinstance(element, Batch | Watermark | Idle):
                     capture(route, element)
             if place < len(unsent):
                 del unsent[place]
@@ -251,6 +260,8 @@ class Outputs:
         self._wake = wake
         self._leaving: dict[int, int] = {}
         self._fan_out = sum(output.fan_out for output in outputs)
+        self._latest = 0
+        """The latest checkpoint whose barrier was sent on; they come in increasing order."""
         self.departed: list[int] = []
         """Checkpoints whose barrier has left every channel; taken by the subtask."""
 
@@ -263,20 +274,24 @@ class Outputs:
             output.broadcast(element)
 
     def forward(self, barrier: Barrier) -> None:
-        if not self._fan_out:
-            self.departed.append(barrier.checkpoint)
-            return
-        self._leaving[barrier.checkpoint] = self._fan_out
+        self._begin(barrier.checkpoint)
         self.broadcast(barrier)
 
-    def overtake(self, barrier: Barrier, capture: Callable[[Route, Batch], None]) -> None:
-        """Send it ahead of all that waits, whether it waits itself or not yet. Downstream, it overtakes too."""
+    def _begin(self, checkpoint: int) -> None:
+        self._latest = checkpoint
+        if self._fan_out:
+            self._leaving[checkpoint] = self._fan_out
+        else:
+            self.departed.append(checkpoint)
+
+    def overtake(self, barrier: Barrier, capture: Callable[[Route, Batch | TimeMark], None]) -> None:
+        """Send it ahead of all that waits, whether it waits itself or not yet. Downstream, it overtakes too. Nothing is
+        done if it has left everywhere, or was dropped: its time may be out just then."""
         waiting = barrier.checkpoint in self._leaving
         if not waiting:
-            if not self._fan_out:
-                self.departed.append(barrier.checkpoint)
+            if barrier.checkpoint <= self._latest:
                 return
-            self._leaving[barrier.checkpoint] = self._fan_out
+            self._begin(barrier.checkpoint)
         ahead = msgspec.structs.replace(barrier, overtakes=True)
         for output in self._outputs:
             output.overtake(ahead, capture, waiting=waiting)

@@ -16,8 +16,10 @@ from typing import Any, Protocol, TypeVar
 from streamactors.actors.governor import Governor
 from streamactors.checkpoint.manifest import (
     BlockRef,
+    ChannelTime,
     FileHandle,
     FrameRef,
+    GroupTime,
     InFlightHandle,
     KeyedHandle,
     ListRef,
@@ -73,6 +75,9 @@ class CapturedNode:
     pending: tuple[Any, ...] = ()
     lists: ListsSnapshot | None = None
     list_schemas: dict[str, Any] = field(default_factory=dict)
+    watermark: int | None = None
+    ahead: tuple[GroupTime, ...] = ()
+    splits: dict[str, Any] = field(default_factory=dict)
 
     def abort(self) -> None:
         if self.keyed is not None:
@@ -88,6 +93,7 @@ class _Pending:
     barrier: Barrier
     nodes: Sequence[CapturedNode]
     ended: bool
+    channels: tuple[ChannelTime, ...] = ()
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     capture: Capture | None = None
     acknowledged: bool = False
@@ -114,9 +120,16 @@ class Snapshots:
         self._dropped: set[asyncio.Task[None]] = set()
         """Cancelled, and on their way out: a storage that hangs may keep one of them, but not the subtask."""
 
-    def begin(self, barrier: Barrier, nodes: Sequence[CapturedNode], *, ended: bool) -> None:
+    def begin(
+        self,
+        barrier: Barrier,
+        nodes: Sequence[CapturedNode],
+        *,
+        ended: bool,
+        channels: tuple[ChannelTime, ...] = (),
+    ) -> None:
         """Write what was captured, in the background."""
-        pending = self._pending[barrier.checkpoint] = _Pending(barrier, nodes, ended)
+        pending = self._pending[barrier.checkpoint] = _Pending(barrier, nodes, ended, channels)
         self._write(pending, "snapshot", functools.partial(self._store_nodes, pending))
 
     def capture(self, checkpoint: int) -> Capture | None:
@@ -215,6 +228,9 @@ class Snapshots:
             schemas=node.schemas,
             positions=node.positions,
             pending=node.pending,
+            watermark=node.watermark,
+            ahead=node.ahead,
+            splits=node.splits,
             lists=None if node.lists is None else await self._store_lists(barrier, node.uid, node.lists),
             list_schemas=node.list_schemas,
         )
@@ -261,7 +277,14 @@ class Snapshots:
         if pending.done and self._pending.get(checkpoint) is pending and pending.states is not None:
             del self._pending[checkpoint]
             id = self._subtask
-            state = SubtaskState(id.vertex, id.index, pending.states, ended=pending.ended, in_flight=pending.in_flight)
+            state = SubtaskState(
+                id.vertex,
+                id.index,
+                pending.states,
+                ended=pending.ended,
+                in_flight=pending.in_flight,
+                channels=pending.channels,
+            )
             self._reports(SnapshotStored(id, checkpoint, state))
 
 

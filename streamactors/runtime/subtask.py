@@ -24,13 +24,14 @@ from streamactors.checkpoint.protocol import (
     ChannelEnded,
     Triggered,
 )
-from streamactors.elements import END, Barrier, Batch, Element
+from streamactors.elements import END, MAX_TIME, Barrier, Batch, Element, EndOfData, TimeMark, Watermark
 from streamactors.errors import StateAccessError
 from streamactors.graph.physical import SubtaskId
 from streamactors.operators.sink import SinkLink
-from streamactors.runtime.backlog import BacklogReader
+from streamactors.runtime.backlog import BacklogReader, RestoredMark
 from streamactors.runtime.barriers import Barriers
 from streamactors.runtime.chain import Chain
+from streamactors.runtime.event_time import InputTimes, Lanes
 from streamactors.runtime.inflight import Captures, Route
 from streamactors.runtime.inputs import Input
 from streamactors.runtime.messages import (
@@ -67,6 +68,8 @@ class Subtask:
         nodes: Sequence[NodeRuntime],
         barriers: Barriers,
         captures: Captures,
+        times: InputTimes | None,
+        lanes: Lanes,
         backlog: BacklogReader | None,
         checkpointing: bool,
         reports: Reports,
@@ -82,6 +85,8 @@ class Subtask:
         self.barriers = barriers
         self._input = source
         self._captures = captures
+        self._times = times
+        self._lanes = lanes
         self._backlog = backlog
         self._checkpointing = checkpointing
         self._reports = reports
@@ -109,10 +114,17 @@ class Subtask:
     async def _restore_backlog(self) -> None:
         """All of it now: once a later checkpoint is complete, its files may go."""
         while self._backlog is not None and (restored := await self._backlog.next()) is not None:
-            edge, batch = restored
-            self.chain.push_backlog(edge.place, Route(edge.stored, self.id.index, self.id.index), batch)
+            edge = restored.edge
+            route = Route(edge.stored, self.id.index, self.id.index)
+            if isinstance(restored, RestoredMark):
+                for mark in self._lanes.take(edge.key, restored.ref, restored.mark):
+                    self.chain.push_backlog(edge.place, route, mark)
+            else:
+                self.chain.push_backlog(edge.place, route, restored.batch)
             if self._governor.due():
                 await self._governor.turn()
+        if self._times is not None:
+            self._times.restore(self._lanes.told(self.nodes[0].uid, self.id.index))
 
     async def close(self) -> None:
         """However far `run` got; raises the first error once all is closed."""
@@ -181,8 +193,16 @@ class Subtask:
                     self.outputs.seal()
         elif isinstance(element, Barrier):
             await self.barriers.on(BarrierAtHead(channel, element))
-        else:
+        elif isinstance(element, EndOfData):
             await self._channel_ended(channel)
+        elif self._times is not None:
+            self._take_mark(self._times, channel, element)
+
+    def _take_mark(self, times: InputTimes, channel: int, mark: TimeMark) -> None:
+        if self._input.channels:
+            self.chain.push_marks(times.took(channel, mark), self._captures.route(channel))
+        else:
+            self.chain.tell(0, mark)
 
     async def _channel_ended(self, channel: int) -> None:
         self._open_channels -= 1
@@ -190,10 +210,19 @@ class Subtask:
             await self._end()
         if self._input.channels:
             await self.barriers.on(ChannelEnded(channel))
+        # Behind a snapshot that this may have led to: an aligned one has no place for what is in hand.
+        if self._times is not None and self._input.channels:
+            marks = self._times.ended(channel)
+            if self._open_channels:
+                self.chain.push_marks(marks, self._captures.route(channel))
 
     async def _end(self) -> None:
         """All input has been processed. Under checkpoints the subtask lives on, and passes barriers."""
         self.barriers.ended = True
+        if self._times is not None:
+            self.chain.tell(0, Watermark(MAX_TIME, merged=True))
+            while self.chain.busy:
+                await self.chain.step()
         await self.chain.finish()
         if not self._checkpointing:
             for sink in self._sinks:
@@ -222,6 +251,7 @@ class Subtask:
         match message:
             case Start():
                 self._started = True
+                self.chain.restate()
             case TriggerBarrier(barrier):
                 self._triggers.append(barrier)
                 await self.barriers.on(BarrierAnnounced(0, barrier))

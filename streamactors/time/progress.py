@@ -91,7 +91,7 @@ class EventTime:
     ) -> None:
         self.current = current
         self.idle = idle
-        self._before_end = current
+        self._before_end: tuple[int, GroupTimes] | None = None
         self._groups = groups
         self._ahead: dict[int, int] = {}
         for first, last, time in ahead:
@@ -110,12 +110,19 @@ class EventTime:
             return None if was_idle else IDLE
         was_idle, self.idle = self.idle, False
         before = self.current
+        if mark.time_ms == MAX_TIME and self._before_end is None:
+            self._before_end = self.current, self.ahead
         if mark.groups is None:
             self._settle(mark.time_ms)
         else:
             self._raise(*mark.groups, mark.time_ms)
             self._settle(self.current)
         return Watermark(self.current) if self.current > before or was_idle else None
+
+    def restated(self) -> Sequence[TimeMark]:
+        """What was passed on so far, in short."""
+        told: Sequence[TimeMark] = [Watermark(self.current)] if self.current > MIN_TIME else []
+        return [*told, IDLE] if self.idle else told
 
     def _raise(self, first: int, last: int, time: int) -> None:
         for group in range(max(first, self._groups.start), min(last + 1, self._groups.stop)):
@@ -130,19 +137,17 @@ class EventTime:
                 reached = max(reached, min(self._ahead.values()))
             self._ahead = {group: ahead for group, ahead in self._ahead.items() if ahead > reached}
         self.current = reached
-        if reached < MAX_TIME:
-            self._before_end = reached
 
     # --------------------------------------------------------------------------------------------------- checkpoints
     @property
     def stored(self) -> int:
         """As it goes into a checkpoint: not the one after the last record."""
-        return self._before_end
+        return self.current if self._before_end is None else self._before_end[0]
 
     @property
     def ahead(self) -> GroupTimes:
         """The key groups that are ahead of `stored`."""
-        return tuple(_joined(sorted(self._ahead.items())))
+        return tuple(_joined(sorted(self._ahead.items()))) if self._before_end is None else self._before_end[1]
 
 
 def _joined(times: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:

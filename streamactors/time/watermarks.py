@@ -7,7 +7,7 @@ again before its next record is given. What `SplitWatermarks.snapshot` gives, go
 import datetime as dt
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Generic, TypeVar
 
 from streamactors.elements import MAX_TIME, MIN_TIME, TimeMark
@@ -131,6 +131,14 @@ class Watermarks(Generic[T_contra]):
 
 
 # --------------------------------------------------------------------------------------------------- one source subtask
+class NoTimestamp(ValueError):
+    """What a user's function gave for record `index`."""
+
+    def __init__(self, value: object, index: int) -> None:
+        super().__init__(f"{value!r} is no time-stamp: give an int, in milliseconds since the epoch")
+        self.index = index
+
+
 class _Split:
     __slots__ = ("generator", "seen", "time")
 
@@ -181,17 +189,25 @@ class SplitWatermarks:
 
     # ------------------------------------------------------------------------------------------------------- records
     def stamps(self, values: Iterable[Any]) -> list[int]:
-        """Their time-stamps. Raises what the user's function raises, ValueError for what is no time-stamp."""
+        """Their time-stamps. Raises what the user's function raises, NoTimestamp for what is none."""
         timestamp = self._timestamp
         stamps = [timestamp(value) for value in values]
         if stamps and (set(map(type, stamps)) != {int} or min(stamps) <= MIN_TIME or max(stamps) >= MAX_TIME):
-            wrong = next(stamp for stamp in stamps if type(stamp) is not int or not MIN_TIME < stamp < MAX_TIME)
-            raise ValueError(f"{wrong!r} is no time-stamp: give an int, in milliseconds since the epoch")
+            wrong = [type(stamp) is not int or not MIN_TIME < stamp < MAX_TIME for stamp in stamps].index(True)
+            raise NoTimestamp(stamps[wrong], wrong)
         return stamps
 
-    def before(self, name: str) -> Sequence[TimeMark]:
+    def found(self, name: str) -> Sequence[TimeMark]:
+        """A split that may be new."""
+        if name in self._splits:
+            return ()
+        self._add(name)
+        return self._merge.merged()
+
+    def before(self, name: str, now: float) -> Sequence[TimeMark]:
         """Records of a split are about to be given."""
-        split = self._splits.get(name) or self._add(name)
+        self._count(now)
+        split = self._splits[name]
         split.seen = self._counted
         return () if split.time.counts else self._merge.advanced(name, split.time.watermark)
 
@@ -209,14 +225,17 @@ class SplitWatermarks:
         """Records are wanted now."""
         if self._idle_after is None:
             return ()
-        elapsed = 0.0 if self._asked is None else max(0.0, now - self._asked)
-        self._counted += min(elapsed, LARGEST_GAP) if self._gave else elapsed
-        self._asked, self._gave = now, False
+        self._count(now)
         marks: list[TimeMark] = []
         for name, split in self._splits.items():
             if split.time.counts and self._counted - split.seen >= self._idle_after:
                 marks += self._merge.idled(name)
         return marks
+
+    def _count(self, now: float) -> None:
+        elapsed = 0.0 if self._asked is None else max(0.0, now - self._asked)
+        self._counted += min(elapsed, LARGEST_GAP) if self._gave else elapsed
+        self._asked, self._gave = now, False
 
     def idle_in(self) -> float | None:
         """Seconds until the next split may be idle, if nothing comes; None if none may."""
@@ -226,11 +245,12 @@ class SplitWatermarks:
         return min(left, default=None)
 
     # ----------------------------------------------------------------------------------------------------- alignment
-    def too_far_ahead(self) -> Collection[str]:
-        """The splits that are to wait for the slowest one."""
+    def too_far_ahead(self) -> frozenset[str]:
+        """The splits that are to wait for the slowest one (of those that have given anything: others may be empty)."""
         if self._max_ahead is None:
-            return ()
-        counting = {name: split.time.watermark for name, split in self._splits.items() if split.time.counts}
+            return frozenset()
+        times = {name: split.time for name, split in self._splits.items()}
+        counting = {name: time.watermark for name, time in times.items() if time.counts and time.watermark > MIN_TIME}
         limit = min(counting.values(), default=MAX_TIME) + self._max_ahead
         return frozenset(name for name, watermark in counting.items() if watermark > limit)
 

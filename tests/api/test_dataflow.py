@@ -116,8 +116,8 @@ def test_a_source_derives_from_split_source() -> None:
         flow.source("in", ListSource)  # type: ignore[arg-type]
 
 
-def test_watermarks_are_for_a_later_version() -> None:
-    with pytest.raises(InvalidDataflow, match="'in': watermarks= is not available in this version"):
+def test_watermarks_that_are_none_are_refused() -> None:
+    with pytest.raises(InvalidDataflow, match="'in': watermarks= is made by"):
         Dataflow("flow").source("in", ListSource([1]), watermarks=object())  # type: ignore[arg-type]
 
 

@@ -18,9 +18,9 @@ EXPORTS = {
     "Checkpoints", "Config", "Context", "CorruptCheckpoint", "Counter", "Dataflow", "DeadLetter", "Decoder",
     "Deployment", "Encoder", "ErrorRoute", "Heap", "Histogram", "IncompatibleState", "InvalidConfig",
     "InvalidDataflow", "JobFailed", "Json", "KeyedOperator", "KeyedStream", "ListState", "Local", "MapState",
-    "MetricGroup", "MsgPack", "Operator", "OperatorContext", "OutputTag", "Raw", "Restart", "Sink", "Source",
-    "StateAccessError", "StateBackend", "StorageInUse", "Stream", "StreamactorsError", "Text", "TransactionLost",
-    "ValueState",
+    "MetricGroup", "MsgPack", "Operator", "OperatorContext", "OperatorListState", "OutputTag", "Raw", "Restart", "Sink",
+    "Source", "StateAccessError", "StateBackend", "StorageInUse", "Stream", "StreamactorsError", "Text",
+    "TransactionLost", "UnionListState", "ValueState",
 }  # fmt: skip
 
 STEP = "name=None, parallelism=None, chain=True"
@@ -66,6 +66,8 @@ PINS: list[tuple[Any, str, str]] = [
     (sa.ListState, "append", "self, value"),
     (sa.ListState, "extend", "self, values"),
     (sa.ListState, "clear", "self"),
+    (sa.OperatorListState, "__init__", "self, type, *, ttl=None"),
+    (sa.UnionListState, "__init__", "self, type, *, ttl=None"),
     (sa.MapState, "__init__", "self, key_type, value_type, *, ttl=None"),
     (sa.Json, "__init__", "self, type=None"),
     (sa.Json, "decode", "self, data"),

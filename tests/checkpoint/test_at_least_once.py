@@ -2,7 +2,7 @@
 exactly that."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 
 from streamactors.checkpoint import protocol as p
 from streamactors.checkpoint.at_least_once import AtLeastOnceBarriers, CountedBarriers
@@ -46,6 +46,9 @@ def test_aborts_before_and_after() -> None:
 
 class TestRule4SavepointsAreAlignedWhateverTheMode:
     @given(any_scripts([plain], [savepoint]), CHOICES)
+    @example([["end", plain(4)], ["end", savepoint(3)], ["end"]], [])
+    @example([[plain(1), savepoint(2), "end"], ["end", plain(1), plain(4)], ["end"]], [])
+    @settings(max_examples=300)
     def test_any_interleaving(self, channels: list[Script], choices: list[int]) -> None:
         run(Model(AtLeastOnceBarriers(len(channels)), scripts=channels, exact=False, prompt=False), choices)
 
@@ -70,6 +73,14 @@ class TestRule4SavepointsAreAlignedWhateverTheMode:
         protocol.on(head(0, savepoint(1)))
         unblock, decline = protocol.on(head(1, 2))
         assert unblock == p.UnblockAll() and isinstance(decline, p.Decline) and decline.checkpoint == 1
+
+    def test_a_savepoint_that_comes_behind_a_later_checkpoint_was_given_up(self) -> None:
+        protocol = AtLeastOnceBarriers(3)
+        assert protocol.on(head(0, 2)) == []
+        (decline,) = protocol.on(head(1, savepoint(1)))
+        assert isinstance(decline, p.Decline) and decline.checkpoint == 1
+        assert protocol.on(head(2, savepoint(1))) == protocol.on(head(1, 2)) == []
+        assert protocol.on(head(2, 2)) == [p.Snapshot(Barrier(2)), p.Forward(Barrier(2))]
 
     def test_it_is_discarded_once(self) -> None:
         protocol = AtLeastOnceBarriers(1)

@@ -22,6 +22,8 @@ from streamactors.checkpoint.manifest import (
     InFlightEdge,
     InFlightHandle,
     KeyedHandle,
+    ListRef,
+    ListsHandle,
     Manifest,
     NodeState,
     OperatorMeta,
@@ -114,6 +116,33 @@ def test_questions() -> None:
     assert content.operator("gone") is None
 
 
+# --------------------------------------------------------------------------------------------- list state without a key
+LISTS = FileHandle("run-1/attempt-2/chk-3/0004-buffer-lists-0", 30, b"g" * 16)
+
+
+def with_lists(*refs: ListRef) -> Manifest:
+    node = NodeState("buffer", lists=ListsHandle(LISTS, refs), list_schemas={"held": {"kind": "operator list"}})
+    subtasks = (SubtaskState("buffer", 0, (node,)),)
+    return example(subtasks=subtasks, requires=requirements(subtasks))
+
+
+def test_lists_come_back_and_an_older_reader_is_told_of_them() -> None:
+    content = with_lists(ListRef("held", 3, 0, 20), ListRef("known", 2, 20, 10, True))
+    assert decode_manifest(encode_manifest(content), FILE) == content
+    assert content.requires == ("operator-lists",)
+    assert content.files == (LISTS,) and content.state_bytes == 30
+    with pytest.raises(AssertionError, match="an older reader would lose data"):
+        encode_manifest(msgspec.structs.replace(content, requires=()))
+
+
+@pytest.mark.parametrize(
+    "ref", [ListRef("held", 1, 20, 11), ListRef("held", 1, -1, 5), ListRef("held", 1, 5, -1), ListRef("held", 0, 0, 9)]
+)
+def test_lists_that_can_not_be(ref: ListRef) -> None:
+    with pytest.raises(CorruptCheckpoint, match=f"{FILE} is malformed: of operator 'buffer' it lists ListRef"):
+        decode_manifest(encode_manifest(with_lists(ref)), FILE)
+
+
 # ------------------------------------------------------------------------------------------------------------ in flight
 CAPTURED = FileHandle("run-1/attempt-2/chk-3/0003-in-flight", 30, b"f" * 16)
 KEYED = InFlightEdge(EdgeKey("orders", "totals"), "keyed")
@@ -165,7 +194,7 @@ def test_manifests_from_before_there_was_anything_in_flight() -> None:
         {"sender": -1},
         {"receiver": 2},
         {"receiver": -1},
-        {"records": 0},
+        {"records": -1},
         {"offset": -1},
         {"offset": 11},
         {"length": -1},

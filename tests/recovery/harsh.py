@@ -155,6 +155,22 @@ class FailingMap(sa.Operator[Record, Record]):
         self._faults.strike("close")
 
 
+ODD = sa.OutputTag("odd", Record)
+
+
+class Parting(FailingMap):
+    """Odd numbers leave by a side output."""
+
+    async def process(self, value: Record, ctx: sa.Context[None, Record], /) -> None:
+        self._faults.strike("map")
+        if value.number % 2:
+            ctx.emit_to(ODD, value)
+        else:
+            ctx.emit(value)
+        if value.number % 11 == 0:
+            await ctx.drain()
+
+
 class Copies(FailingMap):
     """Behind a broadcast: tells its own copy from those of the others."""
 
@@ -264,6 +280,10 @@ def chunk_key(record: Record) -> str:
     return f"p{record.partition}/{record.number // CHUNK}"
 
 
+def parity_key(record: Record) -> str:
+    return f"p{record.partition}%{record.number % 2}"
+
+
 def copy_key(copy: tuple[int, Record]) -> str:
     return f"{copy[0]}:p{copy[1].partition}"
 
@@ -304,6 +324,25 @@ def forward(world: "World") -> sa.Dataflow:
     mapped = shuffled.process("map", world.failing_map, chain=False).map(lambda record: record, chain=False)
     mapped = mapped.filter(lambda record: True, chain=False).flat_map(lambda record: [record])
     mapped.key_by(partition_key).process("verify", InOrder).sink("out", world.sink, chain=False)
+    return flow
+
+
+def sided(world: "World") -> sa.Dataflow:
+    """What leaves by a side output meets the rest again."""
+    flow = sa.Dataflow(NAME)
+    even = flow.source("numbers", world.source()).key_by(partition_key).process("map", world.parting)
+    odd = even.side_output(ODD).map(lambda record: record, chain=False)
+    even.union(odd).key_by(parity_key).process("verify", Once).sink("out", world.sink)
+    return flow
+
+
+def diamond(world: "World") -> sa.Dataflow:
+    """Two ways from the one step to the other, chained and over an exchange."""
+    flow = sa.Dataflow(NAME)
+    mapped = flow.source("numbers", world.source()).key_by(partition_key).process("map", world.failing_map)
+    even = mapped.filter(lambda record: record.number % 2 == 0)
+    odd = mapped.key_by(partition_key).filter(lambda record: record.number % 2 == 1)
+    even.union(odd).key_by(parity_key).process("verify", Once).sink("out", world.sink)
     return flow
 
 
@@ -363,16 +402,20 @@ class World:
     def failing_map(self) -> FailingMap:
         return FailingMap(self.faults)
 
+    def parting(self) -> Parting:
+        return Parting(self.faults)
+
     def copies(self) -> Copies:
         return Copies(self.faults)
 
     # ------------------------------------------------------------------------------------------------------------- legs
     @contextlib.asynccontextmanager
-    async def leg(self, parallelism: int) -> AsyncIterator["Leg"]:
+    async def leg(self, parallelism: int, **checkpoints: Any) -> AsyncIterator["Leg"]:
         """The job at one parallelism, from the latest checkpoint; ends by a crash if nothing else ends it."""
         self._made = 0
         flow = self._topology(self)
-        settings: dict[str, Any] = {"interval": dt.timedelta(milliseconds=5), "retain": 4, **self._checkpoints}
+        settings: dict[str, Any] = {"interval": dt.timedelta(milliseconds=5), "retain": 4}
+        settings |= self._checkpoints | checkpoints
         config = sa.Config(
             parallelism=parallelism,
             mailbox_capacity=MAILBOX,

@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 
-from tests.recovery.harsh import Leg, Topology, World, broadcast, forward, multi_input, pipeline, rebalanced
+from tests.recovery.harsh import (
+    Leg,
+    Topology,
+    World,
+    broadcast,
+    diamond,
+    forward,
+    multi_input,
+    pipeline,
+    rebalanced,
+    sided,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -94,6 +105,40 @@ async def test_wide_pipeline(mode: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", OVERTAKING)
 @pytest.mark.parametrize("widths", [(1, 2, 1), (3, 7, 3)], ids=str)
-@pytest.mark.parametrize("topology", [multi_input, rebalanced, forward, broadcast])
+@pytest.mark.parametrize("topology", [multi_input, rebalanced, forward, broadcast, sided, diamond])
 async def test_other_topologies(topology: Topology, widths: tuple[int, ...], mode: str, tmp_path: Path) -> None:
     await survives(tmp_path, topology, mode, widths)
+
+
+@pytest.mark.parametrize("mode", OVERTAKING)
+async def test_failures_that_are_tolerated_restart_nothing(mode: str, tmp_path: Path) -> None:
+    """Of what was captured for them nothing is left over, and the ones after them are whole."""
+    world = World(tmp_path, pipeline, tolerable_failures=100, max_concurrent=2, **MODES[mode])
+    async with world.leg(3) as leg:
+        await leg.checkpointed()
+        refused = [world.files.fail("write", pattern, nth=3, times=4) for pattern in ("*-in-flight", "*verify*")]
+        await leg.until(lambda: all(failure.hits == 4 for failure in refused))
+        await leg.checkpointed()
+        assert leg.job.metrics()["restarts"] == 0
+    async with world.leg(2) as leg:
+        await leg.checkpointed()
+        await world.finish(leg)
+    assert world.verdict() == NOTHING_WRONG
+    assert [restored.in_flight > 0 for restored in world.restored] == [True]
+
+
+async def test_the_mode_changes_with_every_restore(tmp_path: Path) -> None:
+    """What one mode has left in flight, another takes up."""
+    modes = ["unaligned", "aligned", "timeout-0", "unaligned-3-at-once", "aligned", "timeout-3ms", "aligned"]
+    world = World(tmp_path, forward)
+    for place, mode in enumerate(modes):
+        world.overtaking = mode != "aligned"
+        async with world.leg(1 + place % 3, **MODES[mode]) as leg:
+            await leg.checkpointed()
+            await leg.fail("map", after=5)
+            await leg.checkpointed()
+            if place == len(modes) - 1:
+                await world.finish(leg)
+    assert world.verdict() == NOTHING_WRONG
+    assert world.restarts == len(modes)
+    assert sum(restored.in_flight > 0 for restored in world.restored) == 2 * modes.count("aligned") + 2

@@ -162,6 +162,26 @@ async def test_a_state_of_another_type_is_refused(tmp_path: Path, log: EventLog)
     assert sums_in(out) == log.expected
 
 
+class Unkeyed(sa.Operator[Event, Sum]):
+    """Under the uid of `Sums`."""
+
+    def process(self, event: Event, ctx: sa.Context[None, Sum], /) -> None: ...
+
+
+async def test_keyed_state_of_a_step_without_keys_is_refused_unless_given_up(tmp_path: Path, log: EventLog) -> None:
+    storage, out = tmp_path / "storage", PlainList[Sum]()
+    await leave_behind(log, storage, out)
+
+    def flow() -> sa.Dataflow:
+        made = sa.Dataflow("sums")
+        made.source("events", log.source()).process("sums", Unkeyed).sink("out", out)
+        return made
+
+    with pytest.raises(sa.IncompatibleState, match=r"operator 'sums' had keyed state .*\(total\), and has no keys now"):
+        await sa.run(flow(), config(storage))
+    await sa.run(flow(), config(storage), drop_state=["sums"])
+
+
 # ------------------------------------------------------------------------------------------------------- a finished job
 async def test_a_finished_job_that_is_started_again_ends_and_doubles_nothing(tmp_path: Path, log: EventLog) -> None:
     storage, out = tmp_path / "storage", tmp_path / "out"

@@ -135,6 +135,7 @@ class Captured:
             reader = BacklogReader(backlog, self.memory, FrameCodec(), groups)
             batches = found.setdefault(subtask, [])
             while (batch := await reader.next()) is not None:
+                assert isinstance(batch, RestoredBatch)
                 batches.append(batch)
         return found
 

@@ -86,7 +86,7 @@ def test_states_are_dealt_out_one_by_one() -> None:
         assert pieces == [("a", index, index + 1), ("all", 0, 1), ("b", index, index + 1)]
 
 
-# ------------------------------------------------------------------------------------------------------- a whole restore
+# --------------------------------------------------------------------------------------------- a whole restore
 class Buffering(Operator[Any, Any]):
     def process(self, value: Any, ctx: Context[None, Any], /) -> None: ...
 

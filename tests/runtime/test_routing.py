@@ -1,16 +1,19 @@
 """Routing: every record once, order per channel, keys to their owners, barriers behind records, rooms of any size."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from streamactors.actors.mailbox import Mailbox
+from streamactors.checkpoint.manifest import EdgeKey, InFlightEdge
 from streamactors.elements import END, Barrier, Batch, Element
 from streamactors.errors import RecordFailed
 from streamactors.graph.logical import Broadcast, Forward, Keyed, Partitioning, Rebalance
 from streamactors.runtime.channel import MailboxChannel
+from streamactors.runtime.inflight import Route
 from streamactors.runtime.routing import Output, Outputs, concatenate, router
 from streamactors.state.key_groups import key_group, subtask_of
 
@@ -21,6 +24,91 @@ PARTITIONINGS: list[Partitioning] = [Forward(), Rebalance(), Broadcast(), Keyed(
 def outputs_to(partitioning: Partitioning, mailboxes: list[Mailbox[Element]], wake: Callable[[], None]) -> Outputs:
     channels = [MailboxChannel(mailbox, 0) for mailbox in mailboxes]
     return Outputs([Output(router(partitioning, "up", len(channels), GROUPS), channels)], wake)
+
+
+def overtakable(receivers: int, capacity: int) -> tuple[Outputs, list[Mailbox[Element]]]:
+    """Round-robin, in a job whose barriers may overtake."""
+    mailboxes: list[Mailbox[Element]] = [Mailbox(1, capacity) for _ in range(receivers)]
+    edge = InFlightEdge(EdgeKey("up", "down"), "rebalance")
+    routes = [Route(edge, 0, receiver) for receiver in range(receivers)]
+    channels = [MailboxChannel(mailbox, 0) for mailbox in mailboxes]
+    return Outputs([Output(router(Rebalance(), "up", receivers, GROUPS), channels, routes)], lambda: None), mailboxes
+
+
+def taken_from(mailbox: Mailbox[Element]) -> list[Any]:
+    """Values, and barriers by their number."""
+    seen: list[Any] = []
+    while (taken := mailbox.take()) is not None:
+        element = taken[1]
+        seen += element.values if isinstance(element, Batch) else [f"barrier {getattr(element, 'checkpoint', 'end')}"]
+    return seen
+
+
+def test_an_overtaking_barrier_goes_ahead_of_what_is_unsent_and_captures_it_once() -> None:
+    outputs, mailboxes = overtakable(2, capacity=2)
+    outputs._outputs[0].stage(Batch(list(range(10))))
+    outputs.seal()
+    assert not outputs.flush()
+    captured: list[tuple[int, list[int]]] = []
+    outputs.overtake(Barrier(1), lambda route, batch: captured.append((route.receiver, list(batch.values))))
+    assert captured == [(0, [4, 6, 8]), (1, [5, 7, 9])]
+    assert outputs.departed == [1]
+    assert taken_from(mailboxes[0]) == [0, 2, "barrier 1"]
+    outputs.flush()
+    assert taken_from(mailboxes[0]) == [4, 6]
+
+
+def test_an_aligned_barrier_that_waits_goes_ahead_and_captures_only_what_it_waits_behind() -> None:
+    outputs, mailboxes = overtakable(1, capacity=2)
+    outputs._outputs[0].stage(Batch([0, 1, 2, 3]))
+    outputs.forward(Barrier(1))
+    outputs._outputs[0].stage(Batch([4, 5]))
+    outputs.seal()
+    outputs.flush()
+    captured: list[list[int]] = []
+    outputs.overtake(Barrier(1), lambda route, batch: captured.append(list(batch.values)))
+    assert captured == [[2, 3]]
+    assert taken_from(mailboxes[0]) == [0, 1, "barrier 1"]
+
+
+def test_no_barrier_overtakes_an_earlier_one() -> None:
+    outputs, mailboxes = overtakable(1, capacity=1)
+    outputs._outputs[0].stage(Batch([0, 1]))
+    outputs.forward(Barrier(1))
+    outputs._outputs[0].stage(Batch([2]))
+    captured: list[list[int]] = []
+    outputs.overtake(Barrier(2), lambda route, batch: captured.append(list(batch.values)))
+    assert captured == [[2]] and outputs.departed == []
+    seen = []
+    while not outputs.flush() or mailboxes[0].queued:
+        seen += taken_from(mailboxes[0])
+    assert seen + taken_from(mailboxes[0]) == [0, 1, "barrier 1", "barrier 2", 2]
+
+
+@pytest.mark.parametrize("receivers", [0, 1, 2])
+def test_a_barrier_that_has_left_everywhere_is_not_sent_again(receivers: int) -> None:
+    """Its time-out may come just when it has gone."""
+    outputs, mailboxes = overtakable(receivers, capacity=4) if receivers else (Outputs([], lambda: None), [])
+    outputs.forward(Barrier(1))
+    outputs.flush()
+    if receivers:
+        outputs._outputs[0].stage(Batch([1, 2]))
+    captured: list[Batch] = []
+    outputs.overtake(Barrier(1), lambda route, batch: captured.append(batch))
+    assert captured == [] and outputs.departed == [1]
+    assert all(taken_from(mailbox) == ["barrier 1"] for mailbox in mailboxes)
+
+
+def test_the_barrier_of_a_checkpoint_that_was_given_up_is_dropped() -> None:
+    outputs, mailboxes = overtakable(1, capacity=1)
+    outputs._outputs[0].stage(Batch([0, 1]))
+    outputs.forward(Barrier(1))
+    outputs.flush()
+    outputs.drop(1)
+    outputs.overtake(Barrier(1), lambda route, batch: pytest.fail("captured"))
+    seen = taken_from(mailboxes[0])
+    outputs.flush()
+    assert seen + taken_from(mailboxes[0]) == [0, 1] and outputs.departed == []
 
 
 @given(

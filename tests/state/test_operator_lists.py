@@ -67,7 +67,7 @@ def restored(blocks: Iterable[ListBlock], tp: Any) -> list[Any]:
     return list(state)
 
 
-# ------------------------------------------------------------------------------------------------------------- using
+# --------------------------------------------------------------------------------------------------- using
 @pytest.mark.parametrize("kind", [OperatorListState, UnionListState])
 def test_is_a_list_without_a_key(kind: type[Any]) -> None:
     lists, state = bound(int, kind=kind)
@@ -136,7 +136,7 @@ class TestDeclarations:
             bound(Counting)
 
 
-# ------------------------------------------------------------------------------------------------------------- snapshots
+# --------------------------------------------------------------------------------------------- snapshots
 TYPES: dict[str, tuple[Any, Any, Any]] = {
     "immutable": (int, st.integers(), lambda item: None),
     "flat": (list[int], st.lists(st.integers(), max_size=3), lambda item: item.append(0)),
@@ -227,7 +227,7 @@ def test_an_item_that_can_not_be_written_is_named_and_fails_the_snapshot_only() 
         assert restored(drained(begun(lists)), Point) == [Point(3)]
 
 
-# ------------------------------------------------------------------------------------------------------------- restore
+# --------------------------------------------------------------------------------------------------- restore
 def test_a_part_of_a_block() -> None:
     lists, _ = bound(int, range(10))
     (block,) = drained(begun(lists))

@@ -59,8 +59,18 @@ class Fast(sa.KeyedOperator[str, Order, Total]):
 
 
 class Splitting(sa.Operator[Order, float]):
+    buffer = sa.OperatorListState(Order)
+    known = sa.UnionListState(str)
+
+    def open(self, ctx: sa.OperatorContext) -> None:
+        assert_type(list(self.known), list[str])
+        self.known.append(ctx.uid)
+
     def process(self, order: Order, ctx: sa.Context[None, float]) -> None:
         assert_type(ctx.key, None)
+        assert_type(self.buffer, sa.OperatorListState[Order])
+        assert_type([one.amount for one in self.buffer], list[float])
+        self.buffer.extend([order])
         ctx.emit(order.amount)
 
 

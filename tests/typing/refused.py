@@ -27,7 +27,10 @@ class Numbered(sa.KeyedOperator[int, Order, float]):
 
 
 class Unkeyed(sa.Operator[Order, float]):
+    buffer = sa.OperatorListState(Order)
+
     def process(self, order: Order, ctx: sa.Context[None, float]) -> None:
+        self.buffer.append("order")  # refused
         ctx.emit(order.amount)
 
 

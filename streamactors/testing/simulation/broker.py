@@ -156,7 +156,7 @@ class BrokerClient:
             process.note(f"sink fails before {what}")
             raise Disturbed(f"{MARK}: {what} failed")
         answer = request()
-        process.note(f"{what}: {answer}")
+        process.advance(f"{what}: {answer}")
         await process.pause()
         if lost:
             process.note(f"sink fails after {what}")

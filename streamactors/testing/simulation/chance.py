@@ -12,7 +12,8 @@ def stream(seed: int, purpose: str) -> Random:
 class Lottery:
     """Strikes up to `most` times, how often and when being drawn: asked once per opportunity.
 
-    Gaps are drawn log-uniformly up to `spread` opportunities, so that early moments (opening, restoring) get their share.
+    Half of the gaps are drawn uniformly up to `spread` opportunities, half log-uniformly, so that early moments (opening,
+    restoring) get their share.
     """
 
     def __init__(self, random: Random, most: int, spread: float) -> None:
@@ -30,4 +31,6 @@ class Lottery:
         return True
 
     def _draw(self) -> int:
+        if self._random.random() < 0.5:
+            return max(1, round(self._random.random() * self._spread))
         return max(1, round(math.exp(self._random.random() * math.log(self._spread))))

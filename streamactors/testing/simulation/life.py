@@ -13,9 +13,8 @@ from streamactors.testing.simulation.process import Process
 from streamactors.testing.simulation.world import World
 
 Crash = Literal["kills", "power_losses"]
-IDLE_STEPS: Final = 60_000
-"""Steps without anything read, written or committed: it is going round in circles."""
-IDLE_SECONDS: Final = 24 * 3600.0
+IDLE_STEPS: Final = 100_000
+"""Steps without anything read or written: it is going round in circles."""
 COLLECT_STEPS: Final = 4000
 """A garbage collection comes at most every so many steps."""
 LEAVING_STEPS: Final = 1000
@@ -121,14 +120,16 @@ class Life:
         self._next_look = self._loop.steps + 1 + int(self._draw.random() * COLLECT_STEPS)
         gc.collect()
         if self._loop.steps - self._process.progress > IDLE_STEPS:
-            self._world.broken.append(f"nothing was read, written or committed for {IDLE_STEPS} steps: {self._waiting()}")
+            waiting = ", ".join(task.get_name() for task in self._loop.unfinished())
+            self._world.broken.append(f"nothing was read or written for {IDLE_STEPS} steps; tasks: {waiting}")
 
     # ----------------------------------------------------------------------------------------------------- every attempt
     def attempt_begins(self, actors: Iterator[str]) -> None:
-        """Nothing may be left of the attempt before."""
+        """Nothing may be left of the attempt before, unless it hangs in an operation of the disk: these can't be cut
+        short, and are waited for only so long."""
         self._actors = frozenset(actors)
         left = [task.get_name() for task in self._loop.unfinished() if task.get_name() not in OWN]
-        if left and self._stopper is None:
+        if left and self._stopper is None and not self._process.lingering:
             self._world.broken.append(f"tasks of an earlier attempt are still there when the next begins: {left}")
 
     # ---------------------------------------------------------------------------------------------------------- verdict

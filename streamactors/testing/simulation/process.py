@@ -26,7 +26,9 @@ class Process:
         self.trace = trace
         self.alive = True
         self.progress = 0
-        """At which step something was last read, written or committed."""
+        """At which step something was last read or written."""
+        self.lingering = 0
+        """Operations outside that take their time at the moment."""
         order, step_seconds = draw.choice(ORDERS), draw.choice(STEP_SECONDS)
         self.loop = SimulationLoop(
             fate.random(f"schedule {number}"), trace, now=now, order=order, step_seconds=step_seconds
@@ -41,6 +43,10 @@ class Process:
 
     def note(self, line: str) -> None:
         self.trace.note(line)
+
+    def advance(self, line: str) -> None:
+        """Something was read or written: it gets on."""
+        self.trace.note(line)
         self.progress = self.loop.steps
 
     async def pause(self) -> None:
@@ -54,7 +60,11 @@ class Process:
         if self.fate.strikes(kind):
             taken = self._draw.random() * seconds
             self.note(f"{kind}: {taken:.6f} s")
-            await self.clock.sleep(taken)
+            self.lingering += 1
+            try:
+                await self.clock.sleep(taken)
+            finally:
+                self.lingering -= 1
             self.check_alive()
 
     def fail(self, kind: str, what: str) -> None:

@@ -63,7 +63,7 @@ class _Reader(SplitReader[T]):
         start = self._next[split]
         values = self._splits[split][start : start + process.up_to(LARGEST_READ)]
         self._next[split] = start + len(values)
-        process.note(f"read {len(values)} of {split} from {start}")
+        process.advance(f"read {len(values)} of {split} from {start}")
         return SourceBatch(
             split,
             values,

@@ -1,0 +1,134 @@
+"""The one door to the local disk for RocksDB: a folder for each backend, and what crashed processes have left of theirs.
+
+A folder is held by a lock that dies with the process. Whoever opens one in the same place deletes those whose lock
+nobody holds.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from streamactors.errors import CorruptCheckpoint, StorageFailed
+
+_PREFIX: Final = "streamactors-state-"
+_LOCK: Final = "lock"
+_CHUNK: Final = 1 << 20
+DIGEST_SIZE: Final = 16
+"""Of blake2b, as files of checkpoints have it."""
+
+
+class LocalFolder:
+    """Made empty by `make`; deleted by `delete`."""
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        self._lock: int | None = lock
+
+    @classmethod
+    def make(cls, base: str | None, token: Callable[[], str]) -> "LocalFolder":
+        """In `base`, or where temporary files go. Raises StorageFailed if that refuses."""
+        place = Path(base or tempfile.gettempdir())
+        with _refusals(f"RocksDB can't use the folder {place}"):
+            place.mkdir(parents=True, exist_ok=True)
+            _sweep(place)
+            while True:
+                path = place / f"{_PREFIX}{token()}"
+                path.mkdir(mode=0o700)
+                lock = _acquire(path / _LOCK, create=True)
+                if lock is not None:
+                    return cls(path, lock)
+
+    def delete(self) -> None:
+        """No matter if it is gone."""
+        if self._lock is None:
+            return
+        lock, self._lock = self._lock, None
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(lock)
+
+
+def _acquire(path: Path, *, create: bool) -> int | None:
+    """A descriptor that holds the lock, or None if somebody else does, or if there is none."""
+    try:
+        lock = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0) | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _sweep(place: Path) -> None:
+    """A folder without a lock file is just being made."""
+    for left in place.glob(f"{_PREFIX}*"):
+        try:
+            lock = _acquire(left / _LOCK, create=False)
+        except PermissionError:  # another user's
+            continue
+        if lock is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
+
+
+@contextlib.contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageFailed(f"{what}: {error.strerror or error}; make room, or give RocksDB(folder=…) another") from error
+
+
+# ----------------------------------------------------------------------------------------------- files of native snapshots
+def sizes(folder: Path) -> dict[str, int]:
+    """The files in a folder, by name."""
+    with _refusals(f"{folder} can't be read"), os.scandir(folder) as entries:
+        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+
+def digest(path: Path) -> bytes:
+    """blake2b over the whole file."""
+    found = hashlib.blake2b(digest_size=DIGEST_SIZE)
+    with _refusals(f"{path} can't be read"), open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            found.update(chunk)
+    return found.digest()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link where that is possible: for files that are never changed. Raises CorruptCheckpoint if it is gone."""
+    try:
+        os.link(source, target)
+    except FileNotFoundError as error:
+        raise CorruptCheckpoint(f"the file {source} is missing") from error
+    except OSError:
+        copy(source, target)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Raises CorruptCheckpoint if it is gone."""
+    with _refusals(f"{target} can't be written"):
+        try:
+            shutil.copyfile(source, target)
+        except FileNotFoundError as error:
+            raise CorruptCheckpoint(f"the file {source} is missing") from error
+
+
+def empty(folder: Path) -> Path:
+    """The folder, made, without what it held."""
+    with _refusals(f"{folder} can't be made"):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    return folder
+
+
+def remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,169 @@
+"""Snapshots of a RocksDB backend in the canonical format: rows as they are, read from a view pinned at the barrier."""
+
+from collections.abc import Callable, Mapping
+from itertools import islice
+from typing import Any, Final
+
+from streamactors.errors import StreamactorsError
+from streamactors.state.backend import BLOCK_SECONDS, StateBlock
+from streamactors.state.pace import Pace
+from streamactors.state.rocksdb_database import RowReader
+from streamactors.state.rocksdb_keys import LENGTH
+from streamactors.state.rocksdb_stores import ListStore, MapStore, Store, tail_of_list
+
+_GROUP_BYTES: Final = 2
+
+
+class _Part:
+    """The rows of one state and key group that make one block."""
+
+    def __init__(self, store: Store[Any], group: int) -> None:
+        self.store = store
+        self.group = group
+        self.entries = 0
+        self.keys: list[Any] = []
+        self.singles: list[bytes] = []
+        self.maps: list[dict[Any, Any]] = []
+
+    def block(self) -> StateBlock | None:
+        """None if there is nothing in it."""
+        if not self.keys:
+            return None
+        try:
+            if isinstance(self.store, MapStore):
+                data = self.store.codec.encode_block(self.keys, self.maps)
+            else:
+                data = self.store.codec.encode_block([], [], self.keys, self.singles)
+        except StreamactorsError as error:
+            raise type(error)(f"{self.store.where}, {error}") from error
+        return StateBlock(self.store.name, self.group, self.entries, data)
+
+
+class RocksSnapshot:
+    """See `KeyedSnapshot`. `error`: what an entry could not be written for, which is this snapshot's error."""
+
+    def __init__(
+        self,
+        checkpoint_id: int,
+        stores: Mapping[bytes, Store[Any]],
+        reader: RowReader,
+        error: StreamactorsError | None,
+        on_end: Callable[["RocksSnapshot"], None],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self.checkpoint_id = checkpoint_id
+        self._stores = stores
+        self._reader: RowReader | None = reader
+        self._error = error
+        self._on_end = on_end
+        self._monotonic = monotonic
+        self._pace = Pace()
+        self._kept: tuple[bytes, bytes] | None = None
+        """A row that was read and belongs to the next block."""
+        self._key: Any = None
+        """Of the list or map whose rows are being read."""
+        self._length = 0
+        self._tail = b""
+
+    def next_block(self, budget_seconds: float = BLOCK_SECONDS, *, max_entries: int | None = None) -> StateBlock | None:
+        limit = self._pace.items(budget_seconds)
+        started = self._monotonic()
+        try:
+            block, rows = self._next(limit if max_entries is None else min(limit, max_entries))
+        except BaseException:
+            self.abort()
+            raise
+        if block is None:
+            self.abort()
+        else:
+            self._pace.measured(rows, self._monotonic() - started)
+        return block
+
+    def abort(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        self._on_end(self)
+
+    # ------------------------------------------------------------------------------------------------------ the rows
+    def _next(self, limit: int) -> tuple[StateBlock | None, int]:
+        if self._error is not None:
+            raise self._error
+        while self._reader is not None:
+            first = self._take()
+            if first is None:
+                break
+            part, rows = self._part(first, limit)
+            if (block := part.block()) is not None:
+                return block, rows
+        return None, 0
+
+    def _take(self) -> tuple[bytes, bytes] | None:
+        assert self._reader is not None
+        kept, self._kept = self._kept, None
+        return kept or next(self._reader, None)
+
+    def _part(self, first: tuple[bytes, bytes], limit: int) -> tuple[_Part, int]:
+        """Rows of the same state and group as the first."""
+        assert self._reader is not None
+        prefix = first[0][: _GROUP_BYTES + 1 + first[0][_GROUP_BYTES]]
+        part = _Part(self._stores[prefix[_GROUP_BYTES:]], int.from_bytes(prefix[:_GROUP_BYTES], "big"))
+        take, cut = self._taker(part), len(prefix)
+        take(first[0][cut:], first[1])
+        rows = 1
+        for data, row in islice(self._reader, max(limit - 1, 0)):
+            if not data.startswith(prefix):
+                self._kept = data, row
+                break
+            take(data[cut:], row)
+            rows += 1
+        self._end_list(part)
+        return part, rows
+
+    def _taker(self, part: _Part) -> Callable[[bytes, bytes], None]:
+        match part.store:
+            case ListStore():
+                return lambda data, row: self._take_list(part, data, row)
+            case MapStore() as store:
+                return lambda data, row: self._take_map(part, store, data, row)
+        return lambda data, row: self._take_value(part, data, row)
+
+    def _take_value(self, part: _Part, data: bytes, row: bytes) -> None:
+        key, value = part.store.key_and_row(data, row)
+        part.keys.append(key)
+        part.singles.append(value)
+        part.entries += 1
+
+    def _take_head(self, part: _Part, data: bytes, row: bytes) -> bytes | None:
+        """What a key's first row holds; None for its other rows."""
+        self._length = LENGTH.size + LENGTH.unpack_from(data)[0]
+        if len(data) > self._length:
+            return None
+        self._key, head = part.store.key_and_row(data[LENGTH.size :], row)
+        part.entries += 1
+        return head
+
+    def _take_list(self, part: _Part, data: bytes, row: bytes) -> None:
+        """The first row has the last items, which go behind the chunks."""
+        if len(data) == LENGTH.size + LENGTH.unpack_from(data)[0]:
+            self._end_list(part)
+        head = self._take_head(part, data, row)
+        if head is None:
+            part.keys.append(self._key)
+            part.singles.append(row)
+        else:
+            self._tail = tail_of_list(head)
+
+    def _end_list(self, part: _Part) -> None:
+        if self._tail and not self._more_of_list():
+            part.keys.append(self._key)
+            part.singles.append(self._tail)
+            self._tail = b""
+
+    def _take_map(self, part: _Part, store: MapStore, data: bytes, row: bytes) -> None:
+        if self._take_head(part, data, row) is None:
+            inner, value = store.key_and_row(data[self._length :], row)
+            if not part.keys or part.keys[-1] is not self._key:
+                part.keys.append(self._key)
+                part.maps.append({})
+            part.maps[-1][inner] = store.codec.values.decode(value)

@@ -1,0 +1,651 @@
+"""What one state of one subtask holds in RocksDB, and the bounded cache of decoded entries in front of it.
+
+Rows, each beginning with the key group (2 bytes, big endian) and the state's name, so that a key group is a range:
+
+- value: the key → the value.
+- list: the key → how many chunks there are, and the last items; the key and a chunk's number → its items. Appending
+  rewrites the last items only, of which there are fewer than `TAIL`.
+- map: the key → how many entries; the key and the map's key → the value. In the order of the map's keys.
+
+A row of a key that its bytes do not give back in its own type (True, a tuple, an instance) carries it.
+"""
+
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from heapq import merge
+from itertools import chain
+from typing import Any, Final, Generic, TypeVar
+
+from streamactors.errors import CorruptCheckpoint, StateAccessError, StreamactorsError, UnserialisableKey
+from streamactors.state.blocks import EntryCodec, ListCodec, MapCodec, ValueCodec
+from streamactors.state.key_groups import KeyGroupRange
+from streamactors.state.rocksdb_database import Database, Rows
+from streamactors.state.rocksdb_keys import LENGTH, StorageKeys
+
+EntryT = TypeVar("EntryT")
+
+MISSING: Final[Any] = object()
+ABSENT: Final[Any] = object()
+"""In the cache: the key is known to hold nothing."""
+
+TAIL: Final = 64
+"""Items of a list from which on they become a chunk."""
+CHUNK: Final = 1024
+"""Items of a chunk at most."""
+WHOLE: Final = 64
+"""Up to so many entries a map is read as a whole."""
+LOADED: Final = 512
+"""Entries of a map kept decoded between two writes of it."""
+
+_CARRIED: Final = ord("K")
+_HEAD: Final = ord("H")
+_LIST_HEAD: Final = struct.Struct(">BIQ")
+_MAP_HEAD: Final = struct.Struct(">BQ")
+_GROUP: Final = struct.Struct(">H")
+
+
+class NoTable:
+    """Stands where there is nothing to reach: no key in hand, a group of another subtask, a closed backend."""
+
+    __slots__ = ("_why",)
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def _refuse(self, *_: Any) -> Any:
+        raise StateAccessError(self._why)
+
+    get = pop = __getitem__ = __setitem__ = _refuse
+
+
+def group_start(group: int) -> bytes:
+    """Where the rows of a key group begin, and those of the one before end."""
+    return _GROUP.pack(group)
+
+
+class Shared:
+    """What all states of one backend have in common. `room` is called before an entry is changed that was not."""
+
+    def __init__(self, uid: str, groups: KeyGroupRange, max_parallelism: int, database: Database) -> None:
+        self.uid = uid
+        self.groups = groups
+        self.max_parallelism = max_parallelism
+        self.database = database
+        self.keys = StorageKeys()
+        self.room: Callable[[], None] = lambda: None
+        self.on_flush: list[Callable[[str, list[Any]], None]] = []
+        """Told of the state and the keys that are written."""
+
+
+class Store(ABC, Generic[EntryT]):
+    """One state. `tables[group]` is `young`, the newer generation of the cache, for each group of this subtask.
+
+    An entry is looked for in `young`, in `old`, then in the database; when `young` is full it becomes `old`. `dirty`
+    are the keys whose entry was changed and not written, with their group: as it is if the database holds the key, else
+    inverted.
+    """
+
+    def __init__(self, name: str, codec: Any, shared: Shared, capacity: int) -> None:
+        self.name = name
+        self.where = f"operator {shared.uid!r}, state {name!r}"
+        self.codec: EntryCodec[Any] = codec
+        self.groups = shared.groups
+        self._shared = shared
+        self.database = shared.database
+        self.keys = shared.keys
+        self.state = bytes([len(name.encode())]) + name.encode()
+        self.prefixes = [_GROUP.pack(group) + self.state for group in range(shared.max_parallelism)]
+        self.counts: dict[int, int] = dict.fromkeys(shared.groups, 0)
+        """Keys in the database."""
+        self.dirty: dict[Any, int] = {}
+        self.stuck: dict[Any, StreamactorsError] = {}
+        """Of `dirty`, those that can't be written."""
+        self._half = self._full = max(capacity // 2, 4)
+        self._weight = 0
+        self.young: dict[Any, Any] = {}
+        self.old: dict[Any, Any] = {}
+        self._dropped: dict[Any, Any] = {}
+        foreign = NoTable(f"{self.where}: the key belongs to another subtask; this one has the key groups {self.groups}")
+        inactive = NoTable(
+            f"{self.where}: there is no current key. State is reachable only during process, for the key of the record "
+            "in hand: not in open, close or another task"
+        )
+        self.tables: list[Any] = [foreign] * shared.max_parallelism + [inactive]  # INACTIVE is the index -1
+        self._use(self.young)
+
+    # ------------------------------------------------------------------------------------- what each kind does its way
+    @abstractmethod
+    def read(self, key: Any, group: int, row: bytes | None) -> EntryT:
+        """The entry of a key, given its first row; ABSENT or an empty one if there is none. In any thread."""
+
+    @abstractmethod
+    def holds(self, entry: EntryT) -> bool:
+        """Whether a key with this entry exists."""
+
+    @abstractmethod
+    def weigh(self, entry: EntryT) -> int: ...
+
+    @abstractmethod
+    def write(self, key: Any, group: int, entry: EntryT, rows: Rows) -> None:
+        """Add what makes the database hold the entry, which does `holds`. Changes nothing if it raises."""
+
+    @abstractmethod
+    def erase(self, key: Any, group: int, entry: EntryT, rows: Rows) -> None: ...
+
+    @abstractmethod
+    def whole(self, key: Any, group: int, entry: EntryT) -> Any:
+        """What the codec knows as an entry: a copy that shares nothing that can be changed."""
+
+    @abstractmethod
+    def add(self, key: Any, group: int, entry: Any) -> None:
+        """Merge in an entry of the codec's."""
+
+    @abstractmethod
+    def row_of(self, key: Any, group: int) -> bytes:
+        """The first row of a key."""
+
+    @abstractmethod
+    def stored(self, group: int, *, keep_blocks: bool) -> Iterator[tuple[Any, bytes]]:
+        """Each key that the database holds, with its first row."""
+
+    # -------------------------------------------------------------------------------------------------------- the cache
+    def _use(self, young: dict[Any, Any]) -> None:
+        self.young = young
+        self.tables[self.groups.start : self.groups.stop] = [young] * len(self.groups)
+
+    def load(self, key: Any, group: int) -> EntryT:
+        """The entry of a key that is not in `young`, which then has it. Blocks if it has to be read."""
+        entry = self.old.get(key, MISSING)
+        if entry is MISSING:
+            entry = self.read(key, group, self.database.get(self.row_of(key, group)))
+        self.admit(key, entry)
+        return entry  # type: ignore[no-any-return]
+
+    def admit(self, key: Any, entry: EntryT) -> None:
+        self._weight += self.weigh(entry)
+        if self._weight > self._full:
+            self._age()
+        for _ in range(min(2, len(self._dropped))):  # bit by bit: freeing 100,000 entries at once would hold the loop
+            self._dropped.popitem()
+        self.young[key] = entry
+
+    def _age(self) -> None:
+        old = self.old
+        self._use_after(self.young, {key: old[key] for key in self.dirty if key not in self.young})
+        self._dropped = old
+
+    def _use_after(self, old: dict[Any, Any], young: dict[Any, Any]) -> None:
+        self.old = old
+        self._use(young)
+        self._weight = sum(map(self.weigh, young.values()))
+        self._full = self._half + self._weight
+
+    def cached(self, key: Any) -> Any:
+        """MISSING if it is not."""
+        entry = self.young.get(key, MISSING)
+        return self.old.get(key, MISSING) if entry is MISSING else entry
+
+    def entry(self, key: Any, group: int) -> EntryT:
+        """For the bound state: refuses a group that can't be reached."""
+        entry = self.tables[group].get(key, MISSING)
+        return self.load(key, group) if entry is MISSING else entry  # type: ignore[no-any-return]
+
+    def mark(self, key: Any, group: int) -> None:
+        """Before a key that is not dirty changes."""
+        entry = self.entry(key, group)
+        self._shared.room()
+        self.dirty[key] = group if self.holds(entry) else ~group
+
+    # -------------------------------------------------------------------------------------------------------- writing
+    def flush(self, limit: int) -> int:
+        """Write up to `limit` dirty entries, the first changed first; returns how many. Those that can't be are stuck
+        until they are changed again."""
+        rows: Rows = {}
+        written: list[tuple[Any, int]] = []
+        for key in self._next(limit):
+            group = self.dirty[key]
+            try:
+                self._collect(key, group, rows)
+                written.append((key, group))
+            except StreamactorsError as error:
+                self.stuck[key] = type(error)(f"{self.where}, key {key!r}: {error}")
+        if written:
+            self.database.write(rows)
+            for key, group in written:
+                self._written(key, group)
+            for told in self._shared.on_flush:
+                told(self.name, [key for key, _ in written])
+        return len(written)
+
+    def _next(self, limit: int) -> list[Any]:
+        found = []
+        for key in self.dirty:
+            if len(found) == limit:
+                break
+            if key not in self.stuck:
+                found.append(key)
+        return found
+
+    def _collect(self, key: Any, marked: int, rows: Rows) -> None:
+        entry = self.cached(key)
+        group = marked if marked >= 0 else ~marked
+        if self.holds(entry):
+            self.write(key, group, entry, rows)
+        elif marked >= 0:
+            self.erase(key, group, entry, rows)
+
+    def _written(self, key: Any, marked: int) -> None:
+        holds = self.holds(self.cached(key))
+        if marked < 0 and holds:
+            self.counts[~marked] += 1
+        elif marked >= 0 and not holds:
+            self.counts[marked] -= 1
+        del self.dirty[key]
+
+    def retry(self) -> None:
+        """What was stuck may have been mended."""
+        self.stuck.clear()
+
+    def count(self) -> int:
+        """Keys with an entry."""
+        there = sum(self.holds(self.cached(key)) for key in self.dirty)
+        return sum(self.counts.values()) + there - sum(group >= 0 for group in self.dirty.values())
+
+    # ----------------------------------------------------------------------------------------------------- looking in
+    def copy_of(self, key: Any, group: int) -> Any:
+        """MISSING if the key holds nothing. Leaves the cache as it is."""
+        entry = self.cached(key)
+        if entry is MISSING:
+            entry = self.read(key, group, self.database.get(self.row_of(key, group)))
+        return self.whole(key, group, entry) if self.holds(entry) else MISSING
+
+    def scan(self, group: int) -> Iterator[tuple[Any, Any]]:
+        changed = {key: marked for key, marked in self.dirty.items() if marked in (group, ~group)}
+        stored = [(key, row) for key, row in self.stored(group, keep_blocks=False) if key not in changed]
+        for key, row in stored:
+            yield key, self.whole(key, group, self.read(key, group, row))
+        for key in changed:
+            found = self.copy_of(key, group)
+            if found is not MISSING:
+                yield key, found
+
+    # ------------------------------------------------------------------------------------------------------------ keys
+    def encode_key(self, key: Any) -> bytes:
+        return self.keys.encode(key)
+
+    def carrying(self, key: Any, row: bytes) -> bytes:
+        carried = self.keys.carried(key)
+        return row if carried is None else b"K" + LENGTH.pack(len(carried)) + carried + row
+
+    def key_and_row(self, data: bytes, row: bytes) -> tuple[Any, bytes]:
+        """What `encode_key` and `carrying` were given."""
+        if row[0] != _CARRIED:
+            return self.keys.plain(data), row
+        end = 5 + LENGTH.unpack_from(row, 1)[0]
+        return self.keys.uncarried(row[5:end]), row[end:]
+
+    def without_key(self, row: bytes) -> bytes:
+        return row[5 + LENGTH.unpack_from(row, 1)[0] :] if row[0] == _CARRIED else row
+
+    def close(self) -> None:
+        closed = NoTable(f"{self.where}: the operator has been stopped")
+        self.tables[:] = [closed] * len(self.tables)
+        self.young, self.old, self._dropped, self.dirty = {}, {}, {}, {}
+        self.counts = {}
+
+
+# --------------------------------------------------------------------------------------------------------------- values
+class ValueStore(Store[Any]):
+    """An entry is the value, or ABSENT."""
+
+    codec: ValueCodec
+
+    def read(self, key: Any, group: int, row: bytes | None) -> Any:
+        return ABSENT if row is None else self.codec.decode(self.without_key(row))
+
+    def holds(self, entry: Any) -> bool:
+        return entry is not ABSENT
+
+    def weigh(self, entry: Any) -> int:
+        return 1
+
+    def write(self, key: Any, group: int, entry: Any, rows: Rows) -> None:
+        rows[self.row_of(key, group)] = self.carrying(key, self.codec.encode(entry))
+
+    def erase(self, key: Any, group: int, entry: Any, rows: Rows) -> None:
+        rows[self.row_of(key, group)] = None
+
+    def whole(self, key: Any, group: int, entry: Any) -> Any:
+        return self.codec.copy(entry)
+
+    def add(self, key: Any, group: int, entry: Any) -> None:
+        if key not in self.dirty:
+            self.mark(key, group)
+        self.young[key] = entry
+
+    def row_of(self, key: Any, group: int) -> bytes:
+        return self.prefixes[group] + self.keys.encode(key)
+
+    def stored(self, group: int, *, keep_blocks: bool) -> Iterator[tuple[Any, bytes]]:
+        start = self.prefixes[group]
+        cut = len(start)
+        for data, row in self.database.rows(start, after(start), keep_blocks=keep_blocks):
+            yield self.key_and_row(data[cut:], row)
+
+
+def after(prefix: bytes) -> bytes:
+    """The first bytes behind all that begin with `prefix`."""
+    kept = prefix.rstrip(b"\xff")
+    return kept[:-1] + bytes([kept[-1] + 1])
+
+
+class _ManyRows(Store[EntryT]):
+    """A key has several rows: each begins with the key and its length."""
+
+    def row_of(self, key: Any, group: int) -> bytes:
+        data = self.keys.encode(key)
+        return self.prefixes[group] + LENGTH.pack(len(data)) + data
+
+    def stored(self, group: int, *, keep_blocks: bool) -> Iterator[tuple[Any, bytes]]:
+        start = self.prefixes[group]
+        cut = len(start) + LENGTH.size
+        for data, row in self.database.rows(start, after(start), keep_blocks=keep_blocks):
+            length = LENGTH.unpack_from(data, len(start))[0]
+            if len(data) == cut + length:
+                yield self.key_and_row(data[cut:], row)
+
+
+# ---------------------------------------------------------------------------------------------------------------- lists
+class ListCell:
+    """`chunks` of the list are in the database, with `sealed` items; `tail` comes after them. `stored` chunks are there,
+    some of which may be left from before it was cleared."""
+
+    __slots__ = ("chunks", "sealed", "stored", "tail")
+
+    def __init__(self, chunks: int, sealed: int, tail: list[Any]) -> None:
+        self.chunks = self.stored = chunks
+        self.sealed = sealed
+        self.tail = tail
+
+    def __len__(self) -> int:
+        return self.sealed + len(self.tail)
+
+    def clear(self) -> None:
+        self.chunks = self.sealed = 0
+        self.tail = []
+
+
+class ListStore(_ManyRows[ListCell]):
+    codec: ListCodec
+
+    def read(self, key: Any, group: int, row: bytes | None) -> ListCell:
+        if row is None:
+            return ListCell(0, 0, [])
+        data = self.without_key(row)
+        chunks, sealed = head_of_list(data)
+        tail = data[_LIST_HEAD.size :]
+        return ListCell(chunks, sealed, self.codec.items.decode_many(tail) if tail else [])
+
+    def holds(self, entry: ListCell) -> bool:
+        return len(entry) > 0
+
+    def weigh(self, entry: ListCell) -> int:
+        return 1 + len(entry.tail)
+
+    def write(self, key: Any, group: int, entry: ListCell, rows: Rows) -> None:
+        head = self.row_of(key, group)
+        encode, tail = self.codec.items.encode_many, entry.tail
+        sealing = [] if len(tail) < TAIL else [tail[at : at + CHUNK] for at in range(0, len(tail), CHUNK)]
+        if sealing and len(sealing[-1]) < TAIL:
+            tail = sealing.pop()
+        elif sealing:
+            tail = []
+        chunks = [encode(items) for items in sealing]
+        last = encode(tail) if tail else b""
+        count, sealed = entry.chunks + len(chunks), entry.sealed + sum(map(len, sealing))
+        rows[head] = self.carrying(key, _LIST_HEAD.pack(_HEAD, count, sealed) + last)
+        rows.update((head + LENGTH.pack(number), data) for number, data in enumerate(chunks, entry.chunks))
+        rows.update((head + LENGTH.pack(number), None) for number in range(count, entry.stored))
+        entry.chunks = entry.stored = count
+        entry.sealed, entry.tail = sealed, tail
+
+    def erase(self, key: Any, group: int, entry: ListCell, rows: Rows) -> None:
+        head = self.row_of(key, group)
+        rows[head] = None
+        rows.update((head + LENGTH.pack(number), None) for number in range(entry.stored))
+        entry.stored = 0
+
+    def items(self, key: Any, group: int, entry: ListCell) -> Iterator[Any]:
+        """Chunk by chunk; the items of chunks are made anew each time."""
+        return chain(self._sealed(key, group, entry.chunks), entry.tail) if entry.chunks else iter(entry.tail)
+
+    def _sealed(self, key: Any, group: int, chunks: int) -> Iterator[Any]:
+        head = self.row_of(key, group)
+        reader = self.database.rows(head + LENGTH.pack(0), head + LENGTH.pack(chunks))
+        return chain.from_iterable(self.codec.items.decode_many(row) for _, row in reader)
+
+    def whole(self, key: Any, group: int, entry: ListCell) -> list[Any]:
+        return [*self._sealed(key, group, entry.chunks), *self.codec.copy(entry.tail)]
+
+    def add(self, key: Any, group: int, entry: list[Any]) -> None:
+        self.extend(key, group, entry)
+
+    def extend(self, key: Any, group: int, items: list[Any]) -> None:
+        if key not in self.dirty:
+            self.mark(key, group)
+        self.entry(key, group).tail.extend(items)
+        self._weight += len(items)
+
+
+def head_of_list(data: bytes) -> tuple[int, int]:
+    """Chunks, and items in them."""
+    mark, chunks, sealed = _LIST_HEAD.unpack_from(data)
+    _check_head(mark)
+    return chunks, sealed
+
+
+def tail_of_list(data: bytes) -> bytes:
+    """The last items, encoded; empty if all are in chunks."""
+    return data[_LIST_HEAD.size :]
+
+
+def _check_head(mark: int) -> None:
+    if mark != _HEAD:
+        raise CorruptCheckpoint(f"a row of state begins with {mark}, which no version has written")
+
+
+# ----------------------------------------------------------------------------------------------------------------- maps
+class MapCell:
+    """`known` are entries in memory: all of them if `complete`, else ABSENT for those known not to exist. `changed` are
+    keys not written, with whether the database holds them."""
+
+    __slots__ = ("changed", "complete", "known", "size")
+
+    def __init__(self, size: int, known: dict[Any, Any], *, complete: bool) -> None:
+        self.size = size
+        self.known = known
+        self.complete = complete
+        self.changed: dict[Any, bool] = {}
+
+
+class MapStore(_ManyRows[MapCell]):
+    codec: MapCodec
+
+    def read(self, key: Any, group: int, row: bytes | None) -> MapCell:
+        if row is None:
+            return MapCell(0, {}, complete=True)
+        mark, size = _MAP_HEAD.unpack_from(self.without_key(row))
+        _check_head(mark)
+        if size > WHOLE:
+            return MapCell(size, {}, complete=False)
+        return MapCell(size, {inner: value for _, inner, value in self._stored_entries(key, group)}, complete=True)
+
+    def _stored_entries(self, key: Any, group: int, start: bytes = b"\0") -> Iterator[tuple[bytes, Any, Any]]:
+        """Bytes of the map's key, the key, its value; in order."""
+        head = self.row_of(key, group)
+        cut = len(head)
+        for data, row in self.database.rows(head + start, head + b"\xff"):
+            inner, value = self.key_and_row(data[cut:], row)
+            yield data[cut:], inner, self.codec.values.decode(value)
+
+    def holds(self, entry: MapCell) -> bool:
+        return entry.size > 0
+
+    def weigh(self, entry: MapCell) -> int:
+        return 1 + len(entry.known)
+
+    def write(self, key: Any, group: int, entry: MapCell, rows: Rows) -> None:
+        head = self.row_of(key, group)
+        encode, known = self.codec.values.encode, entry.known
+        made: Rows = {head: self.carrying(key, _MAP_HEAD.pack(_HEAD, entry.size))}
+        for inner, existed in entry.changed.items():
+            value = known.get(inner, ABSENT)
+            if value is not ABSENT:
+                made[head + self.keys.encode(inner)] = self.carrying(inner, encode(value))
+            elif existed:
+                made[head + self.keys.encode(inner)] = None
+        rows.update(made)
+        self._settled(entry)
+
+    def erase(self, key: Any, group: int, entry: MapCell, rows: Rows) -> None:
+        head = self.row_of(key, group)
+        rows[head] = None
+        rows.update((head + self.keys.encode(inner), None) for inner, existed in entry.changed.items() if existed)
+        self._settled(entry)
+
+    def _settled(self, entry: MapCell) -> None:
+        entry.changed = {}
+        if len(entry.known) > LOADED:  # a new dict: somebody may be walking over the other
+            entry.known, entry.complete = {}, False
+
+    def whole(self, key: Any, group: int, entry: MapCell) -> dict[Any, Any]:
+        return self.codec.copy(dict(self.items(key, group, entry)))
+
+    def add(self, key: Any, group: int, entry: dict[Any, Any]) -> None:
+        for inner, value in entry.items():
+            self.put(key, group, inner, value)
+
+    # ------------------------------------------------------------------------------------------------- entry by entry
+    def find(self, key: Any, group: int, cell: MapCell, inner: Any) -> Any:
+        """The value, or ABSENT. Blocks if it has to be read."""
+        value = cell.known.get(inner, MISSING)
+        if value is not MISSING:
+            return value
+        if cell.complete:
+            hash(inner)
+            return ABSENT
+        row = self.database.get(self.row_of(key, group) + self._inner(inner))
+        value = ABSENT if row is None else self.codec.values.decode(self.without_key(row))
+        if len(cell.known) > LOADED and not cell.changed:
+            cell.known = {}
+        cell.known[inner] = value
+        return value
+
+    def _inner(self, inner: Any) -> bytes:
+        try:
+            return self.keys.encode(inner)
+        except UnserialisableKey as error:
+            raise UnserialisableKey(f"{self.where}: {error}") from error
+
+    def put(self, key: Any, group: int, inner: Any, value: Any) -> None:
+        cell = self._changing(key, group)
+        existed = self.find(key, group, cell, inner) is not ABSENT
+        cell.changed.setdefault(inner, existed)
+        cell.known[inner] = value
+        cell.size += not existed
+        self._weight += not existed
+
+    def remove(self, key: Any, group: int, inner: Any) -> bool:
+        """False if it was not there."""
+        if self.find(key, group, self.entry(key, group), inner) is ABSENT:
+            return False
+        cell = self._changing(key, group)
+        self.find(key, group, cell, inner)  # again: it may have been dropped meanwhile
+        cell.changed.setdefault(inner, True)
+        if cell.complete:
+            del cell.known[inner]
+        else:
+            cell.known[inner] = ABSENT
+        cell.size -= 1
+        return True
+
+    def clear(self, key: Any, group: int) -> None:
+        if self.entry(key, group).size == 0:
+            return
+        cell = self._changing(key, group)
+        stored = cell.known if cell.complete else (inner for _, inner, _ in self._stored_entries(key, group))
+        for inner in stored:
+            cell.changed.setdefault(inner, True)
+        cell.known, cell.complete, cell.size = {}, True, 0
+
+    def _changing(self, key: Any, group: int) -> MapCell:
+        if key not in self.dirty:
+            self.mark(key, group)
+        return self.entry(key, group)
+
+    def items(self, key: Any, group: int, cell: MapCell) -> Iterable[tuple[Any, Any]]:
+        return cell.known.items() if cell.complete else self.in_order(key, group, cell)
+
+    def in_order(
+        self, key: Any, group: int, cell: MapCell, start: Any = MISSING, stop: Any = MISSING
+    ) -> Iterator[tuple[Any, Any]]:
+        """Entries from `start` up to `stop`, in the order of their keys' bytes, without reading others."""
+        first = b"\0" if start is MISSING else self._inner(start)
+        last = b"\xff" if stop is MISSING else self._inner(stop)
+        known, changed = dict(cell.known), dict(cell.changed)
+        new = [
+            (data, inner, known[inner])
+            for inner, existed in changed.items()
+            if not existed and known.get(inner, ABSENT) is not ABSENT and first <= (data := self._inner(inner))
+        ]
+        for data, inner, value in merge(sorted(new, key=_data), self._stored_entries(key, group, first), key=_data):
+            if data >= last:
+                return
+            if inner in changed and changed[inner]:
+                value = known.get(inner, ABSENT)
+            if value is not ABSENT:
+                yield inner, value
+
+
+def _data(row: tuple[bytes, Any, Any]) -> bytes:
+    return row[0]
+
+
+class SpreadMap(Mapping[Any, Any]):
+    """A map that is not in memory as a whole, for reading."""
+
+    def __init__(self, store: MapStore, key: Any, group: int) -> None:
+        self._store, self._key, self._group = store, key, group
+
+    def __getitem__(self, inner: Any) -> Any:
+        store = self._store
+        value = store.find(self._key, self._group, store.entry(self._key, self._group), inner)
+        if value is ABSENT:
+            raise KeyError(inner)
+        return value
+
+    def __iter__(self) -> Iterator[Any]:
+        return (inner for inner, _ in self._pairs())
+
+    def __len__(self) -> int:
+        return self._store.entry(self._key, self._group).size
+
+    def values(self) -> Any:
+        return [value for _, value in self._pairs()]
+
+    def items(self) -> Any:
+        return self._pairs()
+
+    def _pairs(self) -> Iterator[tuple[Any, Any]]:
+        store = self._store
+        return store.in_order(self._key, self._group, store.entry(self._key, self._group))
+
+
+def store_for(codec: Any, name: str, shared: Shared, capacity: int) -> Store[Any]:
+    match codec:
+        case ValueCodec():
+            return ValueStore(name, codec, shared, capacity)
+        case ListCodec():
+            return ListStore(name, codec, shared, capacity)
+    return MapStore(name, codec, shared, capacity)
