@@ -27,6 +27,16 @@ class InvalidConfig(StreamactorsError):
     retryable = False
 
 
+class InvalidTimestamp(StreamactorsError):
+    """What a `timestamp` function gave for record `record` of a batch is no time-stamp."""
+
+    retryable = False
+
+    def __init__(self, what: str, record: int) -> None:
+        super().__init__(what)
+        self.record = record
+
+
 class StateAccessError(StreamactorsError):
     """State was touched outside the call that it belongs to."""
 

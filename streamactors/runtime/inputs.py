@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 from streamactors.actors.mailbox import Mailbox
 from streamactors.elements import END, Batch, DeadLetter, Element, TimeMark
-from streamactors.errors import RecordFailed
+from streamactors.errors import InvalidTimestamp, RecordFailed
 from streamactors.operators.base import dead_letter, done_of
 from streamactors.sources import SourceBatch, SplitReader, UndecodableRecord
-from streamactors.time.watermarks import NoTimestamp, SplitWatermarks
+from streamactors.time.watermarks import SplitWatermarks
 
 
 class Input(Protocol):
@@ -222,8 +222,8 @@ class SourceInput:
         try:
             stamps = time.stamps(values)
         except Exception as error:
-            known = isinstance(error, NoTimestamp)
-            index = error.index if isinstance(error, NoTimestamp) else done_of(values, len(batch)) - 1
+            known = isinstance(error, InvalidTimestamp)
+            index = error.record if isinstance(error, InvalidTimestamp) else done_of(values, len(batch)) - 1
             what = f"timestamp: {type(error).__name__}: {error}"
             raise RecordFailed(self._uid, what, origin=batch.origin(index), retryable=not known) from error
         self._marks.extend(time.asked(self._monotonic()))

@@ -118,3 +118,43 @@ class KeyedBackend(Protocol):
 
     def close(self) -> None:
         """Abort snapshots and let go of all state; what is bound raises StateAccessError from now on."""
+
+
+# ------------------------------------------------------------------------------------------------------ native snapshots
+@dataclass(frozen=True, slots=True)
+class NativeFile:
+    """A file of a native snapshot: `path` is where it lies until the snapshot is aborted, `name` what a restore wants
+    it called. `digest` is blake2b (16 bytes) over the whole file; content is its identity, since names may come again.
+    `shared`: it never changes, and later snapshots are likely to have it as well."""
+
+    name: str
+    path: str
+    size: int
+    digest: bytes
+    shared: bool
+
+
+class NativeSnapshot(Protocol):
+    """The state as it was when it began, as files in the backend's own format. In this order:
+
+    `link` in a thread, `linked` on the loop, `files` in a thread; then store the files; then `abort`.
+    """
+
+    @property
+    def checkpoint_id(self) -> int: ...
+
+    @property
+    def format(self) -> str:
+        """What can restore it."""
+
+    def link(self) -> None:
+        """Blocks. What is changed meanwhile stays in memory."""
+
+    def linked(self) -> None:
+        """`link` is through, or has failed."""
+
+    def files(self) -> list[NativeFile]:
+        """Blocks: new files are read, to hash them."""
+
+    def abort(self) -> None:
+        """Let go of the files, stored or not. Not while `link` or `files` runs. No harm if it has ended."""

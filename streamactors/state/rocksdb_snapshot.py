@@ -1,7 +1,6 @@
 """Snapshots of a RocksDB backend in the canonical format: rows as they are, read from a view pinned at the barrier."""
 
 from collections.abc import Callable, Mapping
-from itertools import islice
 from typing import Any, Final
 
 from streamactors.errors import StreamactorsError
@@ -62,6 +61,8 @@ class RocksSnapshot:
         """A row that was read and belongs to the next block."""
         self._key: Any = None
         """Of the list or map whose rows are being read."""
+        self._begun = False
+        """Its first row was read, and it is in no block so far."""
         self._length = 0
         self._tail = b""
 
@@ -94,6 +95,8 @@ class RocksSnapshot:
             if first is None:
                 break
             part, rows = self._part(first, limit)
+            if part is None:
+                continue
             if (block := part.block()) is not None:
                 return block, rows
         return None, 0
@@ -103,22 +106,31 @@ class RocksSnapshot:
         kept, self._kept = self._kept, None
         return kept or next(self._reader, None)
 
-    def _part(self, first: tuple[bytes, bytes], limit: int) -> tuple[_Part, int]:
-        """Rows of the same state and group as the first."""
+    def _part(self, first: tuple[bytes, bytes], limit: int) -> tuple[_Part | None, int]:
+        """Rows of the same state and group as the first; None for state that is declared no more."""
         assert self._reader is not None
         prefix = first[0][: _GROUP_BYTES + 1 + first[0][_GROUP_BYTES]]
-        part = _Part(self._stores[prefix[_GROUP_BYTES:]], int.from_bytes(prefix[:_GROUP_BYTES], "big"))
+        store = self._stores.get(prefix[_GROUP_BYTES:])
+        if store is None:
+            return None, 1
+        part = _Part(store, int.from_bytes(prefix[:_GROUP_BYTES], "big"))
         take, cut = self._taker(part), len(prefix)
         take(first[0][cut:], first[1])
         rows = 1
-        for data, row in islice(self._reader, max(limit - 1, 0)):
-            if not data.startswith(prefix):
+        for data, row in self._reader:
+            if rows >= limit or not data.startswith(prefix):
                 self._kept = data, row
                 break
             take(data[cut:], row)
             rows += 1
-        self._end_list(part)
+        if not self._continues(prefix):
+            self._end_list(part)
         return part, rows
+
+    def _continues(self, prefix: bytes) -> bool:
+        """Whether the row that was kept belongs to the list that was read last."""
+        data = self._kept[0] if self._kept else b""
+        return data.startswith(prefix) and not _is_head(data[len(prefix) :])
 
     def _taker(self, part: _Part) -> Callable[[bytes, bytes], None]:
         match part.store:
@@ -136,27 +148,33 @@ class RocksSnapshot:
 
     def _take_head(self, part: _Part, data: bytes, row: bytes) -> bytes | None:
         """What a key's first row holds; None for its other rows."""
-        self._length = LENGTH.size + LENGTH.unpack_from(data)[0]
-        if len(data) > self._length:
+        if not _is_head(data):
             return None
+        self._length = len(data)
         self._key, head = part.store.key_and_row(data[LENGTH.size :], row)
-        part.entries += 1
+        self._begun = True
         return head
+
+    def _add_key(self, part: _Part) -> None:
+        """Once for all the blocks that a list or map is spread over, it counts as an entry."""
+        part.keys.append(self._key)
+        part.entries += self._begun
+        self._begun = False
 
     def _take_list(self, part: _Part, data: bytes, row: bytes) -> None:
         """The first row has the last items, which go behind the chunks."""
-        if len(data) == LENGTH.size + LENGTH.unpack_from(data)[0]:
+        if _is_head(data):
             self._end_list(part)
         head = self._take_head(part, data, row)
         if head is None:
-            part.keys.append(self._key)
+            self._add_key(part)
             part.singles.append(row)
         else:
             self._tail = tail_of_list(head)
 
     def _end_list(self, part: _Part) -> None:
-        if self._tail and not self._more_of_list():
-            part.keys.append(self._key)
+        if self._tail:
+            self._add_key(part)
             part.singles.append(self._tail)
             self._tail = b""
 
@@ -164,6 +182,11 @@ class RocksSnapshot:
         if self._take_head(part, data, row) is None:
             inner, value = store.key_and_row(data[self._length :], row)
             if not part.keys or part.keys[-1] is not self._key:
-                part.keys.append(self._key)
+                self._add_key(part)
                 part.maps.append({})
             part.maps[-1][inner] = store.codec.values.decode(value)
+
+
+def _is_head(data: bytes) -> bool:
+    """Whether it is the first row of a list or map, without its group and state."""
+    return len(data) == LENGTH.size + int(LENGTH.unpack_from(data)[0])

@@ -12,7 +12,7 @@ A row of a key that its bytes do not give back in its own type (True, a tuple, a
 
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import merge
 from itertools import chain
 from typing import Any, Final, Generic, TypeVar
@@ -92,7 +92,6 @@ class Store(ABC, Generic[EntryT]):
         self.codec: EntryCodec[Any] = codec
         self.groups = shared.groups
         self._shared = shared
-        self.database = shared.database
         self.keys = shared.keys
         self.state = bytes([len(name.encode())]) + name.encode()
         self.prefixes = [_GROUP.pack(group) + self.state for group in range(shared.max_parallelism)]
@@ -113,6 +112,10 @@ class Store(ABC, Generic[EntryT]):
         )
         self.tables: list[Any] = [foreign] * shared.max_parallelism + [inactive]  # INACTIVE is the index -1
         self._use(self.young)
+
+    @property
+    def database(self) -> Database:
+        return self._shared.database
 
     # ------------------------------------------------------------------------------------- what each kind does its way
     @abstractmethod
@@ -180,6 +183,18 @@ class Store(ABC, Generic[EntryT]):
         self._use(young)
         self._weight = sum(map(self.weigh, young.values()))
         self._full = self._half + self._weight
+
+    def resize(self, capacity: int) -> None:
+        self._half = self._full = max(capacity // 2, 4)
+
+    def not_cached(self, keys: Sequence[Any], groups: Sequence[int]) -> dict[Any, int]:
+        """Keys with their groups. Those in the older generation are brought into the younger."""
+        young, old = self.young, self.old
+        missing = {key: group for key, group in zip(keys, groups, strict=True) if key not in young}
+        for key in [key for key in missing if key in old] if missing and old else ():
+            del missing[key]
+            self.admit(key, old[key])
+        return missing
 
     def cached(self, key: Any) -> Any:
         """MISSING if it is not."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Generic, TypeVar
 
 from streamactors.elements import MAX_TIME, MIN_TIME, TimeMark
-from streamactors.errors import InvalidDataflow
+from streamactors.errors import InvalidDataflow, InvalidTimestamp
 from streamactors.time.progress import InputTime, WatermarkMerge
 
 T = TypeVar("T")
@@ -131,14 +131,6 @@ class Watermarks(Generic[T_contra]):
 
 
 # --------------------------------------------------------------------------------------------------- one source subtask
-class NoTimestamp(ValueError):
-    """What a user's function gave for record `index`."""
-
-    def __init__(self, value: object, index: int) -> None:
-        super().__init__(f"{value!r} is no time-stamp: give an int, in milliseconds since the epoch")
-        self.index = index
-
-
 class _Split:
     __slots__ = ("generator", "seen", "time")
 
@@ -189,12 +181,13 @@ class SplitWatermarks:
 
     # ------------------------------------------------------------------------------------------------------- records
     def stamps(self, values: Iterable[Any]) -> list[int]:
-        """Their time-stamps. Raises what the user's function raises, NoTimestamp for what is none."""
+        """Their time-stamps. Raises what the user's function raises, InvalidTimestamp for what is none."""
         timestamp = self._timestamp
         stamps = [timestamp(value) for value in values]
         if stamps and (set(map(type, stamps)) != {int} or min(stamps) <= MIN_TIME or max(stamps) >= MAX_TIME):
             wrong = [type(stamp) is not int or not MIN_TIME < stamp < MAX_TIME for stamp in stamps].index(True)
-            raise NoTimestamp(stamps[wrong], wrong)
+            what = f"{stamps[wrong]!r} is no time-stamp: give an int, in milliseconds since the epoch"
+            raise InvalidTimestamp(what, wrong)
         return stamps
 
     def found(self, name: str) -> Sequence[TimeMark]:

@@ -1,9 +1,11 @@
 """The store's promises hold whatever operation of the disk a crash comes before: of the process alone, or of the power,
 which loses or keeps by seed each thing that was not yet made durable."""
 
+import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -158,6 +160,59 @@ async def test_a_crash_before_any_operation(life: Life, power_loss: bool) -> Non
         disk = disk.after_crash(chance if power_loss else None, crash_after=chance.randrange(150))
         await live(disk, plain_life, promises)
         disk = disk.after_crash(chance)
+        await live(disk, plain_life, promises)
+        assert not disk.crashed
+
+
+def interrupted_life(turns: int, *, receipt: bool) -> Life:
+    """An attempt fails just while a receipt, or a checkpoint, is being completed; the next one, of the same process,
+    builds on what it finds."""
+
+    async def life(store: CheckpointStore, promises: Promises) -> None:
+        await attempt(store, promises, 3)
+        if receipt:
+            await interrupted(store.write_receipt(await take(store, promises)), turns)
+            await look(store, promises)
+            return
+        writer = await begin(store)
+        promises.checkpoint = writer.checkpoint
+        file = await writer.write("totals", state(writer.checkpoint))
+        promises.latest.add(writer.checkpoint)
+        manifest = manifest_of(store, writer.checkpoint, file, transactional=True)
+        await interrupted(store.complete(manifest), turns)
+        for checkpoint in tuple(store.in_flight):  # as an attempt does at its end
+            await store.abort(checkpoint)
+        await look(store, promises)
+
+    return life
+
+
+async def interrupted(work: Coroutine[Any, Any, object], turns: int) -> None:
+    task = asyncio.create_task(work)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def look(store: CheckpointStore, promises: Promises) -> None:
+    """What has been found once was acted on, and has to stay."""
+    found = await store.latest(verify="digests")
+    checkpoint = None if found is None else await restored(found)
+    assert checkpoint in promises.latest
+    promises.latest = {checkpoint}
+    if found is not None and found.committed:
+        promises.receipts.add(found.manifest.checkpoint)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("turns", range(2, 50, 3))
+@pytest.mark.parametrize("receipt", [True, False])
+async def test_what_an_interrupted_attempt_left_is_trusted_only_once_it_is_durable(receipt: bool, turns: int) -> None:
+    for seed in range(5):
+        promises, disk = Promises(), VolatileDisk()
+        await live(disk, interrupted_life(turns, receipt=receipt), promises)
+        disk = disk.after_crash(random.Random(seed))
         await live(disk, plain_life, promises)
         assert not disk.crashed
 

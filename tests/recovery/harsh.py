@@ -383,6 +383,8 @@ class World:
         self.sources: list[Sequences] = []
         self.restored: list[Restored] = []
         self.restarts = 0
+        self.given_up = 0
+        """Checkpoints."""
         self.overtaking = overtaking
         self._topology = topology
         self._kept = kept
@@ -423,7 +425,7 @@ class World:
             restart=sa.Restart.fixed(dt.timedelta(0), 100),
         )
         job = _job(flow.graph(), config, restore="latest", fresh=False, resources=None, files=self.files)
-        with _listening(self.restored):
+        with _listening(self):
             async with _supervised(job, None, "cancel", dt.timedelta(0)) as handle:
                 yield Leg(self, handle)
                 self.restarts += handle.metrics()["restarts"]
@@ -483,6 +485,12 @@ class Leg:
         self.world.faults.arm(place, after)
         await self.until(lambda: self.world.faults.hits[place] > hits and self._restarted(restarts))
 
+    async def aborts(self, least: int) -> int:
+        """Waits until so many more checkpoints were given up; gives how many."""
+        before = self.world.given_up
+        await self.until(lambda: self.world.given_up - before >= least)
+        return self.world.given_up - before
+
     async def fail_storage(self, operation: str, path: str) -> None:
         await self.checkpointed()
         restarts = self.job.metrics()["restarts"]
@@ -511,20 +519,22 @@ class Leg:
 
 
 class _Listener(logging.Handler):
-    def __init__(self, restored: list[Restored]) -> None:
+    def __init__(self, world: World) -> None:
         super().__init__(logging.INFO)
-        self._restored = restored
+        self._world = world
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.msg == "%s: restoring %s" and isinstance(record.args, tuple):
             uri = str(record.args[1])
-            self._restored.append(Restored(uri, manifest_of(uri).in_flight_records))
+            self._world.restored.append(Restored(uri, manifest_of(uri).in_flight_records))
+        elif "was given up" in record.msg:
+            self._world.given_up += 1
 
 
 @contextlib.contextmanager
-def _listening(restored: list[Restored]) -> Iterator[None]:
+def _listening(world: World) -> Iterator[None]:
     """To the job's own word on what it restores."""
-    log, listener = logging.getLogger("streamactors.job"), _Listener(restored)
+    log, listener = logging.getLogger("streamactors.job"), _Listener(world)
     level = log.level
     log.setLevel(logging.INFO)
     log.addHandler(listener)

@@ -127,6 +127,24 @@ async def test_failures_that_are_tolerated_restart_nothing(mode: str, tmp_path: 
     assert [restored.in_flight > 0 for restored in world.restored] == [True]
 
 
+@pytest.mark.parametrize("mode", OVERTAKING)
+@pytest.mark.parametrize("topology", [pipeline, multi_input])
+async def test_checkpoints_that_time_out_by_the_dozen(topology: Topology, mode: str, tmp_path: Path) -> None:
+    """Aborts at any moment, before their barriers and behind them, with others under way; and crashes in between."""
+    world = World(tmp_path, topology, tolerable_failures=10_000, max_concurrent=3, **MODES[mode])
+    world.files.slow(0.01, "write", "*-in-flight")
+    for width in (3, 2, 3):
+        async with world.leg(width, timeout=dt.timedelta(milliseconds=35)) as leg:
+            given_up = await leg.aborts(20)
+            await leg.checkpointed()
+            await leg.fail("map", after=3)
+            assert given_up >= 20
+    async with world.leg(2) as leg:
+        await world.finish(leg)
+    assert world.verdict() == NOTHING_WRONG
+    assert min(restored.in_flight for restored in world.restored) > 0
+
+
 async def test_the_mode_changes_with_every_restore(tmp_path: Path) -> None:
     """What one mode has left in flight, another takes up."""
     modes = ["unaligned", "aligned", "timeout-0", "unaligned-3-at-once", "aligned", "timeout-3ms", "aligned"]

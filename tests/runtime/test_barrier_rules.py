@@ -211,7 +211,12 @@ class TestRule1NeverInsideARecord:
             door.let(1)  # the call downstream has its own record in hand
             info = await asked
             assert door.passed == 1 and Burst.calls == 1
-        print(in_flight(info))
+        assert in_flight(info) == {
+            ("numbers", "burst", "received"): 4,
+            ("burst", "map-2", "unsent"): 70,
+            ("burst", "map-2", "received"): 29,
+            ("map-2", "out", "unsent"): 1,
+        }
         await finish(self.bursting(feed, Door(open=True), sink, chain=False), settings)
         assert sink.values == list(range(500))
 
@@ -356,7 +361,8 @@ class TestRule3EncodedBeforeSeen:
         await finish(flow(Door(open=True), Change()), settings)
         assert sink.values == [n + 1000 for n in range(12)]
 
-    async def test_records_handed_to_several_consumers(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("behind", [False, True], ids=["directly", "behind a filter"])
+    async def test_records_handed_to_several_consumers(self, behind: bool, tmp_path: Path) -> None:
         feed, changed, kept = fed(*([n, BIG] for n in range(12)), chunk=1), ListSink[Any](), ListSink[Any]()
 
         def flow(changing: Door, keeping: Door, change: Change) -> sa.Dataflow:
@@ -364,7 +370,8 @@ class TestRule3EncodedBeforeSeen:
             lists = flow.source("lists", feed)
             a = lists.map(changing, chain=False).map(change).map(lambda v: v[0])
             a.sink("changed", changed)
-            lists.map(keeping, chain=False).map(lambda v: v[0]).sink("kept", kept)
+            others = lists.filter(lambda v: True, chain=False) if behind else lists
+            others.map(keeping, chain=False).map(lambda v: v[0]).sink("kept", kept)
             return flow
 
         files, settings = failing(tmp_path), config(tmp_path, **UNALIGNED)

@@ -1,4 +1,4 @@
-"""Unaligned checkpoints of whole jobs: what is in flight is stored, and comes back, at any parallelism, exactly once."""
+"""Unaligned checkpoints of whole jobs: what is in flight is stored and comes back, at any parallelism, exactly once."""
 
 import asyncio
 import datetime as dt
@@ -90,3 +90,81 @@ async def test_what_is_in_flight_comes_back_at_any_parallelism(tmp_path: Path, p
         await sa.run(gated(feed, gate, sink, chain=chain), config(tmp_path, parallelism))
     assert Counter(sink.values) == Counter(expected())
     assert in_order_per_key(sink.values)
+
+
+# -------------------------------------------------------------------------------------- overtaking only after a while
+async def test_an_alignment_is_handed_over_while_it_runs(tmp_path: Path) -> None:
+    """One channel has given its barrier, and is blocked; the other's is stuck behind a full one: the timer decides."""
+    feeds, sink = [Feed(chunk=16), Feed(chunk=16)], ListSink[Any]()
+    free, gate = asyncio.Event(), Gate(0)
+
+    async def stuck(value: int) -> int:
+        if not free.is_set():
+            await gate(value)
+        return value
+
+    def flow() -> sa.Dataflow:
+        flow = sa.Dataflow("handed-over")
+        quick, slow = (flow.source(f"numbers-{place}", feed) for place, feed in enumerate(feeds))
+        late = slow.rebalance().map(stuck, name="stuck")
+        quick.union(late).key_by(lambda v: v % KEYS).process("count", Count).sink("out", sink)
+        return flow
+
+    settings = config(tmp_path, 1, alignment="aligned", alignment_timeout=dt.timedelta(milliseconds=300))
+    feeds[1].put(*range(0, 2000, 2))
+    async with sa.start(flow(), settings, on_exit="cancel") as job:
+        await until(lambda: gate.held and job.metrics()["subtasks"]["numbers-1[0]"]["unsent"])
+        asked = asyncio.create_task(job.checkpoint())
+        await until(lambda: job.metrics()["subtasks"]["count[0]"]["blocked"])
+        feeds[0].put(*range(1, 2000, 2))  # behind the barrier, on the blocked channel
+        await until(lambda: job.metrics()["subtasks"]["numbers-0[0]"]["unsent"])
+        assert not asked.done()
+        async with asyncio.timeout(PATIENCE):
+            info = await asked
+        assert info.duration >= dt.timedelta(milliseconds=300)
+        assert info.inflight_bytes > 0 and not job.metrics()["subtasks"]["count[0]"]["blocked"]
+        await job.cancel()
+    free.set()
+    for feed in feeds:
+        feed.end()
+    await sa.run(flow(), settings)
+    for key in range(KEYS):
+        counts = sorted(count for value, count in sink.values if value % KEYS == key)
+        assert counts == list(range(1, len(counts) + 1))
+    assert Counter(value for value, _ in sink.values) == Counter(range(2000))
+
+
+async def test_a_quick_job_never_overtakes(tmp_path: Path) -> None:
+    """Where a checkpoint is aligned in time, nothing is in flight."""
+    feed, sink, gate = Feed(chunk=256), ListSink[Any](), Gate(10**9)
+    patient = config(tmp_path, alignment="aligned", alignment_timeout=dt.timedelta(seconds=PATIENCE))
+    feed.put(*NUMBERS)
+    async with sa.start(gated(feed, gate, sink), patient, on_exit="cancel") as job:
+        for _ in range(3):
+            async with asyncio.timeout(PATIENCE):
+                assert (await job.checkpoint()).inflight_bytes == 0
+
+
+@pytest.mark.parametrize("again", [{"alignment": "aligned"}, {"alignment": "aligned", "mode": "at-least-once"}])
+async def test_jobs_of_another_mode_take_up_what_is_in_flight(tmp_path: Path, again: dict[str, Any]) -> None:
+    feed, sink = Feed(chunk=256), ListSink[Any]()
+    gate = Gate(100)
+    info = await checkpoint_and_crash(gated(feed, gate, sink), feed, gate, config(tmp_path))
+    assert info.inflight_bytes > 0
+    feed.end()
+    async with asyncio.timeout(PATIENCE):
+        await sa.run(gated(feed, Gate(10**9), sink), config(tmp_path, 3, **again))
+    assert Counter(sink.values) == Counter(expected())
+    assert in_order_per_key(sink.values)
+
+
+async def test_records_in_flight_to_a_step_that_is_gone(tmp_path: Path) -> None:
+    """Records in flight to a step that the flow no longer has are refused by name."""
+    feed, sink = Feed(chunk=256), ListSink[Any]()
+    gate = Gate(100)
+    await checkpoint_and_crash(gated(feed, gate, sink), feed, gate, config(tmp_path))
+    feed.end()
+    without = sa.Dataflow("gated")
+    without.source("numbers", feed).key_by(lambda v: v % KEYS).process("count", Count).sink("out", sink)
+    with pytest.raises(sa.IncompatibleState, match=r"records in flight on the edge .*take a savepoint"):
+        await sa.run(without, config(tmp_path))

@@ -381,6 +381,41 @@ class TestRule7WatermarksInSnapshots:
         await finish(flow(), config(tmp_path, widths[1], **MODES[mode]))
         assert sorted(sink.values) == [((key, 500), 999) for key in range(KEYS)]
 
+    @pytest.mark.parametrize("mode", ["aligned", "unaligned"])
+    @pytest.mark.parametrize("sources", [1, 2])
+    @pytest.mark.parametrize("widths", [(1, 1), (2, 2), (2, 3), (2, 1)])
+    async def test_what_a_quiet_input_had_told_is_not_forgotten(
+        self, widths: tuple[int, int], sources: int, mode: str, tmp_path: Path
+    ) -> None:
+        """Two splits, of one source or of two: the slower one moves on, the other one has nothing more to say."""
+        feeds = [Feed(splits=2, chunk=1)] if sources == 1 else [Feed(chunk=1), Feed(chunk=1)]
+        sink = ListSink[Any]()
+
+        def flow() -> sa.Dataflow:
+            made = sa.Dataflow("quiet")
+            monotonic: sa.Watermarks[Any] = sa.Watermarks.monotonic(lambda pair: pair[1])
+            streams = [made.source(f"in-{n}", feed, watermarks=monotonic) for n, feed in enumerate(feeds)]
+            both = streams[0].union(*streams[1:])
+            both.key_by(lambda pair: pair[0]).process("told", Told).sink("out", sink)
+            return made
+
+        def put(split: int, time: int) -> None:
+            feed, own = (feeds[0], split) if sources == 1 else (feeds[split], 0)
+            feed.put(*((key, time) for key in range(KEYS)), split=own)
+
+        async def until_told(job: sa.JobHandle, wanted: int, times: dict[int, int]) -> None:
+            """What a checkpoint has committed can be seen."""
+            while not sink.values or {watermark for _, watermark in sink.values[-KEYS:]} != {wanted}:
+                for split, time in times.items():
+                    put(split, time)
+                await job.checkpoint()
+
+        async with crashing(flow(), config(tmp_path, widths[0], **MODES[mode])) as job:
+            await until_told(job, 999, {0: 2000, 1: 1000})
+        sink.values.clear()
+        async with crashing(flow(), config(tmp_path, widths[1], **MODES[mode])) as job:
+            await until_told(job, 1499, {1: 1500})
+
     @staticmethod
     def nodes(job: sa.JobHandle, uid: str, count: str) -> int:
         """Over all subtasks."""

@@ -1,0 +1,366 @@
+"""Keyed state in RocksDB, for state larger than memory: rows on the local disk behind a cache of decoded entries.
+
+What an operator changes is changed in the cache, and written behind: always before a snapshot begins, and when more
+than `RocksDBOptions.dirty` entries wait. So `get` and `set` of a cached entry are as cheap as the heap's, and a
+snapshot's synchronous part is the writing of what is dirty.
+
+Reading an entry that is not cached blocks: call `prefetch` for a batch before it enters the operator.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final, cast
+
+from streamactors.clock import SYSTEM, Clock
+from streamactors.errors import (
+    IncompatibleState,
+    InvalidDataflow,
+    StateAccessError,
+    StreamactorsError,
+)
+from streamactors.state.backend import Cursor, StateBlock, StateT
+from streamactors.state.blocks import codec_for
+from streamactors.state.descriptors import stand_in
+from streamactors.state.key_groups import KeyGroupRange, key_group
+from streamactors.state.pace import Pace
+from streamactors.state.rocksdb_database import WRITE_ROWS, Database, RocksDBOptions
+from streamactors.state.rocksdb_fetch import Fetch
+from streamactors.state.rocksdb_folder import LocalFolder, remove
+from streamactors.state.rocksdb_native import (
+    NativePart,
+    RocksNativeSnapshot,
+    base_of,
+    check_max_parallelism,
+    counts_in,
+    keep_only,
+    open_part,
+    rows_of,
+    same_rows,
+    write_meta,
+)
+from streamactors.state.rocksdb_snapshot import RocksSnapshot
+from streamactors.state.rocksdb_states import bound_state
+from streamactors.state.rocksdb_stores import MISSING, Shared, Store, group_start, store_for
+
+__all__ = ["RocksDBBackend", "RocksDBOptions"]
+
+_SYNC_SECONDS: Final = 0.025
+"""What writing all that is dirty may take: half of what a snapshot's synchronous part may."""
+_FEW: Final = 8
+"""So many entries are read on the loop: a trip to a thread and back takes longer."""
+_WAIT_SECONDS: Final = 0.002
+_BUILTIN: Final = frozenset({str, int, bytes, float, bool})
+DATABASE: Final = "db"
+
+
+class RocksDBBackend:
+    """See `KeyedBackend`; besides, `prefetch`, and native snapshots. `uid` names the operator in errors.
+
+    Raises MissingExtra without rocksdict, StorageFailed if the local folder can't be used.
+    """
+
+    def __init__(
+        self,
+        groups: KeyGroupRange,
+        max_parallelism: int,
+        *,
+        uid: str = "",
+        cursor: Cursor | None = None,
+        clock: Clock = SYSTEM,
+        options: RocksDBOptions | None = None,
+    ) -> None:
+        self.groups = groups
+        self.cursor = Cursor() if cursor is None else cursor
+        self.options = RocksDBOptions() if options is None else options
+        self._uid = uid
+        self._max_parallelism = max_parallelism
+        self._clock = clock
+        self._where = where = f"operator {uid!r}, key groups {groups}"
+        self._folder = LocalFolder.make(self.options.folder, clock.token)
+        try:
+            database = Database(self._folder.path / DATABASE, self.options, where)
+        except BaseException:
+            self._folder.delete()
+            raise
+        self._shared = Shared(uid, groups, max_parallelism, database)
+        self._shared.room = self._room
+        self._stores: dict[str, Store[Any]] = {}
+        self._bound: list[Any] = []
+        self._snapshots: list[RocksSnapshot] = []
+        self._native: list[RocksNativeSnapshot] = []
+        self._native_digests: dict[str, tuple[int, bytes]] = {}
+        self._native_made = 0
+        self._pace = Pace()
+        self._limit = self.options.dirty
+        self._closed = False
+
+    @property
+    def _database(self) -> Database:
+        return self._shared.database
+
+    def attach(self, cursor: Cursor) -> None:
+        self.cursor = cursor
+        for state in self._bound:
+            state.attach(cursor)
+
+    def bind(self, name: str, declaration: StateT) -> StateT:
+        if name in self._stores:
+            raise InvalidDataflow(f"operator {self._uid!r}: two states have the name {name!r}")
+        if len(name.encode()) > 255:
+            raise InvalidDataflow(f"operator {self._uid!r}, state {name!r}: the name is longer than 255 bytes")
+        try:
+            codec = codec_for(declaration)
+        except InvalidDataflow as error:
+            raise InvalidDataflow(f"operator {self._uid!r}, state {name!r}: {error}") from error
+        store = self._stores[name] = store_for(codec, name, self._shared, self.options.cache)
+        bound = bound_state(store, self.cursor)
+        stand_in(bound, declaration, name)
+        self._bound.append(bound)
+        self._share_cache()
+        return cast(StateT, bound)
+
+    def _share_cache(self) -> None:
+        each = max(self.options.cache // len(self._stores), 8)
+        for store in self._stores.values():
+            store.resize(each)
+        self._limit = min(self.options.dirty, max(each // 4, 2))
+
+    # ------------------------------------------------------------------------------------------------------- writing
+    def _room(self) -> None:
+        """Write behind: some of the oldest, when too many are dirty."""
+        if sum([len(store.dirty) for store in self._stores.values()]) >= min(
+            self._limit, max(self._pace.items(_SYNC_SECONDS), 64)
+        ):
+            fullest = max(self._stores.values(), key=lambda store: len(store.dirty) - len(store.stuck))
+            self._write(fullest, min(WRITE_ROWS, max(self._limit // 4, 1)))
+            if len(fullest.stuck) > self._limit:
+                raise next(iter(fullest.stuck.values()))
+
+    def _write(self, store: Store[Any], limit: int) -> None:
+        started = self._clock.monotonic()
+        written = store.flush(limit)
+        if written >= WRITE_ROWS // 2:
+            self._pace.measured(written, self._clock.monotonic() - started)
+
+    def _write_all(self) -> StreamactorsError | None:
+        """The first error of what can't be written."""
+        for store in self._stores.values():
+            store.retry()
+            while len(store.dirty) > len(store.stuck):
+                self._write(store, WRITE_ROWS)
+        return next((error for store in self._stores.values() for error in store.stuck.values()), None)
+
+    # ------------------------------------------------------------------------------------------------------- reading
+    async def prefetch(self, keys: Sequence[Any], groups: Sequence[int]) -> None:
+        """Bring what the keys hold into the cache, so that processing them does not block; and wait while too much is
+        waiting to be written."""
+        fetch = self.fetch(keys, groups)
+        if fetch is not None:
+            if fetch.size <= _FEW:
+                fetch.read()
+            else:
+                await self._clock.run_blocking(fetch.read)
+            fetch.keep()
+        while len(self._database.waiting) > self._limit and not self._closed:
+            await self._settle()
+
+    def fetch(self, keys: Sequence[Any], groups: Sequence[int]) -> Fetch | None:
+        """What of it is not in the cache: `read` it in any thread, then `keep` it; None if all is there."""
+        wanted = {
+            name: missing for name, store in self._stores.items() if (missing := store.not_cached(keys, groups))
+        }
+        return Fetch(self._stores, wanted, self._shared) if wanted else None
+
+    async def _settle(self) -> None:
+        if self._database.held:
+            await self._clock.sleep(_WAIT_SECONDS)
+            return
+        before = len(self._database.waiting)
+        self._database.settle()
+        if len(self._database.waiting) == before:
+            await self._clock.run_blocking(self._database.flush)
+
+    # ----------------------------------------------------------------------------------------------------- snapshots
+    def begin_snapshot(self, checkpoint_id: int) -> RocksSnapshot:
+        error = self._write_all()
+        reader = self._database.rows(group_start(0), group_start(1 << 15), keep_blocks=False)
+        stores = {store.state: store for store in self._stores.values()}
+        snapshot = RocksSnapshot(checkpoint_id, stores, reader, error, self._ended, self._clock.monotonic)
+        self._snapshots.append(snapshot)
+        return snapshot
+
+    def _ended(self, snapshot: RocksSnapshot) -> None:
+        if snapshot in self._snapshots:
+            self._snapshots.remove(snapshot)
+
+    def begin_native_snapshot(self, checkpoint_id: int) -> RocksNativeSnapshot:
+        """See `NativeSnapshot`. Raises CheckpointFailed while another one has not written its files yet, and the error
+        of an entry that can't be written."""
+        error = self._write_all()
+        if error is not None:
+            raise error
+        write_meta(self._database, self.schemas(), self._stores.values(), self._max_parallelism)
+        self._native_made += 1
+        path = self._folder.path / f"native-{self._native_made}"
+        snapshot = RocksNativeSnapshot(checkpoint_id, self._database, path, self._native_digests, self._native_ended)
+        self._native.append(snapshot)
+        return snapshot
+
+    def _native_ended(self, snapshot: RocksNativeSnapshot) -> None:
+        if snapshot in self._native:
+            self._native.remove(snapshot)
+
+    def restore_native(self, parts: Sequence[NativePart]) -> None:
+        """Take over our key groups from files of native snapshots, before anything else is restored. Blocks: for a
+        thread. The files stay as they are.
+
+        A part that is ours for the most is opened as it is; of the others, our key groups are copied. State whose
+        schema has changed (see `check_schemas`, to be called before) is rewritten. Raises IncompatibleState for another
+        max parallelism or a newer format, CorruptCheckpoint for files that are missing, damaged or no snapshot.
+        """
+        if any(store.count() for store in self._stores.values()):
+            raise IncompatibleState(f"operator {self._uid!r}: native files can only be restored into empty state")
+        wanted = [part for part in parts if part.groups.intersect(self.groups)]
+        base = base_of(wanted, self.groups)
+        if base is not None and self._open(base):
+            wanted.remove(base)
+        for number, part in enumerate(wanted):
+            self._copy(part, self._folder.path / f"part-{number}")
+
+    def _open(self, part: NativePart) -> bool:
+        """Go on with a part's files; False if they have to be rewritten."""
+        path = self._folder.path / f"{DATABASE}-restored"
+        database, meta = open_part(part, path, self.options, self._where)
+        try:
+            check_max_parallelism(meta, self._max_parallelism, self._where)
+            if not same_rows(meta, self.schemas()):
+                database.close()
+                return False
+            keep_only(database, self.groups)
+        except BaseException:
+            database.close()
+            raise
+        self._shared.database.close()
+        self._shared.database = database
+        for state, counts in counts_in(meta, self.groups):
+            self._stores[state].counts.update(counts)
+        return True
+
+    def _copy(self, part: NativePart, path: Path) -> None:
+        groups = part.groups.intersect(self.groups)
+        source, meta = open_part(part, path, self.options, self._where)
+        try:
+            check_max_parallelism(meta, self._max_parallelism, self._where)
+            if same_rows(meta, self.schemas()):
+                self._database.ingest(iter(rows_of(source, groups)), path.with_suffix(".sst"), self.options)
+                for state, counts in counts_in(meta, groups):
+                    self._stores[state].counts.update(counts)
+            else:
+                self._rewrite(source, groups)
+        finally:
+            source.close()
+            remove(path)
+
+    def _rewrite(self, source: Database, groups: KeyGroupRange) -> None:
+        stores = {store.state: store for store in self._stores.values()}
+        reader = rows_of(source, groups)
+        snapshot = RocksSnapshot(0, stores, reader, None, lambda _: None, self._clock.monotonic)
+        while (block := snapshot.next_block()) is not None:
+            self.restore([block])
+
+    def schemas(self) -> dict[str, Any]:
+        return {name: store.codec.schema() for name, store in self._stores.items()}
+
+    def check_schemas(self, stored: Mapping[str, Any], *, allow_dropped: bool = False) -> None:
+        for name, schema in stored.items():
+            store = self._stores.get(name)
+            if store is not None:
+                problems = store.codec.problems(schema)
+                if problems:
+                    raise IncompatibleState(f"{store.where}: {'; '.join(problems)}")
+            elif not allow_dropped:
+                raise IncompatibleState(
+                    f"operator {self._uid!r}, state {name!r}: stored in the checkpoint, but no longer declared. "
+                    "Declare it again, or allow dropping state"
+                )
+
+    def restore(self, blocks: Iterable[StateBlock]) -> None:
+        for block in blocks:
+            if block.group not in self.groups:
+                raise IncompatibleState(
+                    f"operator {self._uid!r}, state {block.state!r}: a block of key group {block.group} was given to "
+                    f"the subtask of the key groups {self.groups}"
+                )
+            if (store := self._stores.get(block.state)) is not None:
+                self._add(store, block)
+
+    def _add(self, store: Store[Any], block: StateBlock) -> None:
+        try:
+            keys, entries = store.codec.decode_block(block.data)
+        except StreamactorsError as error:
+            raise type(error)(f"{store.where}: {error}") from error
+        self._check_groups(store, block.group, keys)
+        for key, entry in zip(keys, entries, strict=True):
+            store.add(key, block.group, entry)
+
+    def _check_groups(self, store: Store[Any], group: int, keys: list[Any]) -> None:
+        """A key that no longer falls into its group would never be found again. One stands for all of its type, except
+        for classes, whose fields may have changed."""
+        doubtful = {type(key): key for key in keys}.values() if _BUILTIN.issuperset(map(type, keys)) else keys
+        for key in doubtful:
+            now = key_group(key, self._max_parallelism)
+            if now != group:
+                raise IncompatibleState(
+                    f"{store.where}: the key {key!r} is stored in key group {group}, and falls into {now} now: the "
+                    "fields of its class, or the max parallelism, have changed"
+                )
+
+    # ------------------------------------------------------------------------------------------------------ looking in
+    def query(self, name: str, key: Any, group: int) -> Any:
+        store = self._store(name)
+        if group not in self.groups:
+            raise StateAccessError(f"{store.where}: key group {group} is not among the {self.groups} of this subtask")
+        found = store.copy_of(key, group)
+        if found is not MISSING:
+            return found
+        default = store.codec.empty()
+        return None if type(default) is object else default
+
+    def scan(self, name: str) -> Iterator[tuple[int, Any, Any]]:
+        store = self._store(name)
+        return chain.from_iterable(
+            ((group, key, held) for key, held in store.scan(group)) for group in self.groups
+        )
+
+    def _store(self, name: str) -> Store[Any]:
+        if name not in self._stores:
+            known = ", ".join(self._stores) or "none"
+            raise StateAccessError(f"operator {self._uid!r} has no state {name!r}; it declares: {known}")
+        return self._stores[name]
+
+    def entries(self) -> dict[str, int]:
+        return {name: store.count() for name, store in self._stores.items()}
+
+    @property
+    def memory_used(self) -> int:
+        """Bytes of blocks and write buffers, over all databases that share the memory."""
+        return self._database.memory_used
+
+    def close(self) -> None:
+        """Besides, delete the local files."""
+        if self._closed:
+            return
+        self._closed = True
+        for snapshot in self._snapshots.copy():
+            snapshot.abort()
+        for native in self._native.copy():
+            native.abort()
+        for store in self._stores.values():
+            store.close()
+        try:
+            self._database.close()
+        finally:
+            self._folder.delete()
+
+

@@ -1,0 +1,171 @@
+"""Native snapshots: RocksDB's own files, linked at one point in time, for checkpoints that store only new ones.
+
+A file is known by its content: its name may come again after a fail-over. Tables (`shared`) never change once written;
+the few small files beside them say which tables make up the state, and are new each time.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from streamactors.errors import CheckpointFailed, CorruptCheckpoint, IncompatibleState
+from streamactors.state.backend import NativeFile
+from streamactors.state.key_groups import KeyGroupRange
+from streamactors.state.rocksdb_database import Database, RocksDBOptions, RowReader
+from streamactors.state.rocksdb_folder import copy, digest, empty, link_or_copy, remove, sizes
+from streamactors.state.rocksdb_stores import Store, group_start
+
+FORMAT: Final = "rocksdb-1"
+_META: Final = b"\xff\xffmeta"
+"""Behind all key groups, of which there are at most 32768."""
+_TABLE: Final = ".sst"
+_NOT_STORED: Final = (".log", ".dbtmp", "LOCK", "LOG")
+_ESSENTIAL: Final = "CURRENT"
+
+
+class _Meta(msgspec.Struct, forbid_unknown_fields=False):
+    """What the rows of a database are. `counts`: keys by state and key group."""
+
+    format: str
+    max_parallelism: int
+    schemas: dict[str, Any]
+    counts: dict[str, dict[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class NativePart:
+    """Files of one native snapshot, in a local folder under their names; `groups` is what its subtask owned."""
+
+    folder: Path
+    groups: KeyGroupRange
+
+
+def write_meta(
+    database: Database, schemas: Mapping[str, Any], stores: Iterable[Store[Any]], max_parallelism: int
+) -> None:
+    counts = {store.name: {group: count for group, count in store.counts.items() if count} for store in stores}
+    database.write({_META: msgspec.msgpack.encode(_Meta(FORMAT, max_parallelism, dict(schemas), counts))})
+
+
+# ------------------------------------------------------------------------------------------------------------- snapshots
+class RocksNativeSnapshot:
+    """See `NativeSnapshot`. `digests`: of tables hashed before, by name and size: a database gives each name once."""
+
+    format: Final = FORMAT
+
+    def __init__(
+        self,
+        checkpoint_id: int,
+        database: Database,
+        folder: Path,
+        digests: dict[str, tuple[int, bytes]],
+        on_end: Callable[["RocksNativeSnapshot"], None],
+    ) -> None:
+        if database.held:
+            raise CheckpointFailed(f"{database.where}: the snapshot before this one has not written its files yet")
+        self.checkpoint_id = checkpoint_id
+        self._database = database
+        self._folder = folder
+        self._digests = digests
+        self._on_end = on_end
+        self._ended = False
+        database.hold()
+        self._holding = True
+
+    def link(self) -> None:
+        self._database.checkpoint(self._folder)
+
+    def linked(self) -> None:
+        if self._holding:
+            self._holding = False
+            self._database.release()
+
+    def files(self) -> list[NativeFile]:
+        found = sizes(self._folder)
+        stored = {name: size for name, size in found.items() if not name.endswith(_NOT_STORED)}
+        return [self._file(name, size) for name, size in sorted(stored.items())]
+
+    def _file(self, name: str, size: int) -> NativeFile:
+        path = self._folder / name
+        shared = name.endswith(_TABLE)
+        known = self._digests.get(name) if shared else None
+        if known is not None and known[0] == size:
+            return NativeFile(name, str(path), size, known[1], shared)
+        content = digest(path)
+        if shared:
+            self._digests[name] = size, content
+        return NativeFile(name, str(path), size, content, shared)
+
+    def abort(self) -> None:
+        self.linked()
+        if not self._ended:
+            self._ended = True
+            remove(self._folder)
+            self._on_end(self)
+
+
+# --------------------------------------------------------------------------------------------------------------- restore
+def open_part(part: NativePart, path: Path, options: RocksDBOptions, where: str) -> tuple[Database, _Meta]:
+    """A database at `path` made of a part's files, which stay as they are. Raises CorruptCheckpoint, IncompatibleState."""
+    found = sizes(part.folder) if part.folder.is_dir() else {}
+    if _ESSENTIAL not in found:
+        raise CorruptCheckpoint(f"{where}: {part.folder} holds no RocksDB snapshot ({_ESSENTIAL} is missing)")
+    empty(path)
+    for name in found:
+        (link_or_copy if name.endswith(_TABLE) else copy)(part.folder / name, path / name)
+    database = Database(path, options, where, create=False)
+    try:
+        return database, _meta_of(database)
+    except BaseException:
+        database.close()
+        raise
+
+
+def _meta_of(database: Database) -> _Meta:
+    data = database.get(_META)
+    if data is None:
+        raise CorruptCheckpoint(f"{database.where}: a RocksDB folder that is no snapshot of state: it says not whose")
+    try:
+        found = msgspec.msgpack.decode(data, type=_Meta)
+    except msgspec.MsgspecError as error:
+        raise CorruptCheckpoint(f"{database.where}: the description of the state can't be read: {error}") from error
+    if found.format != FORMAT:
+        raise IncompatibleState(f"{database.where}: stored in format {found.format}, this version reads {FORMAT}")
+    return found
+
+
+def same_rows(meta: _Meta, schemas: Mapping[str, Any]) -> bool:
+    """Whether the rows are what would be written now. What changed is rewritten when it is restored: rows of several
+    versions in one database could not be told apart later."""
+    return all(schemas.get(name) == stored for name, stored in meta.schemas.items())
+
+
+def check_max_parallelism(meta: _Meta, max_parallelism: int, where: str) -> None:
+    if meta.max_parallelism != max_parallelism:
+        raise IncompatibleState(
+            f"{where}: stored with the max parallelism {meta.max_parallelism}, and it is {max_parallelism} now"
+        )
+
+
+def keep_only(database: Database, groups: KeyGroupRange) -> None:
+    """Delete the rows of all other key groups."""
+    database.delete_range(group_start(0), group_start(groups.start))
+    database.delete_range(group_start(groups.stop), b"\xff\xff")
+
+
+def rows_of(database: Database, groups: KeyGroupRange) -> RowReader:
+    return database.rows(group_start(groups.start), group_start(groups.stop), keep_blocks=False)
+
+
+def counts_in(meta: _Meta, groups: KeyGroupRange) -> Iterator[tuple[str, dict[int, int]]]:
+    for state, counts in meta.counts.items():
+        yield state, {group: count for group, count in counts.items() if group in groups}
+
+
+def base_of(parts: Sequence[NativePart], groups: KeyGroupRange) -> NativePart | None:
+    """The part that is worth opening as it is, and to delete from: at least half of it is wanted."""
+    best = max(parts, key=lambda part: len(part.groups.intersect(groups)), default=None)
+    return best if best and 2 * len(best.groups.intersect(groups)) >= len(best.groups) else None
