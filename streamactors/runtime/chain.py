@@ -173,10 +173,12 @@ class Chain:
 
     def restate(self) -> None:
         """Where event time stands at each link, to those after it: they may have been started afresh."""
+        # What is in the backlog may end an idleness; who comes behind it must not begin it anew.
+        settled = not self._backlog
         for place, slot in enumerate(self.slots):
             for mark in slot.time.restated():
                 slot.tell(mark)
-                if place < self._last:
+                if place < self._last and (settled or isinstance(mark, Watermark)):
                     self.push_backlog(place + 1, self.slots[place + 1].route, mark)
 
     def tell(self, index: int, mark: TimeMark) -> None:

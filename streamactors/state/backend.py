@@ -120,7 +120,7 @@ class KeyedBackend(Protocol):
         """Abort snapshots and let go of all state; what is bound raises StateAccessError from now on."""
 
 
-# ------------------------------------------------------------------------------------------------------ native snapshots
+# ----------------------------------------------------------------------------------------------------- native snapshots
 @dataclass(frozen=True, slots=True)
 class NativeFile:
     """A file of a native snapshot: `path` is where it lies until the snapshot is aborted, `name` what a restore wants

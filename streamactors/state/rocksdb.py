@@ -157,19 +157,20 @@ class RocksDBBackend:
         waiting to be written."""
         fetch = self.fetch(keys, groups)
         if fetch is not None:
-            if fetch.size <= _FEW:
-                fetch.read()
-            else:
-                await self._clock.run_blocking(fetch.read)
+            try:
+                if fetch.size <= _FEW:
+                    fetch.read()
+                else:
+                    await self._clock.run_blocking(fetch.read)
+            finally:
+                fetch.let_go()
             fetch.keep()
         while len(self._database.waiting) > self._limit and not self._closed:
             await self._settle()
 
     def fetch(self, keys: Sequence[Any], groups: Sequence[int]) -> Fetch | None:
         """What of it is not in the cache: `read` it in any thread, then `keep` it; None if all is there."""
-        wanted = {
-            name: missing for name, store in self._stores.items() if (missing := store.not_cached(keys, groups))
-        }
+        wanted = {name: missing for name, store in self._stores.items() if (missing := store.not_cached(keys, groups))}
         return Fetch(self._stores, wanted, self._shared) if wanted else None
 
     async def _settle(self) -> None:
@@ -329,9 +330,7 @@ class RocksDBBackend:
 
     def scan(self, name: str) -> Iterator[tuple[int, Any, Any]]:
         store = self._store(name)
-        return chain.from_iterable(
-            ((group, key, held) for key, held in store.scan(group)) for group in self.groups
-        )
+        return chain.from_iterable(((group, key, held) for key, held in store.scan(group)) for group in self.groups)
 
     def _store(self, name: str) -> Store[Any]:
         if name not in self._stores:
@@ -362,5 +361,3 @@ class RocksDBBackend:
             self._database.close()
         finally:
             self._folder.delete()
-
-

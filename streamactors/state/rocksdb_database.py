@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, ClassVar, Final, Literal, TypeVar
 
 from streamactors.errors import (
     CorruptCheckpoint,
@@ -68,7 +68,7 @@ def rocksdict() -> Any:
 class _Memory:
     """Blocks read and write buffers under one limit, for all databases of the process."""
 
-    _shared: "weakref.WeakValueDictionary[int, _Memory]" = weakref.WeakValueDictionary()
+    _shared: ClassVar["weakref.WeakValueDictionary[int, _Memory]"] = weakref.WeakValueDictionary()
 
     def __init__(self, size: int) -> None:
         library = rocksdict()
@@ -115,7 +115,7 @@ def _library_options(options: RocksDBOptions, memory: _Memory, *, create: bool) 
     return made
 
 
-# --------------------------------------------------------------------------------------------------------------- reading
+# -------------------------------------------------------------------------------------------------------------- reading
 class RowReader:
     """The rows from `start` up to `stop` as they were when it was made, in order. Belongs to one thread at a time."""
 
@@ -126,8 +126,9 @@ class RowReader:
         bounds = rocksdict().ReadOptions()
         bounds.set_iterate_upper_bound(stop)
         bounds.fill_cache(keep_blocks)
-        with_bounds = database.library_database()
-        self._rows: Any = _guarded(self._where, lambda: with_bounds.iter(bounds))
+        self._bounds = bounds  # rocksdict 0.3: the iterator points into it, and reads freed memory if it is gone
+        opened = database.library_database()
+        self._rows: Any = _guarded(self._where, lambda: opened.iter(bounds))
         _guarded(self._where, lambda: self._rows.seek(start))
         self._merged = self._merge(sorted(waiting)) if waiting else self._stored()
 
@@ -165,7 +166,7 @@ class RowReader:
                     yield key, row
 
 
-# -------------------------------------------------------------------------------------------------------------- database
+# ------------------------------------------------------------------------------------------------------------- database
 class Database:
     """Reads may come from any thread, writes from one only. `where` names its owner in errors."""
 

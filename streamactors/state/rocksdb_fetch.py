@@ -29,28 +29,23 @@ class Fetch:
 
     def read(self) -> None:
         """Blocks."""
-        try:
-            for name, wanted in self._wanted.items():
-                self._found[name] = self._read(self._stores[name], wanted)
-        except BaseException:
-            self._let_go()
-            raise
+        for name, wanted in self._wanted.items():
+            self._found[name] = self._read(self._stores[name], wanted)
 
     def _read(self, store: Store[Any], wanted: Wanted) -> list[tuple[Any, Any]]:
         rows = store.database.get_many([store.row_of(key, group) for key, group in wanted.items()])
-        return [
-            (key, store.read(key, group, row)) for (key, group), row in zip(wanted.items(), rows, strict=True)
-        ]
+        return [(key, store.read(key, group, row)) for (key, group), row in zip(wanted.items(), rows, strict=True)]
 
     def keep(self) -> None:
         """Put into the cache what was read, unless it was changed meanwhile."""
-        self._let_go()
+        self.let_go()
         for name, found in self._found.items():
             store = self._stores[name]
             for key, entry in found:
                 if (name, key) not in self._stale and store.cached(key) is MISSING:
                     store.admit(key, entry)
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
+        """It will be kept now, or never."""
         if self._written in self._shared.on_flush:
             self._shared.on_flush.remove(self._written)

@@ -1,4 +1,4 @@
-"""The one door to the local disk for RocksDB: a folder for each backend, and what crashed processes have left of theirs.
+"""The one door to the local disk for RocksDB: a folder for each backend, and what crashed processes have left.
 
 A folder is held by a lock that dies with the process. Whoever opens one in the same place deletes those whose lock
 nobody holds.
@@ -84,10 +84,11 @@ def _refusals(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageFailed(f"{what}: {error.strerror or error}; make room, or give RocksDB(folder=…) another") from error
+        why = error.strerror or error
+        raise StorageFailed(f"{what}: {why}; make room, or give RocksDB(folder=…) another") from error
 
 
-# ----------------------------------------------------------------------------------------------- files of native snapshots
+# -------------------------------------------------------------------------------------------- files of native snapshots
 def sizes(folder: Path) -> dict[str, int]:
     """The files in a folder, by name."""
     with _refusals(f"{folder} can't be read"), os.scandir(folder) as entries:

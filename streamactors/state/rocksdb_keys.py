@@ -1,7 +1,7 @@
 """Keys of state as the bytes under which RocksDB finds them.
 
-`a == b` exactly if their bytes are equal: 1, True and 1.0 are one key, as in a dict. (The canonical form of `key_groups`
-has only one of the two directions, since it is hashed.) Within strings, bytes, numbers, dates and times, and tuples of
+`a == b` exactly if their bytes are equal: 1, True and 1.0 are one key, as in a dict. (Of the canonical form of
+`key_groups` only one direction holds, since it is hashed.) Within strings, bytes, numbers, dates and times, and tuples of
 these, bytes sort as the values do, so that a map can be read in order and from a key on; numbers beyond 2^53 that are
 neither float nor 64-bit int sort only nearly. Never change this: stored files are found by it (golden values in the
 tests).
@@ -194,7 +194,7 @@ def _number(data: bytes) -> int | float:
     (near,) = _FLOAT.unpack(_LONG.pack(bits & ~_NEGATIVE if bits & _NEGATIVE else bits ^ _ALL))
     if not near.is_integer():
         return float(near)
-    return int(near) + _SHORT.unpack_from(data, 9)[0] - 0x8000
+    return int(near) + int(_SHORT.unpack_from(data, 9)[0]) - 0x8000
 
 
 # ------------------------------------------------------------------------------------------------------ dates and times
@@ -211,6 +211,8 @@ def _datetime(value: dt.datetime) -> bytes:
 def _time(value: dt.time) -> bytes:
     of_day = dt.timedelta(hours=value.hour, minutes=value.minute, seconds=value.second, microseconds=value.microsecond)
     offset = value.replace(fold=0).utcoffset()
-    return b"w" + _biased(of_day // _MICROSECOND if offset is None else (of_day - offset) // _MICROSECOND) + (
-        b"" if offset is None else b"Z"
+    return (
+        b"w"
+        + _biased(of_day // _MICROSECOND if offset is None else (of_day - offset) // _MICROSECOND)
+        + (b"" if offset is None else b"Z")
     )

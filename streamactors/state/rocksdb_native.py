@@ -50,7 +50,7 @@ def write_meta(
     database.write({_META: msgspec.msgpack.encode(_Meta(FORMAT, max_parallelism, dict(schemas), counts))})
 
 
-# ------------------------------------------------------------------------------------------------------------- snapshots
+# ------------------------------------------------------------------------------------------------------------ snapshots
 class RocksNativeSnapshot:
     """See `NativeSnapshot`. `digests`: of tables hashed before, by name and size: a database gives each name once."""
 
@@ -107,9 +107,9 @@ class RocksNativeSnapshot:
             self._on_end(self)
 
 
-# --------------------------------------------------------------------------------------------------------------- restore
+# -------------------------------------------------------------------------------------------------------------- restore
 def open_part(part: NativePart, path: Path, options: RocksDBOptions, where: str) -> tuple[Database, _Meta]:
-    """A database at `path` made of a part's files, which stay as they are. Raises CorruptCheckpoint, IncompatibleState."""
+    """A database at `path` made of a part's files, which stay as they are."""
     found = sizes(part.folder) if part.folder.is_dir() else {}
     if _ESSENTIAL not in found:
         raise CorruptCheckpoint(f"{where}: {part.folder} holds no RocksDB snapshot ({_ESSENTIAL} is missing)")

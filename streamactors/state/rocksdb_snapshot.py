@@ -88,7 +88,7 @@ class RocksSnapshot:
 
     # ------------------------------------------------------------------------------------------------------ the rows
     def _next(self, limit: int) -> tuple[StateBlock | None, int]:
-        if self._error is not None:
+        if self._error is not None and self._reader is not None:
             raise self._error
         while self._reader is not None:
             first = self._take()
@@ -123,7 +123,7 @@ class RocksSnapshot:
                 break
             take(data[cut:], row)
             rows += 1
-        if not self._continues(prefix):
+        if isinstance(store, ListStore) and not self._continues(prefix):
             self._end_list(part)
         return part, rows
 

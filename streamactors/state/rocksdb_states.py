@@ -51,7 +51,7 @@ class RocksValue(ValueState[T]):
         store, cursor, empty = self._store, self._cursor, self._store.codec.empty
         tables, load = store.tables, store.load
         fixed = store.codec.fixed_default
-        default = empty() if fixed else None
+        default: Any = empty() if fixed else None
 
         def get() -> T:
             value = tables[cursor.group].get(cursor.key, MISSING)

@@ -105,7 +105,9 @@ class Store(ABC, Generic[EntryT]):
         self.young: dict[Any, Any] = {}
         self.old: dict[Any, Any] = {}
         self._dropped: dict[Any, Any] = {}
-        foreign = NoTable(f"{self.where}: the key belongs to another subtask; this one has the key groups {self.groups}")
+        foreign = NoTable(
+            f"{self.where}: the key belongs to another subtask; this one has the key groups {self.groups}"
+        )
         inactive = NoTable(
             f"{self.where}: there is no current key. State is reachable only during process, for the key of the record "
             "in hand: not in open, close or another task"
@@ -161,9 +163,16 @@ class Store(ABC, Generic[EntryT]):
         """The entry of a key that is not in `young`, which then has it. Blocks if it has to be read."""
         entry = self.old.get(key, MISSING)
         if entry is MISSING:
-            entry = self.read(key, group, self.database.get(self.row_of(key, group)))
+            entry = self.read(key, group, self._stored_row(key, group))
         self.admit(key, entry)
-        return entry  # type: ignore[no-any-return]
+        return entry
+
+    def _stored_row(self, key: Any, group: int) -> bytes | None:
+        try:
+            row = self.row_of(key, group)
+        except UnserialisableKey:  # it has none; and what is set for it can't be written, which the snapshot will say
+            return None
+        return self.database.get(row)
 
     def admit(self, key: Any, entry: EntryT) -> None:
         self._weight += self.weigh(entry)
@@ -234,7 +243,7 @@ class Store(ABC, Generic[EntryT]):
         return len(written)
 
     def _next(self, limit: int) -> list[Any]:
-        found = []
+        found: list[Any] = []
         for key in self.dirty:
             if len(found) == limit:
                 break
@@ -272,7 +281,7 @@ class Store(ABC, Generic[EntryT]):
         """MISSING if the key holds nothing. Leaves the cache as it is."""
         entry = self.cached(key)
         if entry is MISSING:
-            entry = self.read(key, group, self.database.get(self.row_of(key, group)))
+            entry = self.read(key, group, self._stored_row(key, group))
         return self.whole(key, group, entry) if self.holds(entry) else MISSING
 
     def scan(self, group: int) -> Iterator[tuple[Any, Any]]:
@@ -373,8 +382,8 @@ class _ManyRows(Store[EntryT]):
 
 # ---------------------------------------------------------------------------------------------------------------- lists
 class ListCell:
-    """`chunks` of the list are in the database, with `sealed` items; `tail` comes after them. `stored` chunks are there,
-    some of which may be left from before it was cleared."""
+    """`chunks` of the list are in the database, with `sealed` items; `tail` comes after them. `stored` chunks are
+    there, some of which may be left from before it was cleared."""
 
     __slots__ = ("chunks", "sealed", "stored", "tail")
 
@@ -617,7 +626,7 @@ class MapStore(_ManyRows[MapCell]):
         for data, inner, value in merge(sorted(new, key=_data), self._stored_entries(key, group, first), key=_data):
             if data >= last:
                 return
-            if inner in changed and changed[inner]:
+            if changed.get(inner):
                 value = known.get(inner, ABSENT)
             if value is not ABSENT:
                 yield inner, value

@@ -21,6 +21,7 @@ EXPORTS = {
     "MetricGroup", "MsgPack", "Operator", "OperatorContext", "OperatorListState", "OutputTag", "Raw", "Restart", "Sink",
     "Source", "StateAccessError", "StateBackend", "StorageInUse", "Stream", "StreamactorsError", "Text",
     "TransactionLost", "UnionListState", "ValueState",
+    "Watermarks",
 }  # fmt: skip
 
 STEP = "name=None, parallelism=None, chain=True"
@@ -44,6 +45,9 @@ PINS: list[tuple[Any, str, str]] = [
     (sa.KeyedStream, "process", f"self, uid, operator, *, {STEP}, on_error='fail'"),
     (sa.KeyedStream, "reduce", f"self, uid, fn, *, {STEP}"),
     (sa.OutputTag, "__init__", "self, name, type"),
+    (sa.Watermarks, "bounded", "timestamp, out_of_orderness, *, idle_after=None, max_ahead=None"),
+    (sa.Watermarks, "monotonic", "timestamp, *, idle_after=None"),
+    (sa.Watermarks, "none", ""),
     (sa.Operator, "open", "self, ctx, /"),
     (sa.Operator, "process", "self, value, ctx, /"),
     (sa.Operator, "close", "self"),

@@ -51,7 +51,7 @@ class Checked(msgspec.Struct, frozen=True, gc=False):
 
 # ------------------------------------------------------------------------------------------------------------- sources
 class Sequences(SplitSource[Record]):
-    """Partitions `first`, `first + 1`, …; partition i is read by subtask i modulo the parallelism, `batch` at a time."""
+    """Partitions `first`, `first + 1`, …; partition i is read by subtask i modulo parallelism, `batch` at a time."""
 
     def __init__(self, partitions: int, *, first: int = 0, batch: int = 7) -> None:
         self.partitions = range(first, first + partitions)
@@ -485,11 +485,10 @@ class Leg:
         self.world.faults.arm(place, after)
         await self.until(lambda: self.world.faults.hits[place] > hits and self._restarted(restarts))
 
-    async def aborts(self, least: int) -> int:
-        """Waits until so many more checkpoints were given up; gives how many."""
+    async def aborts(self, least: int) -> None:
+        """Waits until so many more checkpoints were given up."""
         before = self.world.given_up
         await self.until(lambda: self.world.given_up - before >= least)
-        return self.world.given_up - before
 
     async def fail_storage(self, operation: str, path: str) -> None:
         await self.checkpointed()

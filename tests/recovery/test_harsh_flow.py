@@ -1,5 +1,5 @@
-"""Failures in a record, in the snapshot, on restoring and on closing, at any parallelism, with every mailbox full: nothing
-is lost, nothing comes twice, and nothing comes out of order, though checkpoints hold records in flight."""
+"""Failures in a record, in the snapshot, on restoring and on closing, at any parallelism, with every mailbox full:
+nothing is lost, comes twice or comes out of order, though checkpoints hold records in flight."""
 
 import datetime as dt
 from collections import Counter
@@ -129,20 +129,19 @@ async def test_failures_that_are_tolerated_restart_nothing(mode: str, tmp_path: 
 
 @pytest.mark.parametrize("mode", OVERTAKING)
 @pytest.mark.parametrize("topology", [pipeline, multi_input])
-async def test_checkpoints_that_time_out_by_the_dozen(topology: Topology, mode: str, tmp_path: Path) -> None:
+async def test_checkpoints_given_up_by_the_dozen(topology: Topology, mode: str, tmp_path: Path) -> None:
     """Aborts at any moment, before their barriers and behind them, with others under way; and crashes in between."""
     world = World(tmp_path, topology, tolerable_failures=10_000, max_concurrent=3, **MODES[mode])
-    world.files.slow(0.01, "write", "*-in-flight")
+    world.files.slow(0.05, "write", "*/chk-*[02468]/*-in-flight")  # a later one completes first, or it times out
     for width in (3, 2, 3):
-        async with world.leg(width, timeout=dt.timedelta(milliseconds=35)) as leg:
-            given_up = await leg.aborts(20)
-            await leg.checkpointed()
+        async with world.leg(width, timeout=dt.timedelta(milliseconds=400)) as leg:
+            await leg.aborts(10)
             await leg.fail("map", after=3)
-            assert given_up >= 20
+            await leg.checkpointed()
     async with world.leg(2) as leg:
         await world.finish(leg)
     assert world.verdict() == NOTHING_WRONG
-    assert min(restored.in_flight for restored in world.restored) > 0
+    assert world.given_up >= 30 and min(restored.in_flight for restored in world.restored) > 0
 
 
 async def test_the_mode_changes_with_every_restore(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import datetime as dt
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import streamactors as sa
@@ -21,6 +21,8 @@ from streamactors.checkpoint.manifest import (
 from streamactors.elements import IDLE, MIN_TIME, Watermark
 from streamactors.graph.physical import PhysicalPlan
 from streamactors.graph.planner import plan
+from streamactors.metrics import MetricGroup
+from streamactors.runtime.chain import Chain, LinkSlot
 from streamactors.runtime.event_time import InputTimes, Lanes, LaneStart, NodeTime
 from streamactors.runtime.restore import plan_restore
 from streamactors.runtime.restore_time import restored_time
@@ -78,6 +80,7 @@ def stored(plan: PhysicalPlan, nodes: dict[str, dict[int, EventTime]]) -> Manife
 
 
 @given(times, st.lists(widths, min_size=2, max_size=5))
+@example(list(range(8)), [3, 2, 2, 4])
 def test_every_key_group_stands_where_it_stood_over_any_rescales(drawn: list[int], steps: list[int]) -> None:
     plans = [planned(width) for width in steps]
     told = {index: EventTime(drawn[index]) for index in range(steps[0])}
@@ -145,3 +148,17 @@ def test_channels_that_are_what_they_were_go_on() -> None:
     assert found == [(7, False), (9, True), (MIN_TIME, False)]
     assert [*inputs.took(2, IDLE), *inputs.took(0, Watermark(8))][-1] == Watermark(8, True)
     assert Lanes({"last": NodeTime(lanes={3: start})}).told("last", 3) == {}
+
+
+async def test_an_idle_link_tells_so_again_unless_what_is_in_flight_may_end_it() -> None:
+    for in_flight in (False, True):
+        chain = Chain(float)
+        times = [EventTime(9, idle=True), EventTime(9)]
+        for time in times:
+            chain.add(LinkSlot(None, [], {}, MetricGroup(), time=time))
+        if in_flight:
+            chain.push_backlog(0, None, Watermark(10, merged=True))
+        chain.restate()
+        while chain.busy:
+            await chain.step()
+        assert [(time.current, time.idle) for time in times] == [(9 + in_flight, not in_flight)] * 2

@@ -132,7 +132,7 @@ def test_a_generator_of_the_users_own() -> None:
 @pytest.mark.parametrize("stamp", [1.5, None, "7", True, 2**63])
 def test_what_is_no_time_stamp(stamp: Any) -> None:
     with pytest.raises(InvalidTimestamp, match="is no time-stamp: give an int, in milliseconds since the epoch"):
-        sa.Watermarks.monotonic(lambda record: stamp if record else 0).of_splits().stamps([0, 1])
+        sa.Watermarks.monotonic(lambda record: [0, stamp][record]).of_splits().stamps([0, 1])
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,10 @@ assert_type(late, sa.OutputTag[Order])
 flow = sa.Dataflow("orders")
 orders = flow.source("orders", ListSource([Order("a", 1.0, 0)]), parallelism=2)
 assert_type(orders, sa.Stream[Order])
+timed = flow.source(
+    "timed", ListSource([Order("a", 1.0, 0)]), watermarks=sa.Watermarks.monotonic(lambda order: round(order.amount))
+)
+assert_type(timed, sa.Stream[Order])
 
 # Stateless steps: `def`, `async def`, lambda, a function that returns an awaitable, a class.
 assert_type(orders.map(enrich), sa.Stream[Order])

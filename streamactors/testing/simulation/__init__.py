@@ -1,6 +1,7 @@
 """Deterministic simulation: a whole job on virtual time, with faults drawn by seed (see docs/simulation.md)."""
 
 from streamactors.testing.simulation.faults import Faults
+from streamactors.testing.simulation.many import run_scenario
 from streamactors.testing.simulation.result import Check, Outcome, SimulationResult
 from streamactors.testing.simulation.run import Scenario, simulate
 from streamactors.testing.simulation.settings import MODES
@@ -16,6 +17,7 @@ __all__ = [
     "Scenario",
     "SimulationResult",
     "World",
+    "run_scenario",
     "scenario",
     "simulate",
 ]

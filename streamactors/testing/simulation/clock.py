@@ -6,7 +6,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Final, ParamSpec, TypeVar
 
-from streamactors.testing.simulation.loop import SimulationLoop
+from streamactors.testing.simulation.loop import VirtualTime
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -17,17 +17,17 @@ BLOCKING_SECONDS: Final = 0.002
 
 
 class SimulatedClock:
-    """Reading the time takes a little of it."""
+    """Reading the time takes a little of it. Keeps no loop alive: the governor of a loop measures by it."""
 
-    def __init__(self, loop: SimulationLoop, random: Random) -> None:
-        self._loop = loop
+    def __init__(self, time: VirtualTime, random: Random) -> None:
+        self._time = time
         self._random = random
 
     def monotonic(self) -> float:
-        return self._loop.tick()
+        return self._time.tick()
 
     def time_ms(self) -> int:
-        return EPOCH_MS + int(self._loop.time() * 1000)
+        return EPOCH_MS + int(self._time.now * 1000)
 
     def random(self) -> float:
         return self._random.random()
@@ -40,17 +40,18 @@ class SimulatedClock:
 
     async def run_blocking(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """As in a thread: once it has begun, it goes on even if whoever waits is cancelled."""
-        done: asyncio.Future[R] = self._loop.create_future()
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[R] = loop.create_future()
 
         def run() -> None:
             try:
                 result = fn(*args, **kwargs)
             except Exception as error:
-                self._loop.call_later(self._delay(), _answer, done, None, error)
+                loop.call_later(self._delay(), _answer, done, None, error)
             else:
-                self._loop.call_later(self._delay(), _answer, done, result, None)
+                loop.call_later(self._delay(), _answer, done, result, None)
 
-        self._loop.call_later(self._delay(), run)
+        loop.call_later(self._delay(), run)
         return await done
 
     def _delay(self) -> float:

@@ -80,11 +80,11 @@ class Faults:
         calm: dict[str, Any] = dict.fromkeys(COUNTED, 0) | {"parallelism": (), "mailboxes": ()}
         return cls(**(calm | options))
 
-    def as_options(self) -> str:
-        """Those that are not the default, as the command line takes them."""
-        changed = [(each.name, getattr(self, each.name)) for each in fields(self)]
-        defaults = type(self)()
-        return ",".join(f"{name}={_text(value)}" for name, value in changed if value != getattr(defaults, name))
+    def as_options(self, usual: "Faults | None" = None) -> str:
+        """Those that differ from `usual` (the defaults), as the command line takes them."""
+        usual = usual or type(self)()
+        given = [(each.name, getattr(self, each.name)) for each in fields(self)]
+        return ",".join(f"{name}={_text(value)}" for name, value in given if value != getattr(usual, name))
 
     @classmethod
     def from_options(cls, text: str, base: "Faults | None" = None) -> "Faults":

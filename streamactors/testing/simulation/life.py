@@ -139,7 +139,7 @@ class Life:
         found = list(self._world.broken) + loop.complaints
         if loop.stuck:
             found.append(f"nothing is ready, no timer is set, and the job has not ended: {self._waiting()}")
-        elif self.crash is None and not found and (left := loop.unfinished()):
+        elif self.crash is None and not found and not self._process.lingering and (left := loop.unfinished()):
             found.append(f"the job has ended, and left tasks: {[task.get_name() for task in left]}")
         return found
 

@@ -26,6 +26,20 @@ BURIALS = 100
 """How often a coroutine of a crashed process may catch its death and wait again."""
 
 
+class VirtualTime:
+    """Seconds. Knows no loop, so that whoever measures by it keeps none alive."""
+
+    def __init__(self, random: Random, now: float, step_seconds: float) -> None:
+        self.now = now
+        self._random = random.random
+        self._step_seconds = step_seconds
+
+    def tick(self) -> float:
+        """The time, after a little work."""
+        self.now += self._random() * self._step_seconds
+        return self.now
+
+
 class SimulatedTask(asyncio.Task[T]):
     """Hashes by its number: the address, by which sets order tasks otherwise, differs from process to process."""
 
@@ -64,16 +78,15 @@ class Timer(asyncio.TimerHandle):
 class SimulationLoop(asyncio.BaseEventLoop):
     """Of one simulated process. `before_step` is called before every step; it may stop the loop instead."""
 
-    def __init__(self, random: Random, trace: Trace, *, now: float, order: Order, step_seconds: float) -> None:
+    def __init__(self, random: Random, trace: Trace, time: VirtualTime, *, order: Order) -> None:
         super().__init__()
         self._ready: list[asyncio.Handle] = []
         self._scheduled: list[asyncio.TimerHandle] = []
         self._stopping = False
         self._random = random.random
         self._trace = trace
-        self._now = now
+        self._time = time
         self._order = order
-        self._step_seconds = step_seconds
         self._tasks: list[SimulatedTask[Any]] = []
         self._task_count = 0
         self._prune_at = 256
@@ -89,12 +102,7 @@ class SimulationLoop(asyncio.BaseEventLoop):
 
     # ----------------------------------------------------------------------------------------------------------- time
     def time(self) -> float:
-        return self._now
-
-    def tick(self) -> float:
-        """The time, after a little work."""
-        self._now += self._random() * self._step_seconds
-        return self._now
+        return self._time.now
 
     # ------------------------------------------------------------------------------------------------------ scheduling
     def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
@@ -143,7 +151,7 @@ class SimulationLoop(asyncio.BaseEventLoop):
         ready, scheduled = self._ready, self._scheduled
         if not ready:
             self._jump()
-        while scheduled and scheduled[0].when() <= self._now:
+        while scheduled and scheduled[0].when() <= self._time.now:
             self._due(heapq.heappop(scheduled))
         if not ready:
             return
@@ -152,7 +160,7 @@ class SimulationLoop(asyncio.BaseEventLoop):
         if handle.cancelled():
             return
         self._trace.decided(choice, among)
-        self._now += self._random() * self._step_seconds
+        self._time.tick()
         self.steps += 1
         if self.before_step():
             if self._trace.followed:
@@ -164,7 +172,7 @@ class SimulationLoop(asyncio.BaseEventLoop):
         while self._scheduled and self._scheduled[0].cancelled():
             self._due(heapq.heappop(self._scheduled))
         if self._scheduled:
-            self._now = max(self._now, self._scheduled[0].when())
+            self._time.now = max(self._time.now, self._scheduled[0].when())
         elif not self._stopping:
             self.stuck = True
             self.stop()

@@ -6,7 +6,7 @@ from typing import Final
 from streamactors.errors import Crashed, Disturbed
 from streamactors.testing.simulation.clock import SimulatedClock
 from streamactors.testing.simulation.faults import MARK, Fate
-from streamactors.testing.simulation.loop import Order, SimulationLoop
+from streamactors.testing.simulation.loop import Order, SimulationLoop, VirtualTime
 from streamactors.testing.simulation.trace import Trace
 
 ORDERS: Final[tuple[Order, ...]] = ("uniform", "uniform", "priorities", "fifo")
@@ -30,10 +30,9 @@ class Process:
         self.lingering = 0
         """Operations outside that take their time at the moment."""
         order, step_seconds = draw.choice(ORDERS), draw.choice(STEP_SECONDS)
-        self.loop = SimulationLoop(
-            fate.random(f"schedule {number}"), trace, now=now, order=order, step_seconds=step_seconds
-        )
-        self.clock = SimulatedClock(self.loop, fate.random(f"clock {number}"))
+        time = VirtualTime(fate.random(f"time {number}"), now, step_seconds)
+        self.loop = SimulationLoop(fate.random(f"schedule {number}"), trace, time, order=order)
+        self.clock = SimulatedClock(time, fate.random(f"clock {number}"))
         self._draw: Random = fate.random(f"latency {number}")
         trace.note(f"process {number} begins at {now:.6f}, order {order}, step {step_seconds}")
 

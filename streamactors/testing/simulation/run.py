@@ -33,7 +33,7 @@ from streamactors.testing.simulation.disk import VolatileDisk
 from streamactors.testing.simulation.disturbance import disturbed, drawn_widths, rescaled
 from streamactors.testing.simulation.faults import Fate, Faults
 from streamactors.testing.simulation.life import Life
-from streamactors.testing.simulation.loop import SimulationLoop
+from streamactors.testing.simulation.loop import SimulationLoop, VirtualTime
 from streamactors.testing.simulation.process import Process
 from streamactors.testing.simulation.result import Check, Outcome, SimulationResult
 from streamactors.testing.simulation.settings import drawn_config, mode_of, next_config
@@ -61,6 +61,8 @@ class Scenario:
     check: Check | None = None
     mode: str = "aligned"
     arguments: str | None = None
+    usual_faults: Faults = Faults()
+    """Those that `arguments` stand for: a replay names what differs from them."""
 
 
 def simulate(
@@ -210,6 +212,7 @@ class Run:
         return Outcome(
             world=self._world,
             exactly_once="at-least-once" not in self._modes,
+            overtaken=not self._modes.isdisjoint(("aligned-timeout", "unaligned")),
             states=_last_states(self._world, self._config, self._graph),
             widths=self._widths,
         )
@@ -256,8 +259,9 @@ class _Deployment:
 def _last_states(world: World, config: Config, graph: LogicalGraph | None) -> dict[str, States]:
     """Of the last checkpoint, read back from the disk in peace."""
     assert graph is not None and config.checkpoints is not None
-    loop = SimulationLoop(stream(0, "read"), Trace(), now=world.now, order="fifo", step_seconds=0.0001)
-    clock = SimulatedClock(loop, stream(0, "read"))
+    time = VirtualTime(stream(0, "read"), world.now, 0.0001)
+    loop = SimulationLoop(stream(0, "read"), Trace(), time, order="fifo")
+    clock = SimulatedClock(time, stream(0, "read"))
     files = LocalFiles(config.checkpoints.storage, clock=clock, disk=VolatileDisk(world.root))
 
     async def read() -> dict[str, States]:
@@ -292,7 +296,7 @@ def _some(records: Counter[str]) -> str:
 
 # -------------------------------------------------------------------------------------------------------------- replay
 def _replay(scenario: Scenario, seed: int) -> str:
-    faults = scenario.faults.as_options()
+    faults = scenario.faults.as_options(scenario.usual_faults)
     options = [f"--seed {seed}", *([f"--faults {faults}"] if faults else [])]
     arguments = scenario.arguments or _address(scenario.flow)
     hint = "" if _hashes_fixed() else "\n(this process hashes text at random: if that run is another one, set PYTHONHASHSEED=0 here)"
@@ -319,14 +323,14 @@ def _refuse_running_loop() -> None:
 
 @contextmanager
 def _own_garbage() -> Iterator[None]:
-    """Collected at seeded points only, and only what the run has made."""
+    """Collected at seeded points only, and only what the run has made: all that is there before is set aside."""
     enabled = gc.isenabled()
     gc.disable()
-    gc.collect()
     gc.freeze()
     try:
         yield
     finally:
+        gc.collect()
         gc.unfreeze()
         if enabled:
             gc.enable()

@@ -1,0 +1,96 @@
+"""The RocksDB backend against plain dicts, alone and in turn with the heap: what one has written the other restores."""
+
+from itertools import count
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import rule
+
+from streamactors.state.backend import KeyedBackend
+from streamactors.state.heap import HeapBackend
+from streamactors.state.key_groups import KeyGroupRange
+from streamactors.state.rocksdb import RocksDBBackend, RocksDBOptions
+from tests.state.backend_model import Account, BackendModel, keys, numbers, words
+
+WIDE = RocksDBOptions(memory=8 << 20)
+NARROW = RocksDBOptions(memory=8 << 20, cache=16, dirty=4)
+SETTINGS = settings(
+    max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+turns = count()
+
+
+def wide(groups: KeyGroupRange, max_parallelism: int) -> KeyedBackend:
+    return RocksDBBackend(groups, max_parallelism, options=WIDE)
+
+
+def narrow(groups: KeyGroupRange, max_parallelism: int) -> KeyedBackend:
+    return RocksDBBackend(groups, max_parallelism, options=NARROW)
+
+
+def in_turn(groups: KeyGroupRange, max_parallelism: int) -> KeyedBackend:
+    return (HeapBackend, narrow)[next(turns) % 2](groups, max_parallelism)
+
+
+class SetOnlyModel(BackendModel):
+    """A value stays changed only by being stored: what is changed in place may be forgotten."""
+
+    @rule(key=keys, number=numbers)
+    def change_items_while_appending(self, key: Any, number: int) -> None:
+        state = self._at(key)["accounts"]
+        expected = self.model["accounts"].setdefault(key, [])
+        assert list(state) == expected
+        state.append(Account(number, []))
+        expected.append(Account(number, []))
+
+    @rule(key=keys, word=words, number=numbers)
+    def change_book_in_place(self, key: Any, word: str, number: int) -> None:
+        state = self._at(key)["books"]
+        expected = self.model["books"].setdefault(key, {})
+        for name, account in list(state.items()):
+            account.notes.append(word)
+            state[name] = account
+            expected[name].notes.append(word)
+        state[word] = Account(number, [])
+        expected[word] = Account(number, [])
+        assert dict(state) == expected
+
+    @rule(key=keys, many=st.integers(60, 140), gone=st.integers(0, 150))
+    def grow(self, key: Any, many: int, gone: int) -> None:
+        """Beyond what is kept as a whole."""
+        states = self._at(key)
+        states["numbers"].extend(range(many))
+        self.model["numbers"].setdefault(key, []).extend(range(many))
+        expected = self.model["counts"].setdefault(key, {})
+        for number in range(many):
+            states["counts"][f"{number:03}"] = number
+            expected[f"{number:03}"] = number
+        assert states["counts"].pop(f"{gone:03}", None) == expected.pop(f"{gone:03}", None)
+        assert states["counts"].get("070") == expected.get("070")
+        assert sorted(states["counts"].items()) == sorted(expected.items())
+        assert len(states["counts"]) == len(expected)
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.subtasks = []
+
+
+class WideModel(SetOnlyModel):
+    make = staticmethod(wide)
+
+
+class NarrowModel(SetOnlyModel):
+    make = staticmethod(narrow)
+
+
+class CrossModel(SetOnlyModel):
+    make = staticmethod(in_turn)
+
+
+TestWideModel = WideModel.TestCase
+TestNarrowModel = NarrowModel.TestCase
+TestCrossModel = CrossModel.TestCase
+for _case in (TestWideModel, TestNarrowModel, TestCrossModel):
+    _case.settings = SETTINGS
+del _case
