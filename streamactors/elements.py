@@ -21,10 +21,11 @@ class Batch:
 
     `timestamps`, `keys`, `groups` (key groups) and `origins` (record numbers, `split` being their prefix) are None
     where the stream has none. Groups may travel on without keys, as those of the records that these were made from.
+    `home`: the source (its uid) and the split that all records come from, up to the first exchange.
     Lists are shared between batches and never changed once a batch has been handed on.
     """
 
-    __slots__ = ("groups", "keys", "origins", "split", "timestamps", "values")
+    __slots__ = ("groups", "home", "keys", "origins", "split", "timestamps", "values")
 
     def __init__(
         self,
@@ -34,7 +35,9 @@ class Batch:
         groups: Sequence[int] | None = None,
         origins: Sequence[int] | None = None,
         split: str = "",
+        home: tuple[str, str] | None = None,
     ) -> None:
+        self.home = home
         self.values = values
         self.timestamps = timestamps
         self.keys = keys
@@ -56,6 +59,7 @@ class Batch:
             None if self.groups is None else pick(self.groups),
             None if self.origins is None else pick(self.origins),
             self.split,
+            self.home,
         )
 
     def slice(self, start: int, stop: int) -> "Batch":
@@ -81,14 +85,14 @@ class Batch:
 
     def with_values(self, values: Sequence[Any]) -> "Batch":
         """Other values one for one; keys go, since they belonged to the old values."""
-        return Batch(values, self.timestamps, None, self.groups, self.origins, self.split)
+        return Batch(values, self.timestamps, None, self.groups, self.origins, self.split, self.home)
 
     def with_keys(self, keys: Sequence[Any], groups: Sequence[int]) -> "Batch":
         return Batch(self.values, self.timestamps, keys, groups, self.origins, self.split)
 
-    def without_groups(self) -> "Batch":
-        """Where records go says nothing about their keys any more."""
-        if self.groups is None:
+    def unplaced(self) -> "Batch":
+        """Behind an exchange that minds neither keys nor splits: where a record goes says nothing about either."""
+        if self.groups is None and self.home is None:
             return self
         return Batch(self.values, self.timestamps, None, None, self.origins, self.split)
 

@@ -4,6 +4,7 @@ import dataclasses
 import datetime as dt
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -87,6 +88,18 @@ class TestValues:
             (lambda: checkpoints(alignment_timeout=-SECOND), "checkpoints.alignment_timeout = -1s"),
             (lambda: checkpoints(mode="exactly_once"), "checkpoints.mode = 'exactly_once': .*'exactly-once'"),
             (lambda: checkpoints(alignment="none"), "checkpoints.alignment = 'none'"),
+            (
+                lambda: checkpoints(mode="at-least-once", alignment="unaligned"),
+                "checkpoints.alignment = 'unaligned': with mode = 'at-least-once' nothing waits .* leave it out",
+            ),
+            (
+                lambda: checkpoints(mode="at-least-once", alignment_timeout=SECOND),
+                "checkpoints.alignment_timeout = 1s: with mode = 'at-least-once' nothing waits",
+            ),
+            (
+                lambda: checkpoints(alignment="unaligned", alignment_timeout=SECOND),
+                "checkpoints.alignment_timeout = 1s: with alignment = 'unaligned' barriers overtake at once",
+            ),
             (lambda: checkpoints(max_concurrent=0), "checkpoints.max_concurrent = 0"),
             (lambda: checkpoints(tolerable_failures=-1), "checkpoints.tolerable_failures = -1: .*at least 0"),
             (lambda: checkpoints(retain=0), "checkpoints.retain = 0: .*at least 1"),
@@ -356,6 +369,10 @@ RESTARTS = st.one_of(
               DURATIONS, DURATIONS, st.floats(0, 1), DURATIONS),
     st.builds(Restart.failure_rate, COUNTS, DURATIONS, DURATIONS),
 )  # fmt: skip
+PROTOCOLS = st.one_of(
+    st.sampled_from([{}, {"mode": "at-least-once"}, {"alignment": "unaligned"}]),
+    st.fixed_dictionaries({"alignment_timeout": DURATIONS}),
+)
 CONFIGS = st.builds(
     Config,
     parallelism=COUNTS,
@@ -363,11 +380,9 @@ CONFIGS = st.builds(
     mailbox_capacity=COUNTS,
     checkpoints=st.none()
     | st.builds(
-        Checkpoints,
-        st.just(URI),
+        lambda protocol, **given: Checkpoints(URI, **protocol, **given),
+        PROTOCOLS,
         interval=DURATIONS,
-        mode=st.sampled_from(["exactly-once", "at-least-once"]),
-        alignment_timeout=st.none() | DURATIONS,
         min_pause=DURATIONS,
         retain=COUNTS,
         incremental=st.booleans(),
@@ -377,10 +392,11 @@ CONFIGS = st.builds(
 
 
 class TestSupport:
-    def test_the_aligned_protocol_is_all_there(self) -> None:
-        settings = checkpoints(
-            mode="at-least-once", max_concurrent=3, tolerable_failures=2, min_pause=SECOND, timeout=SECOND
-        )
+    @pytest.mark.parametrize(
+        "protocol", [{"mode": "at-least-once"}, {"alignment": "unaligned"}, {"alignment_timeout": SECOND}]
+    )
+    def test_every_barrier_protocol_is_there(self, protocol: dict[str, Any]) -> None:
+        settings = checkpoints(**protocol, max_concurrent=3, tolerable_failures=2, min_pause=SECOND, timeout=SECOND)
         for made in (Config(), Config(checkpoints=settings, state_backend=Heap(), deployment=Local())):
             assert unsupported(made) == []
             require_supported(made)
@@ -391,8 +407,6 @@ class TestSupport:
             (Config(execution="batch"), "execution = 'batch' is not available in this version: use 'streaming'"),
             (Config(execution="auto"), "execution = 'auto' is not available"),
             (Config(state_backend="rocksdb"), "state_backend = 'rocksdb' is not available in this version: use 'heap'"),
-            (Config(checkpoints=checkpoints(alignment="unaligned")), "checkpoints.alignment = 'unaligned' is not"),
-            (Config(checkpoints=checkpoints(alignment_timeout=SECOND)), "checkpoints.alignment_timeout = 1s is not"),
         ],
     )
     def test_what_comes_later_is_refused_by_name(self, made: Config, message: str) -> None:
@@ -407,6 +421,6 @@ class TestSupport:
         assert [problem.partition(" = ")[0] for problem in found] == ["state_backend", "deployment"]
 
     def test_all_problems_are_named_at_once(self) -> None:
-        made = Config(execution="batch", checkpoints=checkpoints(alignment="unaligned"))
-        with pytest.raises(InvalidConfig, match="execution.*; .*checkpoints.alignment"):
+        made = Config(execution="batch", state_backend="rocksdb")
+        with pytest.raises(InvalidConfig, match="execution.*; .*state_backend"):
             require_supported(made)

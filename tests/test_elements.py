@@ -40,9 +40,11 @@ def test_missing_columns_stay_missing() -> None:
     assert part.origin(0) is None
 
 
-def test_other_values_lose_the_keys_but_not_the_origin() -> None:
-    batch = batch_of([(1, 10, "a")]).with_values(["x"])
-    assert batch.keys is None and batch.groups is None and batch.timestamps == [10] and batch.origin(0) == "s:0"
+def test_other_values_lose_the_keys_but_neither_their_groups_nor_the_origin() -> None:
+    before = batch_of([(1, 10, "a")])
+    batch = before.with_values(["x"])
+    assert batch.keys is None and batch.timestamps == [10] and batch.origin(0) == "s:0"
+    assert batch.groups == before.groups and batch.unplaced().groups is None
 
 
 def test_bytes_are_estimated_from_what_values_hold() -> None:

@@ -205,7 +205,9 @@ class CheckpointCoordinator(Generic[S]):
     # ---------------------------------------------------------------------------------------------------- questions
     def deadline(self) -> float | None:
         """When the next `Tick` is wanted, in seconds."""
-        times = [pending.started + self._settings.timeout for pending in self._pending.values() if not pending.writing]
+        times = [
+            pending.started + self._settings.timeout for pending in self._pending.values() if self._awaited(pending)
+        ]
         if self._may_trigger() and (due := self._due()) is not None:
             times.append(due)
         return min(times, default=None)
@@ -361,11 +363,15 @@ class CheckpointCoordinator(Generic[S]):
         return [Finish()] if self._final_complete and checkpoint == self._final else []
 
     # ------------------------------------------------------------------------------------------------------- failure
+    def _awaited(self, pending: _Pending[S]) -> bool:
+        """Whether some subtask has yet to acknowledge it; else it may be waiting for another one's manifest."""
+        return pending.states.keys() < self._subtasks
+
     def _time_out(self, now: float) -> list[Action]:
         late = [
             number
             for number, pending in self._pending.items()
-            if not pending.writing and now >= pending.started + self._settings.timeout
+            if self._awaited(pending) and now >= pending.started + self._settings.timeout
         ]
         actions: list[Action] = []
         for number in late:

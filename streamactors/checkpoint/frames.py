@@ -31,6 +31,7 @@ class Frame:
     data: bytes
     records: int
     groups: tuple[int, int] | None
+    home: tuple[str, str] | None = None
 
 
 class _Columns(msgspec.Struct, array_like=True, gc=False):
@@ -39,6 +40,7 @@ class _Columns(msgspec.Struct, array_like=True, gc=False):
     groups: list[int] | None
     origins: list[int] | None
     split: str
+    home: tuple[str, str] | None = None
 
 
 class _Time(msgspec.Struct, array_like=True, gc=False):
@@ -70,6 +72,7 @@ class FrameCodec:
             groups,
             _listed(batch.origins),
             batch.split,
+            batch.home,
         )
         try:
             data = msgspec.msgpack.encode(columns)
@@ -78,7 +81,7 @@ class FrameCodec:
                 f"a time-stamp or record number on the edge {edge} can't be stored: {error}; give an int"
             ) from error
         span = (min(groups), max(groups)) if groups else None
-        return Frame(_sealed(data), len(batch), span)
+        return Frame(_sealed(data), len(batch), span, batch.home)
 
     def encode_mark(self, mark: TimeMark) -> Frame:
         time = _Time(mark.time_ms, mark.merged, mark.groups) if isinstance(mark, Watermark) else None
@@ -103,7 +106,7 @@ class FrameCodec:
         for column in (columns.timestamps, columns.groups, columns.origins):
             if column is not None and len(column) != len(values):
                 raise CorruptCheckpoint(f"{where}: columns of {len(values)} and of {len(column)} records")
-        return Batch(values, columns.timestamps, None, columns.groups, columns.origins, columns.split)
+        return Batch(values, columns.timestamps, None, columns.groups, columns.origins, columns.split, columns.home)
 
     def _encode_values(self, values: list[Any], edge: EdgeKey) -> bytes:
         try:

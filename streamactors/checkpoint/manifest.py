@@ -119,6 +119,7 @@ class FrameRef(msgspec.Struct, frozen=True, array_like=True):
     records: int
     offset: int
     length: int
+    home: tuple[str, str] | None = None
 
 
 class ChannelTime(msgspec.Struct, frozen=True, array_like=True):

@@ -493,8 +493,8 @@ class CheckpointStore:
         return Reference(uri=base.uri) if path is None else Reference(path=path)
 
     async def latest(self, *, verify: Verify = "sizes") -> Restorable | None:
-        """See `FlowFolder.latest`. What an earlier attempt of this run gave its name, and no more, is made durable first:
-        whoever asks builds on it."""
+        """See `FlowFolder.latest`. What an earlier attempt of this run gave its name, and no more, is made durable
+        first: whoever asks builds on it."""
         await self._settle_run(self.run)
         return self._known(await self._folder.latest(verify, self._damaged))
 

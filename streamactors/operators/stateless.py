@@ -103,7 +103,7 @@ class FlatMapLink(FunctionLink):
         stamps = None if batch.timestamps is None else _repeat_each(batch.timestamps, counts)
         origins = None if batch.origins is None else _repeat_each(batch.origins, counts)
         groups = None if batch.groups is None else _repeat_each(batch.groups, counts)
-        return Batch(values, stamps, None, groups, origins, batch.split)
+        return Batch(values, stamps, None, groups, origins, batch.split, batch.home)
 
 
 def _repeat_each(column: Any, counts: list[int]) -> list[Any]:

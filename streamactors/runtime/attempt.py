@@ -413,8 +413,15 @@ class Attempt:
             return
         self._storage.writers.pop(number, None)
         duration = self._clock.monotonic() - self._started_at.pop(number, action.started)
-        size, in_flight = manifest.state_bytes, manifest.in_flight_bytes
-        self._infos[number] = CheckpointInfo.of(number, stored.uri, duration, size, size, in_flight)
+        size = manifest.state_bytes
+        self._infos[number] = CheckpointInfo.of(
+            number,
+            stored.uri,
+            duration,
+            state_bytes=size,
+            uploaded_bytes=size,
+            inflight_bytes=manifest.in_flight_bytes,
+        )
         self._receive(decide.ManifestWritten(number))
 
     def _manifest(self, action: decide.WriteManifest) -> Manifest:

@@ -124,8 +124,7 @@ class BacklogReader:
                 return self._with_keys(batch, frame.edge) if batch else batch
             case "forward":
                 return batch
-        # Where records go to any subtask, or to all, their groups say nothing about where they belong.
-        return Batch(batch.values, batch.timestamps, None, None, batch.origins, batch.split)
+        return batch.unplaced()
 
     def _with_keys(self, batch: Batch, edge: PlanEdge) -> Batch:
         """Keys by today's selector, which must be what it was: the state of a key lies where its old group is."""
@@ -148,7 +147,7 @@ def _where(frame: BacklogFrame) -> str:
 
 def _check_as_listed(batch: Batch, ref: FrameRef, where: str) -> None:
     span = (min(batch.groups), max(batch.groups)) if batch.groups else None
-    if (len(batch), span) != (ref.records, ref.groups):
+    if (len(batch), span, batch.home) != (ref.records, ref.groups, ref.home):
         raise CorruptCheckpoint(
             f"{where}: expected {ref.records} records of the key groups {ref.groups}, found {len(batch)} of {span}"
         )

@@ -29,6 +29,7 @@ class LinkSlot:
     `link` is None in the place of a source."""
 
     __slots__ = (
+        "home",
         "link",
         "main",
         "metrics",
@@ -53,6 +54,8 @@ class LinkSlot:
         time: EventTime | None = None,
     ) -> None:
         self.link = link
+        self.home: tuple[str, str] | None = None
+        """That of the batch in process, and so of whatever is emitted for it."""
         self.time = EventTime() if time is None else time
         self.route = route
         """How records come to it from the link before; None for the first."""
@@ -158,6 +161,7 @@ class Chain:
             batch = batch.slice(0, slot.slice)
         link = slot.link
         assert link is not None
+        slot.home = batch.home
         started = self._monotonic()
         result = await link.process(batch)
         taken = len(batch)
@@ -208,6 +212,8 @@ class Chain:
             return
         slot = self.slots[index]
         slot.records_out += len(batch)
+        if slot.link is not None:
+            batch.home = slot.home
         for output in slot.main:
             output.stage(batch)
         if index < self._last:
@@ -224,6 +230,8 @@ class Chain:
             if outputs is None:
                 slot.undelivered += len(batch)
                 continue
+            if slot.link is not None:
+                batch.home = slot.home
             for output in outputs:
                 output.stage(batch)
 

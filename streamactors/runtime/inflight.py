@@ -101,7 +101,15 @@ class Capture:
         length = len(frame.data)
         self._refs.append(
             FrameRef(
-                edge, route.sender, route.receiver, captured.unsent, frame.groups, frame.records, self.bytes, length
+                edge,
+                route.sender,
+                route.receiver,
+                captured.unsent,
+                frame.groups,
+                frame.records,
+                self.bytes,
+                length,
+                frame.home,
             )
         )
         self.bytes += length

@@ -17,5 +17,7 @@ class CheckpointInfo:
     inflight_bytes: int
 
     @classmethod
-    def of(cls, id: int, uri: str, seconds: float, state_bytes: int, uploaded_bytes: int, inflight_bytes: int) -> "CheckpointInfo":
+    def of(
+        cls, id: int, uri: str, seconds: float, *, state_bytes: int, uploaded_bytes: int, inflight_bytes: int
+    ) -> "CheckpointInfo":
         return cls(id, uri, dt.timedelta(seconds=seconds), state_bytes, uploaded_bytes, inflight_bytes)

@@ -174,7 +174,8 @@ class SourceInput:
         if start == stop and not routed:
             self._tell_end(source)
             return None
-        batch = Batch(source.values, source.timestamps, None, None, source.origins, source.origin_prefix)
+        home = self._uid, source.split
+        batch = Batch(source.values, source.timestamps, None, None, source.origins, source.origin_prefix, home)
         batch = batch.slice(start, stop)
         if self._time is not None and batch.values:
             batch = self._timed(self._time, source.split, batch)
@@ -188,7 +189,7 @@ class SourceInput:
             letters.append(self._letter(source.undecodable[self._undecodable]))
             self._undecodable += 1
         if letters and self._dead_letters is not None:
-            self._dead_letters(Batch(letters))
+            self._dead_letters(Batch(letters, home=(self._uid, source.split)))
         return bool(letters)
 
     def _letter(self, record: UndecodableRecord) -> DeadLetter:
@@ -229,7 +230,7 @@ class SourceInput:
         self._marks.extend(time.asked(self._monotonic()))
         self._marks.extend(time.after(split, stamps))
         self._align(time)
-        return Batch(batch.values, stamps, None, None, batch.origins, batch.split)
+        return Batch(batch.values, stamps, None, None, batch.origins, batch.split, batch.home)
 
     def _tell_end(self, source: SourceBatch[Any]) -> None:
         if self._time is not None and source.ends and self._batch is None:

@@ -6,8 +6,8 @@ name. Records of one old channel that reach the same subtask do so in their old 
 what its senders had not sent.
 
 Where the receiving step's parallelism is what it was, everything goes back to where it lay. Else: keyed edges by stored
-key group; forward edges by the key group that travelled with the records, or else by old index in contiguous blocks;
-rebalance, now or then, in turn.
+key group; forward edges by the key group that travelled with the records, or between a source and the first exchange by
+their split, or else by old index in contiguous blocks; rebalance, now or then, in turn.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -24,6 +24,7 @@ from streamactors.checkpoint.manifest import (
 )
 from streamactors.errors import IncompatibleState
 from streamactors.graph.edges import PlanEdge, edge_keys
+from streamactors.graph.logical import SourceSpec
 from streamactors.graph.physical import PhysicalPlan, SubtaskId, Vertex
 from streamactors.runtime.backlog import All, Backlog, BacklogFrame, EveryNth, OfGroups, Pick
 from streamactors.runtime.restore_time import overlap, takes_over_groups
@@ -39,7 +40,7 @@ def plan_backlogs(manifest: Manifest, plan: PhysicalPlan, drop_state: Collection
     stored = _in_order(manifest)
     targets = _Targets(manifest, plan, stored, drop_state).by_edge
     told = _Told(manifest, plan)
-    owners = {key: _owners(target) for key, target in targets.items()}
+    owners = {key: _owners(target, plan) for key, target in targets.items()}
     backlogs: dict[SubtaskId, list[BacklogFrame]] = {}
     for handle, edge, ref in stored:
         if edge.key in targets:
@@ -175,7 +176,7 @@ Owners = Callable[[FrameRef], Iterable[tuple[int, Pick]]]
 """The subtasks (by index) that get records of a frame. Called for the frames of one edge in their order."""
 
 
-def _owners(target: _Target) -> Owners:
+def _owners(target: _Target, plan: PhysicalPlan) -> Owners:
     before, after = target.before, target.after
     if target.kind == "broadcast":
         return lambda ref: [(index, All()) for index in range(ref.receiver, after, before)]
@@ -183,7 +184,7 @@ def _owners(target: _Target) -> Owners:
         return lambda ref: [(ref.receiver, All())]
     if target.kind == "rebalance" or target.today.kind == "rebalance":
         return _InTurn(after)
-    return lambda ref: _by_group(ref, ref.groups, target) if ref.groups else [(ref.receiver * after // before, All())]
+    return lambda ref: _by_group(ref, ref.groups, target) if ref.groups else [(_by_split(ref, target, plan), All())]
 
 
 class _Told:
@@ -202,6 +203,17 @@ class _Told:
         if not takes_over_groups(before, vertex, node):
             return []
         return [(index, All()) for index in range(vertex.parallelism) if overlap(before, ref.receiver, vertex, index)]
+
+
+def _by_split(ref: FrameRef, target: _Target, plan: PhysicalPlan) -> int:
+    """Between a source and the first exchange: where the rest of the split is read from now on, or it would overtake
+    these; else by old index."""
+    if ref.home is not None and ref.home[0] in plan.node:
+        uid, split = ref.home
+        vertex, node = plan.node[uid]
+        if isinstance(node.spec, SourceSpec) and vertex.parallelism == target.after:
+            return node.spec.source.assign(split, vertex.parallelism)
+    return ref.receiver * target.after // target.before
 
 
 class _InTurn:

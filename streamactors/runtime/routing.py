@@ -8,7 +8,8 @@ there are `STAGED_LIMIT` of them), so that a quiet stream has no added latency a
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, islice
+from itertools import chain, groupby, islice
+from operator import attrgetter
 from typing import Any, Protocol
 
 import msgspec
@@ -40,7 +41,7 @@ class BroadcastRouter:
         self._channels = range(channels)
 
     def route(self, batch: Batch) -> Iterable[tuple[int, Batch]]:
-        batch = batch.without_groups()
+        batch = batch.unplaced()
         return ((channel, batch) for channel in self._channels)
 
 
@@ -52,7 +53,7 @@ class RebalanceRouter:
         self._next = 0
 
     def route(self, batch: Batch) -> Iterable[tuple[int, Batch]]:
-        batch = batch.without_groups()
+        batch = batch.unplaced()
         count, first = self._channels, self._next
         self._next = (first + len(batch)) % count
         if count == 1:
@@ -129,6 +130,7 @@ class Output:
         before_seen: Callable[[Batch], None] | None = None,
     ) -> None:
         self._router = router
+        self._forward = isinstance(router, ForwardRouter)
         self._channels = channels
         self._routes = routes
         self._prove = prove
@@ -149,13 +151,13 @@ class Output:
 
     def seal(self) -> None:
         """What is staged may leave."""
-        if not self._staged:
-            return
-        batch = self._staged[0] if len(self._staged) == 1 else concatenate(self._staged)
-        self._staged = []
-        self._staged_records = 0
-        for channel, part in self._router.route(batch):
-            self._unsent[channel].append(part)
+        staged, self._staged, self._staged_records = self._staged, [], 0
+        # An exchange mixes splits; elsewhere they are told apart.
+        runs = [staged] if len(staged) <= 1 or not self._forward else _by_home(staged)
+        for run in runs:
+            if run:
+                for channel, part in self._router.route(concatenate(run)):
+                    self._unsent[channel].append(part)
 
     def broadcast(self, element: Element) -> None:
         """Into every channel, behind everything emitted so far."""
@@ -323,8 +325,14 @@ class Outputs:
         return sum(output.unsent for output in self._outputs)
 
 
+def _by_home(batches: Sequence[Batch]) -> list[list[Batch]]:
+    return [list(run) for _, run in groupby(batches, attrgetter("home"))]
+
+
 def concatenate(batches: Sequence[Batch]) -> Batch:
     """One batch. A column that only some have: time-stamps are filled with None, the others are dropped."""
+    if len(batches) == 1:
+        return batches[0]
     same_split = len({batch.split for batch in batches}) == 1 and all(batch.origins is not None for batch in batches)
     grouped = all(batch.groups is not None for batch in batches)
     return Batch(
@@ -334,6 +342,7 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
         _joined([batch.groups or () for batch in batches]) if grouped else None,
         _joined([batch.origins or () for batch in batches]) if same_split else None,
         batches[0].split,
+        batches[0].home if len({batch.home for batch in batches}) == 1 else None,
     )
 
 

@@ -1,9 +1,9 @@
 """Keys of state as the bytes under which RocksDB finds them.
 
 `a == b` exactly if their bytes are equal: 1, True and 1.0 are one key, as in a dict. (Of the canonical form of
-`key_groups` only one direction holds, since it is hashed.) Within strings, bytes, numbers, dates and times, and tuples of
-these, bytes sort as the values do, so that a map can be read in order and from a key on; numbers beyond 2^53 that are
-neither float nor 64-bit int sort only nearly. Never change this: stored files are found by it (golden values in the
+`key_groups` only one direction holds, since it is hashed.) Within strings, bytes, numbers, dates and times, and tuples
+of these, bytes sort as the values do, so that a map can be read in order and from a key on; numbers beyond 2^53 that
+are neither float nor 64-bit int sort only nearly. Never change this: stored files are found by it (golden values in the
 tests).
 """
 

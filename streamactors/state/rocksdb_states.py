@@ -9,6 +9,7 @@ from streamactors.state.descriptors import ListState, MapState, ValueState
 from streamactors.state.rocksdb_stores import (
     ABSENT,
     MISSING,
+    SPILL,
     ListStore,
     MapStore,
     SpreadMap,
@@ -54,11 +55,11 @@ class RocksValue(ValueState[T]):
         default: Any = empty() if fixed else None
 
         def get() -> T:
-            value = tables[cursor.group].get(cursor.key, MISSING)
+            value: Any = tables[cursor.group].get(cursor.key, MISSING)
             if value is MISSING:
                 value = load(cursor.key, cursor.group)
             if value is ABSENT:
-                return default if fixed else empty()
+                return default if fixed else empty()  # type: ignore[no-any-return]
             return value  # type: ignore[no-any-return]
 
         return get
@@ -103,7 +104,10 @@ class RocksList(ListState[T]):
         key = cursor.key
         if key not in store.dirty:
             store.mark(key, cursor.group)
-        store.entry(key, cursor.group).tail.append(value)
+        tail = store.entry(key, cursor.group).tail
+        tail.append(value)
+        if len(tail) >= SPILL:
+            store.write_out([key])
 
     def extend(self, values: Iterable[T]) -> None:
         items = list(values)

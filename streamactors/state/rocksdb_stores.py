@@ -14,7 +14,7 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import merge
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Final, Generic, TypeVar
 
 from streamactors.errors import CorruptCheckpoint, StateAccessError, StreamactorsError, UnserialisableKey
@@ -35,6 +35,8 @@ CHUNK: Final = 1024
 """Items of a chunk at most."""
 WHOLE: Final = 64
 """Up to so many entries a map is read as a whole."""
+SPILL: Final = 4096
+"""Items or entries of one key that are changed and not written, at most."""
 LOADED: Final = 512
 """Entries of a map kept decoded between two writes of it."""
 
@@ -161,7 +163,7 @@ class Store(ABC, Generic[EntryT]):
 
     def load(self, key: Any, group: int) -> EntryT:
         """The entry of a key that is not in `young`, which then has it. Blocks if it has to be read."""
-        entry = self.old.get(key, MISSING)
+        entry: EntryT = self.old.get(key, MISSING)
         if entry is MISSING:
             entry = self.read(key, group, self._stored_row(key, group))
         self.admit(key, entry)
@@ -212,8 +214,8 @@ class Store(ABC, Generic[EntryT]):
 
     def entry(self, key: Any, group: int) -> EntryT:
         """For the bound state: refuses a group that can't be reached."""
-        entry = self.tables[group].get(key, MISSING)
-        return self.load(key, group) if entry is MISSING else entry  # type: ignore[no-any-return]
+        entry: EntryT = self.tables[group].get(key, MISSING)
+        return self.load(key, group) if entry is MISSING else entry
 
     def mark(self, key: Any, group: int) -> None:
         """Before a key that is not dirty changes."""
@@ -224,48 +226,43 @@ class Store(ABC, Generic[EntryT]):
     # -------------------------------------------------------------------------------------------------------- writing
     def flush(self, limit: int) -> int:
         """Write up to `limit` dirty entries, the first changed first; returns how many. Those that can't be are stuck
-        until they are changed again."""
+        until `retry`."""
+        waiting = self.dirty if not self.stuck else (key for key in self.dirty if key not in self.stuck)
+        return self.write_out(list(islice(waiting, limit)))
+
+    def write_out(self, keys: list[Any]) -> int:
+        """Write these, which are dirty."""
         rows: Rows = {}
-        written: list[tuple[Any, int]] = []
-        for key in self._next(limit):
-            group = self.dirty[key]
+        written: list[Any] = []
+        changes: list[tuple[int, int]] = []
+        for key in keys:
+            marked = self.dirty[key]
+            group = marked if marked >= 0 else ~marked
+            entry = self.cached(key)
+            holds = self.holds(entry)
             try:
-                self._collect(key, group, rows)
-                written.append((key, group))
+                if holds:
+                    self.write(key, group, entry, rows)
+                elif marked >= 0:
+                    self.erase(key, group, entry, rows)
             except StreamactorsError as error:
                 self.stuck[key] = type(error)(f"{self.where}, key {key!r}: {error}")
+                continue
+            written.append(key)
+            if holds != (marked >= 0):
+                changes.append((group, 1 if holds else -1))
         if written:
             self.database.write(rows)
-            for key, group in written:
-                self._written(key, group)
-            for told in self._shared.on_flush:
-                told(self.name, [key for key, _ in written])
+            self._note_written(written, changes)
         return len(written)
 
-    def _next(self, limit: int) -> list[Any]:
-        found: list[Any] = []
-        for key in self.dirty:
-            if len(found) == limit:
-                break
-            if key not in self.stuck:
-                found.append(key)
-        return found
-
-    def _collect(self, key: Any, marked: int, rows: Rows) -> None:
-        entry = self.cached(key)
-        group = marked if marked >= 0 else ~marked
-        if self.holds(entry):
-            self.write(key, group, entry, rows)
-        elif marked >= 0:
-            self.erase(key, group, entry, rows)
-
-    def _written(self, key: Any, marked: int) -> None:
-        holds = self.holds(self.cached(key))
-        if marked < 0 and holds:
-            self.counts[~marked] += 1
-        elif marked >= 0 and not holds:
-            self.counts[marked] -= 1
-        del self.dirty[key]
+    def _note_written(self, keys: list[Any], changes: list[tuple[int, int]]) -> None:
+        for key in keys:
+            del self.dirty[key]
+        for group, change in changes:
+            self.counts[group] += change
+        for told in self._shared.on_flush:
+            told(self.name, keys)
 
     def retry(self) -> None:
         """What was stuck may have been mended."""
@@ -458,8 +455,11 @@ class ListStore(_ManyRows[ListCell]):
     def extend(self, key: Any, group: int, items: list[Any]) -> None:
         if key not in self.dirty:
             self.mark(key, group)
-        self.entry(key, group).tail.extend(items)
+        tail = self.entry(key, group).tail
+        tail.extend(items)
         self._weight += len(items)
+        if len(tail) >= SPILL:
+            self.write_out([key])
 
 
 def head_of_list(data: bytes) -> tuple[int, int]:
@@ -579,6 +579,8 @@ class MapStore(_ManyRows[MapCell]):
         cell.known[inner] = value
         cell.size += not existed
         self._weight += not existed
+        if len(cell.changed) >= SPILL:
+            self.write_out([key])
 
     def remove(self, key: Any, group: int, inner: Any) -> bool:
         """False if it was not there."""

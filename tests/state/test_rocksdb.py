@@ -229,6 +229,17 @@ class TestLargeEntries:
         assert 1000 // 70 <= len(rows) <= 1000 // 64 + 1
         assert [int(item) for item in events] == list(range(1000))
 
+    def test_one_key_that_grows_without_end_is_written_behind(self, make: Make) -> None:
+        backend = make()
+        events, seen = backend.bind("events", ListState(int)), backend.bind("seen", MapState(int, int))
+        stand_on(backend.cursor, "a", 1)
+        for number in range(20_000):
+            events.append(number)
+            seen[number] = number
+        assert len(backend._stores["events"].cached("a").tail) <= 4096
+        assert len(backend._stores["seen"].cached("a").known) <= 4096
+        assert list(events) == list(seen) == list(range(20_000))
+
     def test_a_map_is_read_in_part(self, make: Make) -> None:
         backend = make()
         seen = backend.bind("seen", MapState(int, Point))

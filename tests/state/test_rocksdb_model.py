@@ -1,7 +1,10 @@
 """The RocksDB backend against plain dicts, alone and in turn with the heap: what one has written the other restores."""
 
+import shutil
+import tempfile
 from itertools import count
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -11,12 +14,13 @@ from streamactors.state.backend import KeyedBackend
 from streamactors.state.heap import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.rocksdb import RocksDBBackend, RocksDBOptions
+from streamactors.state.rocksdb_native import NativePart
 from tests.state.backend_model import Account, BackendModel, keys, numbers, words
 
 WIDE = RocksDBOptions(memory=8 << 20)
 NARROW = RocksDBOptions(memory=8 << 20, cache=16, dirty=4)
 SETTINGS = settings(
-    max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=200, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 turns = count()
 
@@ -76,11 +80,37 @@ class SetOnlyModel(BackendModel):
         self.subtasks = []
 
 
-class WideModel(SetOnlyModel):
+class NativeModel(SetOnlyModel):
+    """Besides, a native snapshot of all subtasks, from which all start again at another parallelism."""
+
+    @rule(parallelism=st.integers(1, 3), key=keys, items=st.lists(numbers, min_size=1, max_size=9))
+    def restart_from_native_files(self, parallelism: int, key: Any, items: list[int]) -> None:
+        self.attempt += 1
+        old: list[RocksDBBackend] = [cast(RocksDBBackend, subtask.backend) for subtask in self.subtasks]
+        native = [backend.begin_native_snapshot(1) for backend in old]
+        self._at(key)["numbers"].extend(items)  # too late: lost with the attempt
+        self._at(key)["total"].set(99)
+        with tempfile.TemporaryDirectory() as folder:
+            parts = []
+            for index, (backend, snapshot) in enumerate(zip(old, native, strict=True)):
+                snapshot.link()
+                snapshot.linked()
+                part = NativePart(Path(folder, str(index)), backend.groups)
+                part.folder.mkdir()
+                for file in snapshot.files():
+                    shutil.copyfile(file.path, part.folder / file.name)
+                parts.append(part)
+                backend.close()
+            self.subtasks = self._open(parallelism)
+            for subtask in self.subtasks:
+                cast(RocksDBBackend, subtask.backend).restore_native(parts)
+
+
+class WideModel(NativeModel):
     make = staticmethod(wide)
 
 
-class NarrowModel(SetOnlyModel):
+class NarrowModel(NativeModel):
     make = staticmethod(narrow)
 
 

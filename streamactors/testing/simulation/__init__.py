@@ -3,7 +3,8 @@
 from streamactors.testing.simulation.faults import Faults
 from streamactors.testing.simulation.many import run_scenario
 from streamactors.testing.simulation.result import Check, Outcome, SimulationResult
-from streamactors.testing.simulation.run import Scenario, simulate
+from streamactors.testing.simulation.run import simulate
+from streamactors.testing.simulation.scenario import Scenario
 from streamactors.testing.simulation.settings import MODES
 from streamactors.testing.simulation.topologies import TOPOLOGIES, scenario
 from streamactors.testing.simulation.world import World

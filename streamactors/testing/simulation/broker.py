@@ -21,7 +21,7 @@ INVALID_STATE: Final = 48
 """InvalidTxnState: nothing is open, and the last one ended otherwise."""
 UNKNOWN_ID: Final = 49
 """InvalidProducerIdMapping."""
-STALL_SECONDS: Final = 5.0
+STALL_SECONDS: Final = 3.0
 
 
 class Session(NamedTuple):

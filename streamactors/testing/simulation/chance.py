@@ -12,8 +12,8 @@ def stream(seed: int, purpose: str) -> Random:
 class Lottery:
     """Strikes up to `most` times, how often and when being drawn: asked once per opportunity.
 
-    Half of the gaps are drawn uniformly up to `spread` opportunities, half log-uniformly, so that early moments (opening,
-    restoring) get their share.
+    Half of the gaps are drawn uniformly up to `spread` opportunities, half log-uniformly, so that early moments
+    (opening, restoring) get their share.
     """
 
     def __init__(self, random: Random, most: int, spread: float) -> None:

@@ -7,7 +7,7 @@ from streamactors.graph.physical import ChannelId
 from streamactors.runtime.channel import Channel
 from streamactors.testing.simulation.process import Process
 
-STALL_SECONDS: Final = 5.0
+STALL_SECONDS: Final = 3.0
 
 
 class StallingChannel:
@@ -18,13 +18,10 @@ class StallingChannel:
         self._inner = inner
         self._process = process
         self._until = 0.0
+        self.quota = inner.quota
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
-
-    @property
-    def quota(self) -> int:
-        return self._inner.quota
 
     def room(self) -> int:
         process = self._process

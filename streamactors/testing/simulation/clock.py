@@ -47,9 +47,9 @@ class SimulatedClock:
             try:
                 result = fn(*args, **kwargs)
             except Exception as error:
-                loop.call_later(self._delay(), _answer, done, None, error)
+                loop.call_later(self._delay(), _answer, lambda refusal=error: done.set_exception(refusal))
             else:
-                loop.call_later(self._delay(), _answer, done, result, None)
+                loop.call_later(self._delay(), _answer, lambda: done.set_result(result))
 
         loop.call_later(self._delay(), run)
         return await done
@@ -58,9 +58,6 @@ class SimulatedClock:
         return self._random.random() * BLOCKING_SECONDS
 
 
-def _answer(done: "asyncio.Future[R]", result: R, error: Exception | None) -> None:
+def _answer(answer: Callable[[], None]) -> None:
     with contextlib.suppress(asyncio.InvalidStateError):  # whoever waited has been cancelled
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(result)
+        answer()

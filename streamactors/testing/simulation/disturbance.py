@@ -17,7 +17,7 @@ from streamactors.operators.process import ProcessSpec, ReduceSpec
 from streamactors.operators.stateless import FunctionSpec
 from streamactors.testing.simulation.process import Process
 
-PONDER_SECONDS: Final = 10.0
+PONDER_SECONDS: Final = 3.0
 
 
 def disturbed(graph: LogicalGraph, process: Process) -> LogicalGraph:
@@ -29,7 +29,9 @@ def disturbed(graph: LogicalGraph, process: Process) -> LogicalGraph:
 def _disturbed(node: Node, process: Process, draw: Random) -> Node:
     suspended = draw.random() < 0.5
     spec = node.spec
-    if isinstance(spec, FunctionSpec | ReduceSpec):
+    if isinstance(spec, FunctionSpec):
+        return replace(node, spec=replace(spec, fn=_around(spec.fn, process, node.uid, suspended=suspended)))
+    if isinstance(spec, ReduceSpec):
         return replace(node, spec=replace(spec, fn=_around(spec.fn, process, node.uid, suspended=suspended)))
     if isinstance(spec, ProcessSpec):
         factory = spec.factory

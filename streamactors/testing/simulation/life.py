@@ -9,12 +9,14 @@ from streamactors.errors import CheckpointFailed, StreamactorsError
 from streamactors.launch import JobHandle
 from streamactors.runtime.job import Job
 from streamactors.testing.simulation.faults import MARK
+from streamactors.testing.simulation.loop import FINALIZER
 from streamactors.testing.simulation.process import Process
 from streamactors.testing.simulation.world import World
 
 Crash = Literal["kills", "power_losses"]
-IDLE_STEPS: Final = 100_000
-"""Steps without anything read or written: it is going round in circles."""
+IDLE_SECONDS: Final = 60.0
+IDLE_STEPS: Final = 20_000
+"""So long and so many steps without anything read or written: it is going round in circles."""
 COLLECT_STEPS: Final = 4000
 """A garbage collection comes at most every so many steps."""
 LEAVING_STEPS: Final = 1000
@@ -36,6 +38,7 @@ class Life:
         self._running: asyncio.Task[None] | None = None
         self._draw = process.fate.random(f"life {process.number}")
         self._next_look = 1
+        self._idle_since = 0
 
     def run(self) -> None:
         loop = self._loop
@@ -119,16 +122,19 @@ class Life:
         """Now and then: collect garbage, and see that it gets on."""
         self._next_look = self._loop.steps + 1 + int(self._draw.random() * COLLECT_STEPS)
         gc.collect()
-        if self._loop.steps - self._process.progress > IDLE_STEPS:
+        if self._loop.time() - self._process.progress < IDLE_SECONDS:
+            self._idle_since = self._loop.steps
+        elif self._loop.steps - self._idle_since > IDLE_STEPS:
             waiting = ", ".join(task.get_name() for task in self._loop.unfinished())
-            self._world.broken.append(f"nothing was read or written for {IDLE_STEPS} steps; tasks: {waiting}")
+            self._world.broken.append(f"nothing was read or written for {IDLE_SECONDS:g} s; tasks: {waiting}")
 
-    # ----------------------------------------------------------------------------------------------------- every attempt
+    # ---------------------------------------------------------------------------------------------------- every attempt
     def attempt_begins(self, actors: Iterator[str]) -> None:
         """Nothing may be left of the attempt before, unless it hangs in an operation of the disk: these can't be cut
         short, and are waited for only so long."""
         self._actors = frozenset(actors)
-        left = [task.get_name() for task in self._loop.unfinished() if task.get_name() not in OWN]
+        names = [task.get_name() for task in self._loop.unfinished()]
+        left = [name for name in names if name not in OWN and not name.startswith(FINALIZER)]
         if left and self._stopper is None and not self._process.lingering:
             self._world.broken.append(f"tasks of an earlier attempt are still there when the next begins: {left}")
 

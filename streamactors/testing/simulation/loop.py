@@ -9,20 +9,25 @@ import asyncio
 import heapq
 from asyncio import events
 from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import Executor
+from contextvars import Context
 from random import Random
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, TypeVarTuple, Unpack
 
 from streamactors.errors import Crashed
 from streamactors.testing.simulation.trace import Trace
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 Order = Literal["uniform", "priorities", "fifo"]
 """How the next task is drawn. `priorities`: some tasks are nearly starved, which finds other interleavings than equal
 chances do (Burckhardt et al., "A Randomized Scheduler with Probabilistic Guarantees of Finding Bugs", 2010)."""
 
-FAIR: float = 0.15
+FINALIZER: Final = "end of an async generator"
+"""Name of the task by which asyncio closes one that was dropped without being closed."""
+FAIR: Final = 0.15
 """Under `priorities`, the share of steps that are drawn with equal chances: whoever polls must not poll for ever."""
-BURIALS = 100
+BURIALS: Final = 100
 """How often a coroutine of a crashed process may catch its death and wait again."""
 
 
@@ -48,7 +53,9 @@ class SimulatedTask(asyncio.Task[T]):
     ) -> None:
         self.number = number
         self.priority = priority
-        super().__init__(coro, loop=loop, name=name or f"task {number}", **options)
+        super().__init__(
+            coro, loop=loop, name=name or f"{getattr(coro, '__qualname__', FINALIZER)} {number}", **options
+        )
 
     def __hash__(self) -> int:
         return self.number
@@ -105,20 +112,26 @@ class SimulationLoop(asyncio.BaseEventLoop):
         return self._time.now
 
     # ------------------------------------------------------------------------------------------------------ scheduling
-    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
+    def call_soon(
+        self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
         step = Step(callback, args, self, context)
         if not self._dead:
             self._ready.append(step)
         return step
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+    def call_at(
+        self, when: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
         timer = Timer(when, callback, args, self, context)
         if not self._dead:
             timer._scheduled = True  # type: ignore[attr-defined]
             heapq.heappush(self._scheduled, timer)
         return timer
 
-    def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
+    def call_soon_threadsafe(
+        self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
         return self.call_soon(callback, *args, context=context)
 
     def create_future(self) -> asyncio.Future[Any]:
@@ -140,7 +153,9 @@ class SimulationLoop(asyncio.BaseEventLoop):
             self._prune_at = 2 * len(self._tasks) + 256
         return task
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: *Ts
+    ) -> asyncio.Future[T]:
         raise RuntimeError("a simulated process has no threads: reach blocking work through clock.run_blocking")
 
     def unfinished(self) -> list[SimulatedTask[Any]]:

@@ -12,7 +12,8 @@ from typing import Any
 from streamactors.errors import InvalidConfig, SimulationFailed
 from streamactors.testing.simulation.faults import Faults
 from streamactors.testing.simulation.result import SimulationResult
-from streamactors.testing.simulation.run import Scenario, simulate
+from streamactors.testing.simulation.run import simulate
+from streamactors.testing.simulation.scenario import Scenario
 from streamactors.testing.simulation.settings import MODES
 from streamactors.testing.simulation.topologies import TOPOLOGIES, scenario
 

@@ -25,8 +25,8 @@ class Process:
         self.fate = fate
         self.trace = trace
         self.alive = True
-        self.progress = 0
-        """At which step something was last read or written."""
+        self.progress = now
+        """When something was last read or written."""
         self.lingering = 0
         """Operations outside that take their time at the moment."""
         order, step_seconds = draw.choice(ORDERS), draw.choice(STEP_SECONDS)
@@ -46,7 +46,7 @@ class Process:
     def advance(self, line: str) -> None:
         """Something was read or written: it gets on."""
         self.trace.note(line)
-        self.progress = self.loop.steps
+        self.progress = self.loop.time()
 
     async def pause(self) -> None:
         """What an operation outside takes at least: one step of the loop."""

@@ -4,17 +4,14 @@ import asyncio
 import gc
 import inspect
 import logging
-import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import replace
+from typing import Final
 
 from streamactors.api.dataflow import Dataflow
-from streamactors.checkpoint.restorable import load
 from streamactors.checkpoint.storage import LocalFiles
 from streamactors.clock import Clock
 from streamactors.config import Config
@@ -23,46 +20,23 @@ from streamactors.errors import InvalidConfig, SimulationFailed
 from streamactors.graph.logical import LogicalGraph
 from streamactors.launch import _job
 from streamactors.runtime.assembly import AttemptSpec
-from streamactors.runtime.job import Job
 from streamactors.runtime.messages import Reports
 from streamactors.runtime.snapshot import SnapshotStorage
 from streamactors.testing.simulation.channels import StallingChannel
-from streamactors.testing.simulation.chance import stream
-from streamactors.testing.simulation.clock import SimulatedClock
-from streamactors.testing.simulation.disk import VolatileDisk
 from streamactors.testing.simulation.disturbance import disturbed, drawn_widths, rescaled
 from streamactors.testing.simulation.faults import Fate, Faults
 from streamactors.testing.simulation.life import Life
-from streamactors.testing.simulation.loop import SimulationLoop, VirtualTime
 from streamactors.testing.simulation.process import Process
 from streamactors.testing.simulation.result import Check, Outcome, SimulationResult
+from streamactors.testing.simulation.scenario import FlowFactory, Scenario, replay
 from streamactors.testing.simulation.settings import drawn_config, mode_of, next_config
-from streamactors.testing.simulation.state import States, read_states
 from streamactors.testing.simulation.trace import Trace
+from streamactors.testing.simulation.verdict import last_states, same_as
 from streamactors.testing.simulation.world import World
-
-FlowFactory = Callable[..., Dataflow]
-"""Makes the flow anew for every process: with the World as its one argument, or with none."""
 
 PROCESSES: Final = 60
 """So many starts, and still not finished: it never will be."""
 DOWN_SECONDS: Final = 5.0
-COMMAND: Final = "python -m streamactors.testing.simulation"
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """A flow with how it is to be run. `mode` names the checkpointing mode where `config` is drawn; `arguments` name
-    the scenario on the command line."""
-
-    flow: FlowFactory
-    config: Config | None = None
-    faults: Faults = Faults()
-    check: Check | None = None
-    mode: str = "aligned"
-    arguments: str | None = None
-    usual_faults: Faults = Faults()
-    """Those that `arguments` stand for: a replay names what differs from them."""
 
 
 def simulate(
@@ -169,7 +143,9 @@ class Run:
         self._graph = graph = self._rescaled(self._make(), first=first)
         for node in graph.nodes:
             self._widths.setdefault(node.uid, set()).add(node.parallelism or self._config.parallelism)
-        self._trace.note(f"{mode_of(self._config)} {self._config.mailbox_capacity} {sorted(self._drawn_widths.items())}")
+        self._trace.note(
+            f"{mode_of(self._config)} {self._config.mailbox_capacity} {sorted(self._drawn_widths.items())}"
+        )
         assert self._config.checkpoints is not None
         disk = self._world.disk(process)
         files = LocalFiles(self._config.checkpoints.storage, clock=process.clock, disk=disk)
@@ -205,15 +181,18 @@ class Run:
         if problems := life.problems():
             raise self._failed("; ".join(problems))
         if (error := life.unexpected()) is not None:
-            raise self._failed(f"the job failed for no reason that was put in: {type(error).__name__}: {error}") from error
+            raise self._failed(
+                f"the job failed for no reason that was put in: {type(error).__name__}: {error}"
+            ) from error
 
     # ---------------------------------------------------------------------------------------------------------- verdict
     def _outcome(self) -> Outcome:
+        assert self._graph is not None and self._config.checkpoints is not None
         return Outcome(
             world=self._world,
             exactly_once="at-least-once" not in self._modes,
             overtaken=not self._modes.isdisjoint(("aligned-timeout", "unaligned")),
-            states=_last_states(self._world, self._config, self._graph),
+            states=last_states(self._world.root, self._config.checkpoints.storage, self._graph),
             widths=self._widths,
         )
 
@@ -234,7 +213,7 @@ class Run:
         return run._outcome()
 
     def _failed(self, what: str) -> SimulationFailed:
-        return SimulationFailed(f"seed {self._seed}: {what}\n{_replay(self._scenario, self._seed)}")
+        return SimulationFailed(f"seed {self._seed}: {what}\n{replay(self._scenario, self._seed)}")
 
 
 class _Deployment:
@@ -253,66 +232,12 @@ class _Deployment:
         self._counts["restores"] += bool(spec.restores)
         process.note(f"attempt {spec.attempt} of run {spec.run}")
         self._life.attempt_begins(str(id) for id in spec.plan.subtasks)
-        return await deploy_locally(spec, storage, reports, clock, lambda id, inner: StallingChannel(id, inner, process))
+        return await deploy_locally(
+            spec, storage, reports, clock, lambda id, inner: StallingChannel(id, inner, process)
+        )
 
 
-def _last_states(world: World, config: Config, graph: LogicalGraph | None) -> dict[str, States]:
-    """Of the last checkpoint, read back from the disk in peace."""
-    assert graph is not None and config.checkpoints is not None
-    time = VirtualTime(stream(0, "read"), world.now, 0.0001)
-    loop = SimulationLoop(stream(0, "read"), Trace(), time, order="fifo")
-    clock = SimulatedClock(time, stream(0, "read"))
-    files = LocalFiles(config.checkpoints.storage, clock=clock, disk=VolatileDisk(world.root))
-
-    async def read() -> dict[str, States]:
-        return await read_states(await load(files, files.uri, flow=graph.name), graph)
-
-    try:
-        return loop.run_until_complete(read())
-    finally:
-        loop.bury()
-
-
-def same_as(reference: Outcome) -> Check:
-    """The same records in any order, and the same state; under at-least-once checkpoints no record less."""
-
-    def check(outcome: Outcome) -> None:
-        for topic in reference.world.broker.topics:
-            wanted, found = (Counter(map(repr, each.output(topic))) for each in (reference, outcome))
-            assert not (lost := wanted - found), f"topic {topic}: lost {_some(lost)}"
-            if outcome.exactly_once:
-                assert not (extra := found - wanted), f"topic {topic}: doubled or made up {_some(extra)}"
-        if outcome.exactly_once:
-            for uid, states in reference.states.items():
-                assert outcome.states[uid] == states, f"operator {uid}: its state is not that of an undisturbed run"
-
-    return check
-
-
-def _some(records: Counter[str]) -> str:
-    shown = ", ".join(f"{record} ({count} times)" for record, count in records.most_common(5))
-    return f"{records.total()} records: {shown}"
-
-
-# -------------------------------------------------------------------------------------------------------------- replay
-def _replay(scenario: Scenario, seed: int) -> str:
-    faults = scenario.faults.as_options(scenario.usual_faults)
-    options = [f"--seed {seed}", *([f"--faults {faults}"] if faults else [])]
-    arguments = scenario.arguments or _address(scenario.flow)
-    hint = "" if _hashes_fixed() else "\n(this process hashes text at random: if that run is another one, set PYTHONHASHSEED=0 here)"
-    return f"Replay: {COMMAND} {arguments} {' '.join(options)}{hint}"
-
-
-def _address(flow: Any) -> str:
-    module, name = getattr(flow, "__module__", None), getattr(flow, "__qualname__", "<")
-    return f"{module}:{name}" if module and "<" not in name else "<module>:<a factory or Scenario at module level>"
-
-
-def _hashes_fixed() -> bool:
-    return not sys.flags.hash_randomization or os.environ.get("PYTHONHASHSEED", "random") != "random"
-
-
-# ---------------------------------------------------------------------------------------------------------- surroundings
+# --------------------------------------------------------------------------------------------------------- surroundings
 def _refuse_running_loop() -> None:
     try:
         asyncio.get_running_loop()

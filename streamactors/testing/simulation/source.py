@@ -28,7 +28,11 @@ class SimulatedSource(SplitSource[T]):
         return self._places[split] % parallelism
 
     def reader(self, ctx: SourceContext) -> SplitReader[T]:
-        mine = {split: values for split, values in self._splits.items() if self.assign(split, ctx.parallelism) == ctx.subtask}
+        mine = {
+            split: values
+            for split, values in self._splits.items()
+            if self.assign(split, ctx.parallelism) == ctx.subtask
+        }
         return _Reader(self._process, ctx.uid, mine, self._wait)
 
     def describe(self) -> str:

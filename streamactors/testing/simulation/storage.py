@@ -17,7 +17,8 @@ from streamactors.testing.simulation.disk import File, Folder, VolatileDisk
 from streamactors.testing.simulation.faults import MARK
 from streamactors.testing.simulation.process import Process
 
-STALL_SECONDS: Final = 20.0
+STALL_SECONDS: Final = 15.0
+"""Longer than a job waits for a subtask to end."""
 UNDONE: Final = frozenset({"link", "rename", "unlink", "make_folder", "sync_folder"})
 """Operations that may fail after they have taken effect, as on a network folder whose answer was lost."""
 

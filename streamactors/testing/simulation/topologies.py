@@ -6,12 +6,12 @@ from typing import Any, Final
 
 import msgspec
 
-from streamactors.api.dataflow import Dataflow, Stream
+from streamactors.api.dataflow import Dataflow
 from streamactors.operators.base import Context, KeyedOperator, Operator, OperatorContext
 from streamactors.state.descriptors import MapState, ValueState
 from streamactors.testing.simulation.faults import Faults
 from streamactors.testing.simulation.result import Check, Outcome
-from streamactors.testing.simulation.run import Scenario
+from streamactors.testing.simulation.scenario import Scenario
 from streamactors.testing.simulation.settings import EXACTLY_ONCE, MODES
 from streamactors.testing.simulation.world import World
 
@@ -77,7 +77,9 @@ def events(world: World, name: str, splits: int = 2, most: int = 40) -> dict[str
     """Few keys, shared by all splits."""
     draw = world.random(f"events {name}")
     return {
-        f"{name}{split}": [Event(f"{name}{split}", number, f"k{draw.randrange(5)}") for number in range(draw.randint(5, most))]
+        f"{name}{split}": [
+            Event(f"{name}{split}", number, f"k{draw.randrange(5)}") for number in range(draw.randint(5, most))
+        ]
         for split in range(splits)
     }
 
@@ -205,7 +207,9 @@ def _is_fold(wanted: Sequence[Event], states: dict[str, dict[Any, Any]], stage: 
         counts[event.key] += 1
         last[event.key][event.split] = event.number
     assert states["count"] == counts, f"{stage}: its state holds the counts {states['count']}, not {dict(counts)}"
-    assert moved or states["last"] == last, f"{stage}: its state holds the last numbers {states['last']}, not {dict(last)}"
+    assert moved or states["last"] == last, (
+        f"{stage}: its state holds the last numbers {states['last']}, not {dict(last)}"
+    )
 
 
 def passed_on(inputs: Callable[[World], Sequence[Event]]) -> Check:
@@ -257,7 +261,10 @@ def _both_ways(world: World) -> list[Event]:
 # ----------------------------------------------------------------------------------------------------------- scenarios
 TOPOLOGIES: Final[dict[str, tuple[Callable[[World], Dataflow], Check]]] = {
     "pipeline": (pipeline, counted(_inputs(("e", 3, 40)), "count", keyed_sink=True, handing_on="events")),
-    "two-input": (two_input, counted(_inputs(("l", 2, 40), ("r", 2, 40)), "count", keyed_sink=False, handing_on="right")),
+    "two-input": (
+        two_input,
+        counted(_inputs(("l", 2, 40), ("r", 2, 40)), "count", keyed_sink=False, handing_on="right"),
+    ),
     "union": (union, passed_on(_inputs(("a", 1, 40), ("b", 1, 40), ("c", 1, 40)))),
     "diamond": (diamond, counted(_both_ways, "count", keyed_sink=False, handing_on="events")),
     "keyed-chain": (keyed_chain, counted(_inputs(("e", 2, 30)), "first", "third", keyed_sink=True)),
