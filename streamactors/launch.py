@@ -56,8 +56,8 @@ class JobHandle:
         return await self._or_end(self._job.checkpoint())
 
     async def savepoint(self, uri: str) -> str:
-        """Take a savepoint in the new or empty folder `uri`, and go on; returns its URI. It is complete in itself, may be
-        moved, and is never deleted. Raises CheckpointFailed; InvalidConfig where checkpoints are off."""
+        """Take a savepoint in the new or empty folder `uri`, and go on; returns its URI. It is complete in itself, may
+        be moved, and is never deleted. Raises CheckpointFailed; InvalidConfig where checkpoints are off."""
         return (await self._or_end(self._job.savepoint(uri))).uri
 
     async def stop(self, savepoint: str | None = None, *, drain: bool = False) -> str | None:

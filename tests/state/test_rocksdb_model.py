@@ -20,7 +20,7 @@ from tests.state.backend_model import Account, BackendModel, keys, numbers, word
 WIDE = RocksDBOptions(memory=8 << 20)
 NARROW = RocksDBOptions(memory=8 << 20, cache=16, dirty=4)
 SETTINGS = settings(
-    max_examples=200, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=20, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 turns = count()
 

@@ -1,0 +1,537 @@
+"""Deliberate bugs of the protocols, each a small patch, to prove that the simulation can fail.
+
+A mutant is caught when a run of the simulation fails by an invariant: its `symptom`, so that a patch which merely
+crashes proves nothing. Runs begin with seed 0, dealt out over the mutant's scenarios; no seed is picked.
+"""
+
+import contextlib
+import datetime as dt
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import msgspec
+import pytest
+
+import streamactors as sa
+from streamactors.actors.mailbox import Mailbox
+from streamactors.checkpoint.aligned import AlignedBarriers
+from streamactors.checkpoint.coordinator import CheckpointCoordinator
+from streamactors.checkpoint.exactly_once import ExactlyOnceBarriers
+from streamactors.checkpoint.protocol import Action, Forward, UnblockAll
+from streamactors.checkpoint.settled import Settled
+from streamactors.checkpoint.storage import LocalFiles, is_temporary
+from streamactors.checkpoint.store import CheckpointStore
+from streamactors.elements import Barrier, Batch, Element
+from streamactors.errors import SimulationFailed
+from streamactors.runtime import inflight, restore, restore_in_flight, restore_time
+from streamactors.runtime.attempt import Attempt
+from streamactors.runtime.backlog import All
+from streamactors.runtime.barriers import Barriers
+from streamactors.runtime.inflight import Captures
+from streamactors.runtime.inputs import SourceInput
+from streamactors.runtime.messages import CheckpointComplete
+from streamactors.runtime.routing import Output
+from streamactors.runtime.snapshot import _Pending
+from streamactors.runtime.subtask import Subtask
+from streamactors.state import heap
+from streamactors.state.key_groups import KeyGroupRange
+from streamactors.testing.simulation import Faults, Outcome, Scenario, World, scenario, simulate
+from streamactors.testing.simulation.sink import SimulatedWriter
+from streamactors.testing.simulation.storage import SimulatedDisk
+
+SEEDS: Final = 300
+"""A mutant must be caught within so many."""
+SWITCHED: Final = Faults(modes=("aligned", "aligned-timeout", "unaligned"))
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`places`: (topology, mode), in turn."""
+
+    name: str
+    plant: Plant
+    places: tuple[tuple[str, str], ...]
+    symptom: str
+
+    @contextlib.contextmanager
+    def planted(self) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            self.plant(patch)
+            yield
+
+    def place(self, seed: int) -> tuple[str, str]:
+        return self.places[seed % len(self.places)]
+
+
+MUTANTS: Final[dict[str, Mutant]] = {}
+
+
+def mutant(*places: str, symptom: str) -> Callable[[Plant], Plant]:
+    """`places` as "topology mode". `symptom`: a pattern that the failure's message must match."""
+
+    def add(plant: Plant) -> Plant:
+        name = plant.__name__
+        pairs = [place.split() for place in places]
+        MUTANTS[name] = Mutant(name, plant, tuple((topology, mode) for topology, mode in pairs), symptom)
+        return plant
+
+    return add
+
+
+# ------------------------------------------------------------------------------------------------------------- hunting
+@dataclass(frozen=True)
+class Catch:
+    """`runs` made until it was caught, the last of them being this one. `symptom` is what the simulation said."""
+
+    topology: str
+    mode: str
+    seed: int
+    runs: int
+    symptom: str
+
+
+def hunt(name: str) -> Catch | None:
+    """Seed after seed until the mutant is caught; None if it never is."""
+    hunted = MUTANTS[name]
+    with hunted.planted():
+        for seed in range(SEEDS):
+            topology, mode = hunted.place(seed)
+            symptom = run(topology, mode, seed)
+            if symptom is not None:
+                return Catch(topology, mode, seed, seed + 1, symptom)
+    return None
+
+
+def run(topology: str, mode: str, seed: int) -> str | None:
+    """What the simulation found wrong; None if nothing."""
+    try:
+        simulate(_scenario(topology, mode), seed=seed)
+    except SimulationFailed as failure:
+        return str(failure).splitlines()[0].partition(": ")[2]
+    return None
+
+
+def _scenario(topology: str, mode: str) -> Scenario:
+    return replace(OWN[topology], mode=mode) if topology in OWN else scenario(topology, mode)
+
+
+# ---------------------------------------------------------------------------------------------------- flows of our own
+class Timed(msgspec.Struct, frozen=True):
+    number: int
+    key: str
+    time: int
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    number: int
+    late: bool
+
+
+class Judge(sa.KeyedOperator[str, Timed, Verdict]):
+    """Tells what is late. It keeps state, so that its event time is that of key groups."""
+
+    seen = sa.ValueState(int, default=0)
+
+    def process(self, event: Timed, ctx: sa.Context[str, Verdict], /) -> None:
+        self.seen.set(self.seen.get() + 1)
+        ctx.emit(Verdict(event.number, event.time <= ctx.watermark))
+
+
+LATE_BY: Final = 12
+"""Records; a source gives at most 8 at a time, and tells the watermark after these."""
+
+
+def timed_events(world: World) -> list[Timed]:
+    """Of each, it is certain whether it is late, however they are read: most are never, and every fifth always is."""
+    draw = world.random("timed")
+    late = [number > LATE_BY and number % 5 == 3 for number in range(draw.randint(30, 80))]
+    times = [100 * (number - LATE_BY * late) for number, late in enumerate(late)]
+    return [Timed(number, f"k{draw.randrange(12)}", time) for number, time in enumerate(times)]
+
+
+def event_time(world: World) -> sa.Dataflow:
+    flow = sa.Dataflow("event-time")
+    watermarks = sa.Watermarks.bounded(_time_of, dt.timedelta(milliseconds=50))
+    source = flow.source("events", world.source([timed_events(world)]), watermarks=watermarks, parallelism=1)
+    source.key_by(_key_of).process("judge", Judge).sink("out", world.sink())
+    return flow
+
+
+def _time_of(event: Timed) -> int:
+    return event.time
+
+
+def _key_of(event: Timed) -> str:
+    return event.key
+
+
+def judged_as_ever(outcome: Outcome) -> None:
+    wanted = {event.number: event.time != 100 * event.number for event in timed_events(outcome.world)}
+    found: list[Verdict] = outcome.output()
+    assert sorted(verdict.number for verdict in found) == sorted(wanted), "records are lost or came twice"
+    wrong = [verdict for verdict in found if verdict.late != wanted[verdict.number]]
+    late, missed = [each.number for each in wrong if each.late], [each.number for each in wrong if not each.late]
+    assert not late, f"records {late} became late"
+    assert not missed, f"late records {missed} were taken for punctual ones"
+
+
+def marked_in_place(world: World) -> sa.Dataflow:
+    """Its steps change the records that they get, as users should not, but may."""
+    flow = sa.Dataflow("marked-in-place")
+    numbers = flow.source("numbers", world.source([range(30), range(100, 130)]))
+    marked = numbers.map(_record).rebalance().map(_mark).rebalance().map(_mark)
+    marked.sink("out", world.sink())
+    return flow
+
+
+def _record(number: int) -> dict[str, int]:
+    return {"number": number, "marks": 0}
+
+
+def _mark(record: dict[str, int]) -> dict[str, int]:
+    record["marks"] += 1
+    return record
+
+
+def marked_twice(outcome: Outcome) -> None:
+    found: list[dict[str, int]] = outcome.output()
+    assert sorted(record["number"] for record in found) == [*range(30), *range(100, 130)], "records are lost or came twice"
+    wrong = [record for record in found if record["marks"] != 2]
+    assert not wrong, f"changed before they were stored: {wrong}"
+
+
+OWN: Final = {
+    "event-time": Scenario(
+        event_time, faults=SWITCHED, check=judged_as_ever, arguments="tests.testing.mutations:OWN.event-time"
+    ),
+    "marked-in-place": Scenario(
+        marked_in_place, faults=SWITCHED, check=marked_twice, arguments="tests.testing.mutations:OWN.marked-in-place"
+    ),
+}
+
+
+# ------------------------------------------------------------------------------------------------------------- barriers
+@mutant("two-input aligned", "keyed-chain aligned", symptom="")
+def snapshot_before_the_last_barrier(patch: pytest.MonkeyPatch) -> None:
+    def complete_if_aligned(self: AlignedBarriers) -> list[Action]:
+        if self._aligning is None or len(self._aligned | self._ended) < max(1, self._channels - 1):
+            return []
+        return [*self._snapshot(self._aligning), *self._stop_aligning()]
+
+    patch.setattr(AlignedBarriers, "_complete_if_aligned", complete_if_aligned)
+
+
+@mutant("pipeline aligned", "union aligned", symptom="")
+def barrier_forwarded_after_a_record(patch: pytest.MonkeyPatch) -> None:
+    """A source puts in, ahead of the barrier, records that its position says are behind it."""
+    original = Barriers._execute
+
+    async def execute(self: Barriers, action: Action) -> None:
+        if isinstance(action, Forward) and isinstance(self._input, SourceInput) and (batch := self._input._next_slice()):
+            self._chain.emit(0, batch)
+            while self._chain.busy:
+                await self._chain.step()
+        await original(self, action)
+
+    patch.setattr(Barriers, "_execute", execute)
+
+
+@mutant("two-input aligned", "keyed-chain aligned", symptom="")
+def channel_unblocked_early(patch: pytest.MonkeyPatch) -> None:
+    """When another barrier has arrived, rather than when what is ahead of it has been processed."""
+    original = ExactlyOnceBarriers._announced
+
+    def announced(self: ExactlyOnceBarriers, channel: int, barrier: Barrier) -> list[Action]:
+        return [*original(self, channel, barrier), UnblockAll()]
+
+    patch.setattr(ExactlyOnceBarriers, "_announced", announced)
+
+
+@mutant("keyed-chain aligned-timeout", "pipeline aligned-timeout", symptom="")
+def acknowledged_before_the_barrier_left(patch: pytest.MonkeyPatch) -> None:
+    """Once the state is durable, though the barrier may yet overtake what is unsent."""
+    patch.setattr(_Pending, "done", property(lambda self: all(task.done() for task in self.tasks)))
+
+
+@mutant("keyed-chain aligned-timeout", "pipeline aligned-timeout", symptom="")
+def barrier_overtakes_an_earlier_one(patch: pytest.MonkeyPatch) -> None:
+    """An aligned one that waits in an output is left where it is, and gone ahead of."""
+    patch.setattr(AlignedBarriers, "leaving", property(lambda self: []))
+    original = Output.overtake
+
+    def overtake(self: Output, barrier: Barrier, capture: Any, *, waiting: bool) -> None:
+        original(self, barrier, capture, waiting=waiting)
+        for unsent in self._unsent:
+            if barrier in unsent:
+                unsent.remove(barrier)
+                unsent.appendleft(barrier)
+
+    patch.setattr(Output, "overtake", overtake)
+
+
+@mutant("keyed-chain aligned", "pipeline unaligned", symptom="")
+def aborted_checkpoint_snapshot_anyway(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Settled, "give_up", lambda self, checkpoint: None)
+
+
+# ------------------------------------------------------------------------------------------------------ in-flight data
+@mutant("pipeline unaligned", "keyed-chain unaligned", symptom="")
+def queued_batches_forgotten(patch: pytest.MonkeyPatch) -> None:
+    original = Captures.capture_channel
+
+    def capture_channel(self: Captures, capture: inflight.Capture, channel: int) -> None:
+        with pytest.MonkeyPatch.context() as blind:
+            queued = [element for element in self._mailbox.items(channel) if isinstance(element, Barrier)]
+            blind.setattr(Mailbox, "items", lambda mailbox, channel: iter(queued))
+            original(self, capture, channel)
+
+    patch.setattr(Captures, "capture_channel", capture_channel)
+
+
+@mutant("pipeline unaligned", "union unaligned", symptom="")
+def batch_in_hand_forgotten(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Barriers, "_capture_in_hand", lambda self, checkpoint: None)
+
+
+@mutant("pipeline unaligned", "keyed-chain unaligned", symptom="")
+def unsent_batches_forgotten(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Barriers, "_add", lambda self, checkpoint, route, element: None)
+
+
+@mutant("keyed-chain unaligned", "two-input unaligned", symptom="")
+def capture_not_ended_at_the_barrier(patch: pytest.MonkeyPatch) -> None:
+    """But when the checkpoint is acknowledged: what came behind the barrier is restored, and read again."""
+    patch.setattr(inflight, "_ends", lambda element, checkpoint: False)
+
+
+@mutant("marked-in-place unaligned", symptom="")
+def captured_data_encoded_after_it_was_seen(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Captures, "before_seen", lambda self, batch: None)
+
+
+@mutant("pipeline unaligned", "keyed-chain unaligned", symptom="")
+def backlog_drained_after_new_input(patch: pytest.MonkeyPatch) -> None:
+    """It is read when the first element has been taken."""
+    original_open, original_take = Subtask._restore_backlog, Subtask._take
+
+    async def later(self: Subtask) -> None:
+        self._backlog_waits = True  # type: ignore[attr-defined]
+
+    async def take(self: Subtask, channel: int, element: Element) -> None:
+        if not vars(self).pop("_backlog_waits", False):
+            await original_take(self, channel, element)
+        elif isinstance(element, Batch):
+            await original_take(self, channel, element)
+            await original_open(self)
+        else:
+            await original_open(self)
+            while self.chain.busy:
+                await self.chain.step()
+            await original_take(self, channel, element)
+
+    patch.setattr(Subtask, "_restore_backlog", later)
+    patch.setattr(Subtask, "_take", take)
+
+
+@mutant("keyed-chain unaligned", "pipeline unaligned", symptom="")
+def unsent_restored_before_queued(patch: pytest.MonkeyPatch) -> None:
+    def in_order(manifest: Any) -> list[Any]:
+        return sorted(manifest.in_flight(), key=lambda stored: (stored[2].receiver, not stored[2].unsent, stored[2].sender))
+
+    patch.setattr(restore_in_flight, "_in_order", in_order)
+
+
+@mutant("broadcast unaligned", symptom="")
+def broadcast_copies_restored_to_everybody(patch: pytest.MonkeyPatch) -> None:
+    original = restore_in_flight._owners
+
+    def owners(target: Any) -> Any:
+        if target.kind == "broadcast":
+            return lambda ref: [(index, All()) for index in range(target.after)]
+        return original(target)
+
+    patch.setattr(restore_in_flight, "_owners", owners)
+
+
+@mutant("keyed-chain unaligned", "pipeline unaligned", symptom="")
+def wrong_key_groups_of_records_in_flight(patch: pytest.MonkeyPatch) -> None:
+    original = restore_in_flight.subtask_range
+
+    def without_last(index: int, parallelism: int, max_parallelism: int) -> KeyGroupRange:
+        whole = original(index, parallelism, max_parallelism)
+        return KeyGroupRange(whole.start, whole.stop - 1)
+
+    patch.setattr(restore_in_flight, "subtask_range", without_last)
+
+
+# --------------------------------------------------------------------------------------------------- state and sources
+class _WithoutItsLastGroup:
+    """A vertex whose subtasks believe that their last key group is another's."""
+
+    def __init__(self, vertex: Any) -> None:
+        self._vertex = vertex
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._vertex, name)
+
+    def key_groups(self, index: int) -> KeyGroupRange:
+        whole: KeyGroupRange = self._vertex.key_groups(index)
+        return KeyGroupRange(whole.start, whole.stop - 1)
+
+
+@mutant("pipeline aligned", "two-input unaligned", symptom="")
+def wrong_key_groups_on_restore(patch: pytest.MonkeyPatch) -> None:
+    original = restore._restore
+
+    def restored(manifest: Any, plan: Any, uid: str, vertex: Any, index: int, *, dropped: bool) -> Any:
+        return original(manifest, plan, uid, _WithoutItsLastGroup(vertex), index, dropped=dropped)  # type: ignore[arg-type]
+
+    patch.setattr(restore, "_restore", restored)
+
+
+@mutant("pipeline aligned", "two-input unaligned", symptom="")
+def snapshot_sees_later_changes(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(heap._GuardedTable, "_touch", lambda self, key: None)
+
+
+@mutant("pipeline aligned", "union unaligned", symptom="")
+def position_one_batch_too_far(patch: pytest.MonkeyPatch) -> None:
+    original = SourceInput.snapshot
+
+    def snapshot(self: SourceInput, checkpoint: int) -> dict[str, Any]:
+        taken = self._taken
+        if self._batch is not None:
+            self._taken = len(self._batch.values)
+        try:
+            return original(self, checkpoint)
+        finally:
+            self._taken = taken
+
+    patch.setattr(SourceInput, "snapshot", snapshot)
+
+
+# ----------------------------------------------------------------------------------------------------------- event time
+@mutant("event-time unaligned", symptom="became late")
+def greatest_watermark_taken_on_rescale(patch: pytest.MonkeyPatch) -> None:
+    original = restore_time._by_groups
+
+    def by_groups(before: Any, stored: Any, vertex: Any, index: int) -> Any:
+        times = [
+            restore_time._time(state)
+            for subtask, state in stored
+            if restore_time.overlap(before, subtask.index, vertex, index)
+        ]
+        return replace(original(before, stored, vertex, index), current=max(times))
+
+    patch.setattr(restore_time, "_by_groups", by_groups)
+
+
+@mutant("event-time unaligned", symptom="taken for punctual")
+def watermarks_of_key_groups_forgotten_on_rescale(patch: pytest.MonkeyPatch) -> None:
+    original = restore_time._by_groups
+    patch.setattr(restore_time, "_by_groups", lambda *args: replace(original(*args), ahead=()))
+
+
+# ------------------------------------------------------------------------------------------------- coordinator, storage
+@mutant("pipeline aligned", "diamond unaligned", symptom="")
+def committed_before_the_manifest(patch: pytest.MonkeyPatch) -> None:
+    original = Attempt._write_manifest
+
+    async def write_manifest(self: Attempt, action: Any) -> None:
+        self._broadcast(CheckpointComplete(action.barrier.checkpoint, True))
+        await original(self, action)
+
+    patch.setattr(Attempt, "_write_manifest", write_manifest)
+
+
+class _NeverSynced:
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    async def sync(self) -> None:
+        """Left out."""
+
+
+def _leave_out_sync(patch: pytest.MonkeyPatch, of: Callable[[str], bool]) -> None:
+    original = SimulatedDisk.file
+    patch.setattr(
+        SimulatedDisk,
+        "file",
+        lambda self, path: _NeverSynced(original(self, path)) if of(path) else original(self, path),
+    )
+
+
+@mutant("pipeline aligned", symptom="before the bytes of .* were durable")
+def state_file_not_synced(patch: pytest.MonkeyPatch) -> None:
+    _leave_out_sync(patch, lambda path: not is_temporary(path.rpartition("/")[2]))
+
+
+@mutant("pipeline aligned", symptom="has its name before its bytes are durable")
+def manifest_not_synced_before_its_link(patch: pytest.MonkeyPatch) -> None:
+    _leave_out_sync(patch, lambda path: is_temporary(path.rpartition("/")[2]))
+
+
+@mutant("pipeline aligned", "union aligned", symptom="")
+def folder_not_synced_after_a_link(patch: pytest.MonkeyPatch) -> None:
+    async def create(self: LocalFiles, path: str, data: bytes) -> bool:
+        async with self._temporary(path, data) as temporary:
+            return await self._publish(temporary, path)
+
+    patch.setattr(LocalFiles, "create", create)
+
+
+@mutant("broadcast aligned", "pipeline aligned", symptom="")
+def receipt_trusted_before_it_is_durable(patch: pytest.MonkeyPatch) -> None:
+    async def settle_run(self: CheckpointStore, run: int) -> None:
+        """Left out."""
+
+    patch.setattr(CheckpointStore, "_settle_run", settle_run)
+
+
+@mutant("pipeline aligned", "union unaligned", symptom="")
+def receipt_before_every_subtask_has_committed(patch: pytest.MonkeyPatch) -> None:
+    original = CheckpointCoordinator._committed
+
+    def committed(self: Any, subtask: Any, checkpoint: int) -> Any:
+        for number, missing in self._committing.items():
+            if number <= checkpoint:
+                missing.intersection_update({subtask})
+        return original(self, subtask, checkpoint)
+
+    patch.setattr(CheckpointCoordinator, "_committed", committed)
+
+
+# ---------------------------------------------------------------------------------------------------------------- sinks
+@mutant("pipeline aligned", "union unaligned", symptom="")
+def later_transaction_of_a_session_committed(patch: pytest.MonkeyPatch) -> None:
+    """A producer session is kept for the next transaction."""
+    original = SimulatedWriter._begin
+
+    async def begin(self: SimulatedWriter[Any]) -> Any:
+        return self._prepared[-1][0] if self._prepared else await original(self)
+
+    patch.setattr(SimulatedWriter, "_begin", begin)
+
+
+@mutant("pipeline aligned", "union unaligned", symptom="")
+def transactions_of_dropped_subtasks_forgotten(patch: pytest.MonkeyPatch) -> None:
+    original = restore._restore
+
+    def restored(manifest: Any, plan: Any, uid: str, vertex: Any, index: int, *, dropped: bool) -> Any:
+        found = original(manifest, plan, uid, vertex, index, dropped=dropped)
+        return replace(found, pending=tuple(pending for pending in found.pending if pending[-1] == index))
+
+    patch.setattr(restore, "_restore", restored)
+
+
+@mutant("pipeline aligned", "union unaligned", symptom="neither committed nor aborted")
+def widest_parallelism_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """So that nobody fences the transactions of subtasks that there are no more."""
+    patch.setattr(CheckpointStore, "widest", property(lambda self: {}))
