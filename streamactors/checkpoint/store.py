@@ -539,13 +539,14 @@ class CheckpointStore:
         begun = self._begun
         await self.ensure_owner()
         scanned = [found for found in await self._folder.scan_all() if found.place.run <= self.run]
-        kept = {found.place for found in self._kept(scanned, set(keep), max(retain, 1))}
+        # What is in flight may have its manifest already, and be withdrawn yet: it neither goes nor lets others go.
+        in_flight.update(self._writers)
+        settled = [found for found in scanned if found.place.checkpoint not in in_flight]
+        kept = {found.place for found in self._kept(settled, set(keep), max(retain, 1))}
         doomed = [
             found
-            for found in scanned
+            for found in settled
             if found.place not in kept
-            and found.place.checkpoint not in in_flight
-            and found.place.checkpoint not in self._writers
             and (found.place < Place(self.run, self._attempt, 0) or found.place.checkpoint <= begun)
         ]
         try:

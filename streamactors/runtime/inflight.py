@@ -8,7 +8,7 @@ of encoded frames wait to be written, the subtask takes nothing more.
 """
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 
 from streamactors.actors.governor import Governor
@@ -76,7 +76,7 @@ class Capture:
         while self._waiting:
             self._captures.forget(self._waiting.popleft())
 
-    async def chunks(self, governor: Governor) -> AsyncIterator[bytes]:
+    async def chunks(self, governor: Governor) -> AsyncGenerator[bytes, None]:
         """The file's content, while it is still being captured; ends once sealed."""
         chunk, size = list[bytes](), 0
         while self._waiting or not self._sealed:

@@ -7,9 +7,10 @@ the loop.
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -255,7 +256,7 @@ class Snapshots:
             return None
         return await self._storage.write(barrier, f"{name}-{self._subtask.index}", _with_first(first, blocks))
 
-    async def _blocks(self, snapshot: _Snapshot[B], note: Callable[[B, int], None]) -> AsyncIterator[bytes]:
+    async def _blocks(self, snapshot: _Snapshot[B], note: Callable[[B, int], None]) -> AsyncGenerator[bytes, None]:
         """Chunks to write. Blocks are small, one a key group at least: each write of its own would let the actors run
         in between, and touch (so copy) what the snapshot has not reached yet."""
         offset, chunk, size = 0, list[bytes](), 0
@@ -288,7 +289,9 @@ class Snapshots:
             self._reports(SnapshotStored(id, checkpoint, state))
 
 
-async def _with_first(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for chunk in rest:
-        yield chunk
+async def _with_first(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """Closed with the rest: else that would be left to the garbage collector, and end in some later attempt."""
+    async with contextlib.aclosing(rest):
+        yield first
+        async for chunk in rest:
+            yield chunk

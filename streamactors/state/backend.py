@@ -4,9 +4,9 @@ State lives under (state name, key group, key). A backend belongs to one operato
 never called from two threads at once.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 from streamactors.state.descriptors import Declaration
 from streamactors.state.key_groups import KeyGroupRange
@@ -158,3 +158,36 @@ class NativeSnapshot(Protocol):
 
     def abort(self) -> None:
         """Let go of the files, stored or not. Not while `link` or `files` runs. No harm if it has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class NativePart:
+    """Files of one native snapshot, in a local folder under their names; `groups` is what its subtask owned."""
+
+    folder: str
+    groups: KeyGroupRange
+
+
+@runtime_checkable
+class NativeBackend(Protocol):
+    """What a backend offers besides, if it has a format of its own."""
+
+    def begin_native_snapshot(self, checkpoint_id: int) -> NativeSnapshot:
+        """The synchronous part. Raises CheckpointFailed if another one is not `linked` yet, and what
+        `KeyedSnapshot.next_block` raises."""
+
+    def restore_native(self, parts: Sequence[NativePart]) -> None:
+        """Take over our key groups, into empty state. Blocks: for a thread. The files stay as they are.
+
+        Raises IncompatibleState for another max parallelism or a newer format, CorruptCheckpoint for files that are
+        missing, damaged or no snapshot. `check_schemas` comes first; state whose schema has changed is rewritten.
+        """
+
+
+@runtime_checkable
+class PrefetchingBackend(Protocol):
+    """A backend whose entries may have to be read from a disk."""
+
+    async def prefetch(self, keys: Sequence[Any], groups: Sequence[int]) -> None:
+        """Bring what a batch will need into memory, so that processing it does not block; and wait while too much is
+        waiting to be written. Call it before the batch enters the operator."""

@@ -19,7 +19,7 @@ from streamactors.errors import (
     StateAccessError,
     StreamactorsError,
 )
-from streamactors.state.backend import Cursor, StateBlock, StateT
+from streamactors.state.backend import Cursor, NativePart, StateBlock, StateT
 from streamactors.state.blocks import codec_for
 from streamactors.state.descriptors import stand_in
 from streamactors.state.key_groups import KeyGroupRange, key_group
@@ -28,7 +28,6 @@ from streamactors.state.rocksdb_database import WRITE_ROWS, Database, RocksDBOpt
 from streamactors.state.rocksdb_fetch import Fetch
 from streamactors.state.rocksdb_folder import LocalFolder, remove
 from streamactors.state.rocksdb_native import (
-    NativePart,
     RocksNativeSnapshot,
     base_of,
     check_max_parallelism,

@@ -40,10 +40,11 @@ class RocksDBOptions:
 
     folder: str | None = None
     memory: int = 256 << 20
-    cache: int = 200_000
+    cache: int = 100_000
     compression: Literal["none", "lz4", "zstd"] = "lz4"
     bloom_bits: float = 10.0
     block_size: int = 16 << 10
+    compaction: Literal["level", "universal"] = "universal"
     dirty: int = 8192
     """Entries changed and not yet written, at most (but for those of the record in hand)."""
 
@@ -83,6 +84,18 @@ class _Memory:
         return found
 
 
+def _set_compaction(made: Any, options: RocksDBOptions) -> None:
+    """Universal merges runs of about one size, and so leaves most tables as they are: what incremental checkpoints
+    upload."""
+    library = rocksdict()
+    made.set_level_compaction_dynamic_level_bytes(options.compaction == "level")
+    if options.compaction == "universal":
+        made.set_compaction_style(library.DBCompactionStyle.universal())
+        how = library.UniversalCompactOptions()
+        how.max_size_amplification_percent = 100
+        made.set_universal_compaction_options(how)
+
+
 def _library_options(options: RocksDBOptions, memory: _Memory, *, create: bool) -> Any:
     library = rocksdict()
     made = library.Options(raw_mode=True)
@@ -91,11 +104,12 @@ def _library_options(options: RocksDBOptions, memory: _Memory, *, create: bool) 
     made.set_write_buffer_size(min(max(options.memory // 8, 1 << 20), 64 << 20))
     made.set_max_write_buffer_number(6)
     made.set_compression_type(getattr(library.DBCompressionType, options.compression)())
-    made.set_level_compaction_dynamic_level_bytes(True)
+    _set_compaction(made, options)
     made.set_target_file_size_base(32 << 20)
     made.set_max_background_jobs(2)
     made.set_max_open_files(512)
     # A writer that RocksDB slows down would hold the whole process; reading from many files is the lesser evil.
+    made.set_level_zero_file_num_compaction_trigger(8)
     made.set_level_zero_slowdown_writes_trigger(64)
     made.set_level_zero_stop_writes_trigger(128)
     made.set_soft_pending_compaction_bytes_limit(0)
@@ -176,7 +190,7 @@ class Database:
         self.waiting: Rows = {}
         self._holds = 0
         self._memory = _Memory.of(options.memory)
-        self._readers: weakref.WeakSet[RowReader] = weakref.WeakSet()
+        self._readers: dict[int, weakref.ref[RowReader]] = {}
         library = rocksdict()
         self._write_options = library.WriteOptions()
         self._write_options.disable_wal = True
@@ -212,7 +226,8 @@ class Database:
     def rows(self, start: bytes, stop: bytes, *, keep_blocks: bool = True) -> RowReader:
         """`keep_blocks` False: reading all of it leaves the block cache alone."""
         reader = RowReader(self, start, stop, keep_blocks=keep_blocks)
-        self._readers.add(reader)
+        number = id(reader)
+        self._readers[number] = weakref.ref(reader, lambda _: self._readers.pop(number, None) and None)
         return reader
 
     # -------------------------------------------------------------------------------------------------------- writing
@@ -316,8 +331,9 @@ class Database:
         """No matter if it is closed. What is still read from ends: an iterator would keep the database open."""
         if self._database is None:
             return
-        for reader in list(self._readers):
-            reader.close()
+        for known in list(self._readers.values()):
+            if (reader := known()) is not None:
+                reader.close()
         database, self._database = self._database, None
         self.waiting = {}
         database.cancel_all_background(True)

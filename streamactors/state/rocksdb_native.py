@@ -5,14 +5,13 @@ the few small files beside them say which tables make up the state, and are new 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from streamactors.errors import CheckpointFailed, CorruptCheckpoint, IncompatibleState
-from streamactors.state.backend import NativeFile
+from streamactors.state.backend import NativeFile, NativePart
 from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.rocksdb_database import Database, RocksDBOptions, RowReader
 from streamactors.state.rocksdb_folder import copy, digest, empty, link_or_copy, remove, sizes
@@ -33,14 +32,6 @@ class _Meta(msgspec.Struct, forbid_unknown_fields=False):
     max_parallelism: int
     schemas: dict[str, Any]
     counts: dict[str, dict[int, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class NativePart:
-    """Files of one native snapshot, in a local folder under their names; `groups` is what its subtask owned."""
-
-    folder: Path
-    groups: KeyGroupRange
 
 
 def write_meta(
@@ -110,12 +101,13 @@ class RocksNativeSnapshot:
 # -------------------------------------------------------------------------------------------------------------- restore
 def open_part(part: NativePart, path: Path, options: RocksDBOptions, where: str) -> tuple[Database, _Meta]:
     """A database at `path` made of a part's files, which stay as they are."""
-    found = sizes(part.folder) if part.folder.is_dir() else {}
+    folder = Path(part.folder)
+    found = sizes(folder) if folder.is_dir() else {}
     if _ESSENTIAL not in found:
         raise CorruptCheckpoint(f"{where}: {part.folder} holds no RocksDB snapshot ({_ESSENTIAL} is missing)")
     empty(path)
     for name in found:
-        (link_or_copy if name.endswith(_TABLE) else copy)(part.folder / name, path / name)
+        (link_or_copy if name.endswith(_TABLE) else copy)(folder / name, path / name)
     database = Database(path, options, where, create=False)
     try:
         return database, _meta_of(database)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from streamactors.checkpoint.manifest import encode_manifest
 from streamactors.checkpoint.restorable import Restorable, list_checkpoints
 from streamactors.checkpoint.storage import LocalFiles
 from streamactors.checkpoint.store import CheckpointStore, CheckpointWriter
@@ -553,6 +554,19 @@ async def test_a_receipt_for_a_retired_checkpoint_is_no_matter(store: Checkpoint
     await store.write_receipt(1)
     await store.write_receipt(first)
     assert not list(tmp_path.rglob("committed"))
+
+
+async def test_a_checkpoint_that_is_still_being_completed_replaces_none(store: CheckpointStore) -> None:
+    """Its manifest has its name already, but it may yet be withdrawn."""
+    first = await take(store)
+    writer = await begin(store)
+    file = await writer.write("totals", state(writer.checkpoint))
+    data = encode_manifest(manifest_of(store, writer.checkpoint, file))
+    await writer.files.create(writer.path("manifest"), data)
+    await store.retire(retain=1)
+    await store.abort(writer.checkpoint)
+    found = await store.latest(verify="digests")
+    assert found is not None and found.uri == first.uri
 
 
 async def test_a_receipt_for_a_checkpoint_that_is_being_retired_is_no_matter(tmp_path: Path) -> None:

@@ -184,6 +184,23 @@ class TestPrefetch:
         await waiting
         assert len(backend._database.waiting) <= 8
 
+    async def test_it_finds_what_waits_to_be_written(self, make: Make) -> None:
+        backend = make()
+        total, events = backend.bind("total", ValueState(int, default=0)), backend.bind("events", ListState(int))
+        keys = list(range(50))
+        snapshot = backend.begin_native_snapshot(1)
+        for key in keys:
+            stand_on(backend.cursor, key, 1)
+            total.set(key)
+            events.extend(range(100))
+        forget(backend)
+        assert backend._database.waiting
+        await backend.prefetch(keys, [0] * 50)
+        for key in keys:
+            stand_on(backend.cursor, key, 1)
+            assert (total.get(), list(events)) == (key, list(range(100)))
+        snapshot.abort()
+
     async def test_giving_up_leaves_nothing(self, make: Make) -> None:
         backend = make()
         backend.bind("total", ValueState(int, default=0))

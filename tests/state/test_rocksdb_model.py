@@ -10,11 +10,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
-from streamactors.state.backend import KeyedBackend
+from streamactors.state.backend import KeyedBackend, NativePart
 from streamactors.state.heap import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.rocksdb import RocksDBBackend, RocksDBOptions
-from streamactors.state.rocksdb_native import NativePart
 from tests.state.backend_model import Account, BackendModel, keys, numbers, words
 
 WIDE = RocksDBOptions(memory=8 << 20)
@@ -95,10 +94,10 @@ class NativeModel(SetOnlyModel):
             for index, (backend, snapshot) in enumerate(zip(old, native, strict=True)):
                 snapshot.link()
                 snapshot.linked()
-                part = NativePart(Path(folder, str(index)), backend.groups)
-                part.folder.mkdir()
+                part = NativePart(f"{folder}/{index}", backend.groups)
+                Path(part.folder).mkdir()
                 for file in snapshot.files():
-                    shutil.copyfile(file.path, part.folder / file.name)
+                    shutil.copyfile(file.path, Path(part.folder, file.name))
                 parts.append(part)
                 backend.close()
             self.subtasks = self._open(parallelism)

@@ -11,11 +11,11 @@ import pytest
 from rocksdict import Options, Rdict
 
 from streamactors.errors import CheckpointFailed, CorruptCheckpoint, IncompatibleState, UnserialisableValue
-from streamactors.state.backend import NativeFile, NativeSnapshot
+from streamactors.state.backend import NativeBackend, NativeFile, NativePart, NativeSnapshot, PrefetchingBackend
 from streamactors.state.descriptors import ListState, MapState, ValueState
+from streamactors.state.heap import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange, key_group, subtask_range
 from streamactors.state.rocksdb import RocksDBBackend, RocksDBOptions
-from streamactors.state.rocksdb_native import NativePart
 from tests.state.backend_contract import ALL, GROUPS, contents, drained, stand_on
 
 DECLARED: dict[str, Callable[[], Any]] = {
@@ -84,7 +84,7 @@ def test_it_holds_the_moment_when_it_began(make: Make, tmp_path: Path) -> None:
     canonical = drained(backend.begin_snapshot(8))
     stored(snapshot, tmp_path / "7")
     restored = make()
-    restored.restore_native([NativePart(tmp_path / "7", ALL)])
+    restored.restore_native([NativePart(str(tmp_path / "7"), ALL)])
     assert everything(restored) == before
     assert restored.entries() == dict.fromkeys(DECLARED, len(KEYS))
     assert everything(backend) == after
@@ -106,7 +106,7 @@ def test_what_is_held_back_is_written_afterwards(make: Make, tmp_path: Path) -> 
     stored(backend.begin_native_snapshot(3), tmp_path / "3")
     assert not backend._database.waiting
     restored = make()
-    restored.restore_native([NativePart(tmp_path / "3", ALL)])
+    restored.restore_native([NativePart(str(tmp_path / "3"), ALL)])
     assert everything(restored) == everything(backend) == expected
 
 
@@ -115,12 +115,12 @@ def test_a_restored_backend_goes_on(make: Make, tmp_path: Path) -> None:
     fill(backend)
     stored(backend.begin_native_snapshot(1), tmp_path / "1")
     second = make()
-    second.restore_native([NativePart(tmp_path / "1", ALL)])
+    second.restore_native([NativePart(str(tmp_path / "1"), ALL)])
     fill(second, 2)
     fill(backend, 2)
     stored(second.begin_native_snapshot(2), tmp_path / "2")
     third = make()
-    third.restore_native([NativePart(tmp_path / "2", ALL)])
+    third.restore_native([NativePart(str(tmp_path / "2"), ALL)])
     assert everything(third) == everything(backend)
     assert third.entries() == backend.entries()
 
@@ -151,7 +151,7 @@ def test_rescaled(make: Make, tmp_path: Path, before: int, after: int) -> None:
         backend = make(subtask_range(index, before, GROUPS))
         fill(backend)
         stored(backend.begin_native_snapshot(1), tmp_path / f"{index}")
-        parts.append(NativePart(tmp_path / f"{index}", backend.groups))
+        parts.append(NativePart(str(tmp_path / f"{index}"), backend.groups))
         old.append(backend)
     new = []
     for index in range(after):
@@ -172,7 +172,7 @@ def test_a_native_checkpoint_becomes_canonical_blocks(make: Make, tmp_path: Path
     fill(backend)
     stored(backend.begin_native_snapshot(1), tmp_path / "1")
     restored = make()
-    restored.restore_native([NativePart(tmp_path / "1", ALL)])
+    restored.restore_native([NativePart(str(tmp_path / "1"), ALL)])
     again = make()
     again.restore(drained(restored.begin_snapshot(2)))
     assert everything(again) == everything(backend)
@@ -189,11 +189,17 @@ def test_state_of_another_schema_is_rewritten(make: Make, tmp_path: Path) -> Non
     stored(backend.begin_native_snapshot(1), tmp_path / "1")
     later = make(declared={"point": lambda: ValueState(wider), "new": lambda: ListState(int)})
     later.check_schemas(backend.schemas(), allow_dropped=True)
-    later.restore_native([NativePart(tmp_path / "1", ALL)])
+    later.restore_native([NativePart(str(tmp_path / "1"), ALL)])
     assert contents(later, "point") == {"a": wider(1.0, 7)}
     assert later.entries() == {"point": 1, "new": 0}
     (block,) = drained(later.begin_snapshot(2))
     assert block.state == "point"
+
+
+def test_the_backend_says_what_it_can(make: Make) -> None:
+    assert isinstance(make(), NativeBackend)
+    assert isinstance(make(), PrefetchingBackend)
+    assert not isinstance(HeapBackend(ALL, GROUPS), NativeBackend | PrefetchingBackend)
 
 
 def test_one_at_a_time(make: Make) -> None:
@@ -219,11 +225,11 @@ def part(make: Make, tmp_path: Path) -> NativePart:
     backend = make()
     fill(backend)
     stored(backend.begin_native_snapshot(1), tmp_path / "1")
-    return NativePart(tmp_path / "1", ALL)
+    return NativePart(str(tmp_path / "1"), ALL)
 
 
 def table_of(part: NativePart) -> Path:
-    return next(path for path in part.folder.iterdir() if path.suffix == ".sst")
+    return next(path for path in Path(part.folder).iterdir() if path.suffix == ".sst")
 
 
 def test_a_missing_table(make: Make, part: NativePart) -> None:
@@ -255,7 +261,7 @@ def test_a_foreign_folder(make: Make, tmp_path: Path) -> None:
     (tmp_path / "x" / "letter.txt").write_text("dear diary")
     for folder in (tmp_path / "x", tmp_path / "nowhere"):
         with pytest.raises(CorruptCheckpoint, match="holds no RocksDB snapshot"):
-            make().restore_native([NativePart(folder, ALL)])
+            make().restore_native([NativePart(str(folder), ALL)])
 
 
 def test_a_database_of_somebody_else(make: Make, tmp_path: Path) -> None:
@@ -264,7 +270,7 @@ def test_a_database_of_somebody_else(make: Make, tmp_path: Path) -> None:
     database.close()
     (tmp_path / "x" / "LOCK").unlink()
     with pytest.raises(CorruptCheckpoint, match="it says not whose"):
-        make().restore_native([NativePart(tmp_path / "x", ALL)])
+        make().restore_native([NativePart(str(tmp_path / "x"), ALL)])
 
 
 def test_another_max_parallelism(make: Make, part: NativePart) -> None:

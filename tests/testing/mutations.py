@@ -43,6 +43,8 @@ from streamactors.testing.simulation.storage import SimulatedDisk
 
 SEEDS: Final = 300
 """A mutant must be caught within so many."""
+LAGGING: Final = Faults(kills=5, slow_records=25, mailboxes=(16, 64), modes=("unaligned",))
+"""Subtasks of a step are not equally far, and find themselves rescaled."""
 SWITCHED: Final = Faults(modes=("aligned", "aligned-timeout", "unaligned"))
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -50,12 +52,13 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 
 @dataclass(frozen=True)
 class Mutant:
-    """`places`: (topology, mode), in turn."""
+    """`places`: (topology, mode), in turn. `faults`: where they differ from the scenario's."""
 
     name: str
     plant: Plant
     places: tuple[tuple[str, str], ...]
     symptom: str
+    faults: str = ""
 
     @contextlib.contextmanager
     def planted(self) -> Iterator[None]:
@@ -70,13 +73,13 @@ class Mutant:
 MUTANTS: Final[dict[str, Mutant]] = {}
 
 
-def mutant(*places: str, symptom: str) -> Callable[[Plant], Plant]:
+def mutant(*places: str, symptom: str, faults: str = "") -> Callable[[Plant], Plant]:
     """`places` as "topology mode". `symptom`: a pattern that the failure's message must match."""
 
     def add(plant: Plant) -> Plant:
         name = plant.__name__
         pairs = [place.split() for place in places]
-        MUTANTS[name] = Mutant(name, plant, tuple((topology, mode) for topology, mode in pairs), symptom)
+        MUTANTS[name] = Mutant(name, plant, tuple((topology, mode) for topology, mode in pairs), symptom, faults)
         return plant
 
     return add
@@ -100,23 +103,20 @@ def hunt(name: str) -> Catch | None:
     with hunted.planted():
         for seed in range(SEEDS):
             topology, mode = hunted.place(seed)
-            symptom = run(topology, mode, seed)
+            symptom = run(topology, mode, seed, hunted.faults)
             if symptom is not None:
                 return Catch(topology, mode, seed, seed + 1, symptom)
     return None
 
 
-def run(topology: str, mode: str, seed: int) -> str | None:
+def run(topology: str, mode: str, seed: int, faults: str) -> str | None:
     """What the simulation found wrong; None if nothing."""
+    made = replace(OWN[topology], mode=mode) if topology in OWN else scenario(topology, mode)
     try:
-        simulate(_scenario(topology, mode), seed=seed)
+        simulate(made, seed=seed, faults=Faults.from_options(faults, made.faults))
     except SimulationFailed as failure:
         return str(failure).splitlines()[0].partition(": ")[2]
     return None
-
-
-def _scenario(topology: str, mode: str) -> Scenario:
-    return replace(OWN[topology], mode=mode) if topology in OWN else scenario(topology, mode)
 
 
 # ---------------------------------------------------------------------------------------------------- flows of our own
@@ -141,14 +141,14 @@ class Judge(sa.KeyedOperator[str, Timed, Verdict]):
         ctx.emit(Verdict(event.number, event.time <= ctx.watermark))
 
 
-LATE_BY: Final = 12
+LATE_BY: Final = 9
 """Records; a source gives at most 8 at a time, and tells the watermark after these."""
 
 
 def timed_events(world: World) -> list[Timed]:
-    """Of each, it is certain whether it is late, however they are read: most are never, and every fifth always is."""
+    """Of each, it is certain whether it is late, however they are read: two of three never are, and one always is."""
     draw = world.random("timed")
-    late = [number > LATE_BY and number % 5 == 3 for number in range(draw.randint(30, 80))]
+    late = [number > LATE_BY and number % 3 == 2 for number in range(draw.randint(30, 80))]
     times = [100 * (number - LATE_BY * late) for number, late in enumerate(late)]
     return [Timed(number, f"k{draw.randrange(12)}", time) for number, time in enumerate(times)]
 
@@ -206,7 +206,7 @@ def marked_twice(outcome: Outcome) -> None:
 
 OWN: Final = {
     "event-time": Scenario(
-        event_time, faults=SWITCHED, check=judged_as_ever, arguments="tests.testing.mutations:OWN.event-time"
+        event_time, faults=LAGGING, check=judged_as_ever, arguments="tests.testing.mutations:OWN.event-time"
     ),
     "marked-in-place": Scenario(
         marked_in_place, faults=SWITCHED, check=marked_twice, arguments="tests.testing.mutations:OWN.marked-in-place"
@@ -257,20 +257,16 @@ def acknowledged_before_the_barrier_left(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_Pending, "done", property(lambda self: all(task.done() for task in self.tasks)))
 
 
-@mutant("keyed-chain aligned-timeout", "pipeline aligned-timeout", symptom="")
+@mutant("keyed-chain aligned-timeout", "two-input aligned-timeout", "diamond aligned-timeout", symptom="")
 def barrier_overtakes_an_earlier_one(patch: pytest.MonkeyPatch) -> None:
-    """An aligned one that waits in an output is left where it is, and gone ahead of."""
-    patch.setattr(AlignedBarriers, "leaving", property(lambda self: []))
-    original = Output.overtake
+    """A subtask that still aligns the earlier one takes that one's snapshot afterwards."""
 
-    def overtake(self: Output, barrier: Barrier, capture: Any, *, waiting: bool) -> None:
-        original(self, barrier, capture, waiting=waiting)
-        for unsent in self._unsent:
-            if barrier in unsent:
-                unsent.remove(barrier)
-                unsent.appendleft(barrier)
+    def overtake(self: ExactlyOnceBarriers, checkpoint: int) -> list[Action]:
+        waiting = self._waiting.pop(checkpoint, None)
+        return [] if waiting is None else self._hand_over(waiting)
 
-    patch.setattr(Output, "overtake", overtake)
+    patch.setattr(ExactlyOnceBarriers, "_overtake", overtake)
+    patch.setattr(Settled, "up_to", lambda self, checkpoint: self._given_up.add(checkpoint))
 
 
 @mutant("keyed-chain aligned", "pipeline unaligned", symptom="")
@@ -349,10 +345,10 @@ def unsent_restored_before_queued(patch: pytest.MonkeyPatch) -> None:
 def broadcast_copies_restored_to_everybody(patch: pytest.MonkeyPatch) -> None:
     original = restore_in_flight._owners
 
-    def owners(target: Any) -> Any:
+    def owners(target: Any, *others: Any) -> Any:
         if target.kind == "broadcast":
             return lambda ref: [(index, All()) for index in range(target.after)]
-        return original(target)
+        return original(target, *others)
 
     patch.setattr(restore_in_flight, "_owners", owners)
 
@@ -398,7 +394,7 @@ def snapshot_sees_later_changes(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(heap._GuardedTable, "_touch", lambda self, key: None)
 
 
-@mutant("pipeline aligned", "union unaligned", symptom="")
+@mutant("pipeline aligned", "union unaligned", "broadcast aligned", "two-input unaligned", symptom="")
 def position_one_batch_too_far(patch: pytest.MonkeyPatch) -> None:
     original = SourceInput.snapshot
 
@@ -487,7 +483,7 @@ def folder_not_synced_after_a_link(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LocalFiles, "create", create)
 
 
-@mutant("broadcast aligned", "pipeline aligned", symptom="")
+@mutant("broadcast aligned", "pipeline aligned", symptom="", faults="power_losses=5,storage_failures=10,kills=0,sink_failures=5,actor_crashes=5")
 def receipt_trusted_before_it_is_durable(patch: pytest.MonkeyPatch) -> None:
     async def settle_run(self: CheckpointStore, run: int) -> None:
         """Left out."""
@@ -495,7 +491,7 @@ def receipt_trusted_before_it_is_durable(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(CheckpointStore, "_settle_run", settle_run)
 
 
-@mutant("pipeline aligned", "union unaligned", symptom="")
+@mutant("pipeline aligned", "union unaligned", "broadcast aligned", "two-input unaligned", symptom="")
 def receipt_before_every_subtask_has_committed(patch: pytest.MonkeyPatch) -> None:
     original = CheckpointCoordinator._committed
 
@@ -509,7 +505,7 @@ def receipt_before_every_subtask_has_committed(patch: pytest.MonkeyPatch) -> Non
 
 
 # ---------------------------------------------------------------------------------------------------------------- sinks
-@mutant("pipeline aligned", "union unaligned", symptom="")
+@mutant("pipeline aligned", "union unaligned", "broadcast aligned", "two-input unaligned", symptom="")
 def later_transaction_of_a_session_committed(patch: pytest.MonkeyPatch) -> None:
     """A producer session is kept for the next transaction."""
     original = SimulatedWriter._begin
@@ -520,7 +516,7 @@ def later_transaction_of_a_session_committed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SimulatedWriter, "_begin", begin)
 
 
-@mutant("pipeline aligned", "union unaligned", symptom="")
+@mutant("pipeline aligned", "union unaligned", "broadcast aligned", "two-input unaligned", symptom="", faults="kills=6,slow_sinks=10,spread=0.5")
 def transactions_of_dropped_subtasks_forgotten(patch: pytest.MonkeyPatch) -> None:
     original = restore._restore
 

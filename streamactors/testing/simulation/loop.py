@@ -1,7 +1,7 @@
 """An event loop without I/O: what runs next is drawn by seed, and time is virtual.
 
 Invariants. Of all tasks that are ready, any may run next; plain callbacks keep their order among themselves, as asyncio
-promises, and no task overtakes a callback that was registered before it. Time moves a little with every step, and jumps
+promises, as do the first steps of tasks; no task overtakes a callback that was registered before it. Time moves a little with every step, and jumps
 to the next timer when nothing is ready. Iterating over a set of tasks gives the same order in every process.
 """
 
@@ -62,24 +62,27 @@ class SimulatedTask(asyncio.Task[T]):
 
 
 class Step(asyncio.Handle):
-    """Something ready to run; `task` None: a plain callback."""
+    """Something ready to run; `task` None: a plain callback. `in_order`: after all that were registered before it and
+    are in order too."""
 
-    __slots__ = ("task",)
+    __slots__ = ("in_order", "task")
 
-    def __init__(self, callback: Any, args: Any, loop: "SimulationLoop", context: Any) -> None:
+    def __init__(self, callback: Any, args: Any, loop: "SimulationLoop", context: Any, *, first: bool) -> None:
         super().__init__(callback, args, loop, context)
         owner = getattr(callback, "__self__", None)
         self.task: SimulatedTask[Any] | None = owner if isinstance(owner, SimulatedTask) else None
+        self.in_order = first or self.task is None
 
 
 class Timer(asyncio.TimerHandle):
     """A step that becomes ready at a time. Most wake a task by a future: those are plain callbacks."""
 
-    __slots__ = ("task",)
+    __slots__ = ("in_order", "task")
 
     def __init__(self, when: float, callback: Any, args: Any, loop: "SimulationLoop", context: Any) -> None:
         super().__init__(when, callback, args, loop, context)
         self.task: SimulatedTask[Any] | None = None
+        self.in_order = True
 
 
 class SimulationLoop(asyncio.BaseEventLoop):
@@ -97,6 +100,7 @@ class SimulationLoop(asyncio.BaseEventLoop):
         self._tasks: list[SimulatedTask[Any]] = []
         self._task_count = 0
         self._prune_at = 256
+        self._creating = False
         self._dead = False
         self.steps = 0
         self.before_step: Callable[[], bool] = lambda: True
@@ -115,7 +119,7 @@ class SimulationLoop(asyncio.BaseEventLoop):
     def call_soon(
         self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
-        step = Step(callback, args, self, context)
+        step = Step(callback, args, self, context, first=self._creating)
         if not self._dead:
             self._ready.append(step)
         return step
@@ -146,7 +150,9 @@ class SimulationLoop(asyncio.BaseEventLoop):
             coro.close()
             raise Crashed
         self._task_count += 1
+        self._creating = True
         task: SimulatedTask[T] = SimulatedTask(coro, self, self._task_count, self._random(), name=name, **options)
+        self._creating = False
         self._tasks.append(task)
         if len(self._tasks) > self._prune_at:
             self._tasks = self.unfinished()
@@ -204,7 +210,7 @@ class SimulationLoop(asyncio.BaseEventLoop):
         among = 0
         for handle in ready:
             among += 1
-            if handle.task is None:  # type: ignore[attr-defined]
+            if handle.in_order:  # type: ignore[attr-defined]
                 break
         if among == 1:
             return 0, 1
