@@ -48,6 +48,8 @@ _SYNC_SECONDS: Final = 0.025
 """What writing all that is dirty may take: half of what a snapshot's synchronous part may."""
 _FEW: Final = 8
 """So many entries are read on the loop: a trip to a thread and back takes longer."""
+_TELLING: Final = 32
+"""Entries written at once from which on it tells how long they take."""
 _WAIT_SECONDS: Final = 0.002
 _BUILTIN: Final = frozenset({str, int, bytes, float, bool})
 DATABASE: Final = "db"
@@ -139,7 +141,7 @@ class RocksDBBackend:
     def _write(self, store: Store[Any], limit: int) -> None:
         started = self._clock.monotonic()
         written = store.flush(limit)
-        if written >= WRITE_ROWS // 2:
+        if written >= _TELLING:
             self._pace.measured(written, self._clock.monotonic() - started)
 
     def _write_all(self) -> StreamactorsError | None:

@@ -9,6 +9,7 @@ import heapq
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
@@ -29,7 +30,7 @@ Rows = dict[bytes, bytes | None]
 
 WRITE_ROWS: Final = 512
 """Rows written at once: about half a millisecond."""
-_STALLED: Final = "Operation incomplete"
+_STALLED: Final = "Write stall"
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,8 +228,11 @@ class Database:
         """`keep_blocks` False: reading all of it leaves the block cache alone."""
         reader = RowReader(self, start, stop, keep_blocks=keep_blocks)
         number = id(reader)
-        self._readers[number] = weakref.ref(reader, lambda _: self._readers.pop(number, None) and None)
+        self._readers[number] = weakref.ref(reader, partial(self._forget, number))
         return reader
+
+    def _forget(self, number: int, _: object) -> None:
+        self._readers.pop(number, None)
 
     # -------------------------------------------------------------------------------------------------------- writing
     def write(self, rows: Rows) -> None:

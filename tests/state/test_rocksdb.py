@@ -16,6 +16,7 @@ from streamactors.state.descriptors import ListState, MapState, ValueState
 from streamactors.state.heap import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.rocksdb import RocksDBBackend, RocksDBOptions
+from streamactors.state.rocksdb_database import Database
 from streamactors.state.rocksdb_states import RocksMap
 from tests.state.backend_contract import ALL, GROUPS, BackendContract, Point, contents, drained, stand_on
 
@@ -423,3 +424,36 @@ def test_a_value_in_no_snapshot_is_refused_at_last(make: Make) -> None:
 
     with pytest.raises(UnserialisableValue, match="'totals', state 'tags', key 0"):
         store_wrong_values()
+
+
+def test_what_rocksdb_does_not_take_at_once_waits(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer that waited for RocksDB would hold the whole process."""
+    backend = make(dirty=8)
+    total = backend.bind("total", ValueState(int, default=0))
+    with monkeypatch.context() as stalled:
+        stalled.setattr(Database, "_write", lambda self, rows: False)
+        for key in range(100):
+            stand_on(backend.cursor, key, 1)
+            total.set(key)
+        found = drained(backend.begin_snapshot(1))
+        with pytest.raises(StorageFailed, match="RocksDB is too busy for a snapshot"):
+            backend.begin_native_snapshot(2)
+    assert len(backend._database.waiting) > 90
+    backend.begin_native_snapshot(3).abort()
+    assert not backend._database.waiting
+    for blocks in (found, drained(backend.begin_snapshot(4))):
+        heap = HeapBackend(KeyGroupRange(0, 1), 1)
+        heap.bind("total", ValueState(int, default=0))
+        heap.restore(blocks)
+        assert contents(heap, "total") == {key: key for key in range(100)}
+
+
+def test_slow_entries_are_fewer_at_a_time_until_they_are_fast_again(make: Make) -> None:
+    backend = make()
+    total = backend.bind("total", ValueState(int, default=0))
+    backend._pace.measured(32, 10.0)
+    for key in range(20_000):
+        stand_on(backend.cursor, key, 1)
+        total.set(key)
+        assert key > 5000 or len(backend._stores["total"].dirty) < 5000
+    assert backend._pace.items(0.025) > 512

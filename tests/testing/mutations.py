@@ -4,6 +4,7 @@ A mutant is caught when a run of the simulation fails by an invariant: its `symp
 crashes proves nothing. Runs begin with seed 0, dealt out over the mutant's scenarios; no seed is picked.
 """
 
+import asyncio
 import contextlib
 import datetime as dt
 import re
@@ -17,10 +18,9 @@ import pytest
 import streamactors as sa
 from streamactors.actors.mailbox import Mailbox
 from streamactors.checkpoint.aligned import AlignedBarriers
-from streamactors.checkpoint.coordinator import CheckpointCoordinator
+from streamactors.checkpoint.coordinator import Notify
 from streamactors.checkpoint.exactly_once import ExactlyOnceBarriers
 from streamactors.checkpoint.protocol import Action, Forward, UnblockAll
-from streamactors.checkpoint.settled import Settled
 from streamactors.checkpoint.storage import LocalFiles, is_temporary
 from streamactors.checkpoint.store import CheckpointStore
 from streamactors.elements import Barrier, Batch, Element
@@ -31,7 +31,7 @@ from streamactors.runtime.backlog import All
 from streamactors.runtime.barriers import Barriers
 from streamactors.runtime.inflight import Captures
 from streamactors.runtime.inputs import SourceInput
-from streamactors.runtime.messages import CheckpointComplete
+from streamactors.runtime.messages import CheckpointAborted, CheckpointComplete
 from streamactors.runtime.routing import Output
 from streamactors.runtime.snapshot import _Pending
 from streamactors.runtime.subtask import Subtask
@@ -43,8 +43,12 @@ from streamactors.testing.simulation.storage import SimulatedDisk
 
 SEEDS: Final = 300
 """A mutant must be caught within so many."""
-LAGGING: Final = Faults(kills=5, slow_records=25, mailboxes=(16, 64), modes=("unaligned",))
-"""Subtasks of a step are not equally far, and find themselves rescaled."""
+RESCALED: Final = Faults(kills=5, parallelism=(1, 4), mailboxes=(64,))
+UNALIGNED: Final = sa.Config(
+    max_parallelism=8,
+    restart=sa.Restart.exponential(dt.timedelta(milliseconds=10), dt.timedelta(seconds=2)),
+    checkpoints=sa.Checkpoints("file:///simulation", interval=dt.timedelta(seconds=0.1), alignment="unaligned"),
+)
 SWITCHED: Final = Faults(modes=("aligned", "aligned-timeout", "unaligned"))
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -132,11 +136,13 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 class Judge(sa.KeyedOperator[str, Timed, Verdict]):
-    """Tells what is late. It keeps state, so that its event time is that of key groups."""
+    """Tells what is late. It keeps state, so that its event time is that of key groups; and takes its time, so that
+    its subtasks are not equally far, and much is in flight."""
 
     seen = sa.ValueState(int, default=0)
 
-    def process(self, event: Timed, ctx: sa.Context[str, Verdict], /) -> None:
+    async def process(self, event: Timed, ctx: sa.Context[str, Verdict], /) -> None:
+        await asyncio.sleep(0.01 * (7 * event.number % 11))
         self.seen.set(self.seen.get() + 1)
         ctx.emit(Verdict(event.number, event.time <= ctx.watermark))
 
@@ -206,10 +212,10 @@ def marked_twice(outcome: Outcome) -> None:
 
 OWN: Final = {
     "event-time": Scenario(
-        event_time, faults=LAGGING, check=judged_as_ever, arguments="tests.testing.mutations:OWN.event-time"
+        event_time, config=UNALIGNED, faults=RESCALED, check=judged_as_ever
     ),
     "marked-in-place": Scenario(
-        marked_in_place, faults=SWITCHED, check=marked_twice, arguments="tests.testing.mutations:OWN.marked-in-place"
+        marked_in_place, faults=SWITCHED, check=marked_twice
     ),
 }
 
@@ -257,21 +263,19 @@ def acknowledged_before_the_barrier_left(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_Pending, "done", property(lambda self: all(task.done() for task in self.tasks)))
 
 
-@mutant("keyed-chain aligned-timeout", "two-input aligned-timeout", "diamond aligned-timeout", symptom="")
+@mutant("keyed-chain aligned", "two-input aligned", symptom="")
 def barrier_overtakes_an_earlier_one(patch: pytest.MonkeyPatch) -> None:
-    """A subtask that still aligns the earlier one takes that one's snapshot afterwards."""
+    """In a mailbox, with what lies between them."""
+    original = Mailbox.put
 
-    def overtake(self: ExactlyOnceBarriers, checkpoint: int) -> list[Action]:
-        waiting = self._waiting.pop(checkpoint, None)
-        return [] if waiting is None else self._hand_over(waiting)
+    def put(self: Mailbox[Any], channel: int, item: Any, *args: Any, **options: Any) -> None:
+        original(self, channel, item, *args, **options)
+        queued = self._channels[channel].items
+        earlier = [place for place, (other, _, _) in enumerate(queued) if isinstance(other, Barrier) and other is not item]
+        if isinstance(item, Barrier) and earlier:
+            queued.insert(earlier[0], queued.pop())
 
-    patch.setattr(ExactlyOnceBarriers, "_overtake", overtake)
-    patch.setattr(Settled, "up_to", lambda self, checkpoint: self._given_up.add(checkpoint))
-
-
-@mutant("keyed-chain aligned", "pipeline unaligned", symptom="")
-def aborted_checkpoint_snapshot_anyway(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Settled, "give_up", lambda self, checkpoint: None)
+    patch.setattr(Mailbox, "put", put)
 
 
 # ------------------------------------------------------------------------------------------------------ in-flight data
@@ -491,17 +495,16 @@ def receipt_trusted_before_it_is_durable(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(CheckpointStore, "_settle_run", settle_run)
 
 
-@mutant("pipeline aligned", "union unaligned", "broadcast aligned", "two-input unaligned", symptom="")
-def receipt_before_every_subtask_has_committed(patch: pytest.MonkeyPatch) -> None:
-    original = CheckpointCoordinator._committed
+@mutant("pipeline aligned", "union unaligned", symptom="")
+def receipt_before_the_commit(patch: pytest.MonkeyPatch) -> None:
+    original = Attempt._execute
 
-    def committed(self: Any, subtask: Any, checkpoint: int) -> Any:
-        for number, missing in self._committing.items():
-            if number <= checkpoint:
-                missing.intersection_update({subtask})
-        return original(self, subtask, checkpoint)
+    def execute(self: Attempt, action: Any) -> None:
+        original(self, action)
+        if isinstance(action, Notify) and action.commit:
+            self._run_beside("receipt", self._write_receipt(action.checkpoint))
 
-    patch.setattr(CheckpointCoordinator, "_committed", committed)
+    patch.setattr(Attempt, "_execute", execute)
 
 
 # ---------------------------------------------------------------------------------------------------------------- sinks
@@ -525,6 +528,21 @@ def transactions_of_dropped_subtasks_forgotten(patch: pytest.MonkeyPatch) -> Non
         return replace(found, pending=tuple(pending for pending in found.pending if pending[-1] == index))
 
     patch.setattr(restore, "_restore", restored)
+
+
+@mutant("pipeline aligned", "union unaligned", symptom="")
+def transaction_of_an_aborted_checkpoint_dropped(patch: pytest.MonkeyPatch) -> None:
+    """Though its records precede the next checkpoint, which must list it too."""
+    original = Subtask._obey
+
+    async def obey(self: Subtask, message: Any) -> None:
+        if isinstance(message, CheckpointAborted):
+            for sink in self._sinks:
+                prepared = sink.writer._prepared  # type: ignore[attr-defined]
+                prepared[:] = [each for each in prepared if each[1] != message.checkpoint]
+        await original(self, message)
+
+    patch.setattr(Subtask, "_obey", obey)
 
 
 @mutant("pipeline aligned", "union unaligned", symptom="neither committed nor aborted")

@@ -133,10 +133,14 @@ class Life:
         """Nothing may be left of the attempt before, unless it hangs in an operation of the disk: these can't be cut
         short, and are waited for only so long."""
         self._actors = frozenset(actors)
-        names = [task.get_name() for task in self._loop.unfinished()]
-        left = [name for name in names if name not in OWN and not name.startswith(FINALIZER)]
+        left = self._left(OWN)
         if left and self._stopper is None and not self._process.lingering:
             self._world.broken.append(f"tasks of an earlier attempt are still there when the next begins: {left}")
+
+    def _left(self, but: frozenset[str]) -> list[str]:
+        """Whose end a job has to wait for. An async generator that the garbage collector found is asyncio's affair."""
+        names = [task.get_name() for task in self._loop.unfinished()]
+        return [name for name in names if name not in but and not name.startswith(FINALIZER)]
 
     # ---------------------------------------------------------------------------------------------------------- verdict
     def problems(self) -> list[str]:
@@ -145,8 +149,8 @@ class Life:
         found = list(self._world.broken) + loop.complaints
         if loop.stuck:
             found.append(f"nothing is ready, no timer is set, and the job has not ended: {self._waiting()}")
-        elif self.crash is None and not found and not self._process.lingering and (left := loop.unfinished()):
-            found.append(f"the job has ended, and left tasks: {[task.get_name() for task in left]}")
+        elif self.crash is None and not found and not self._process.lingering and (left := self._left(frozenset())):
+            found.append(f"the job has ended, and left tasks: {left}")
         return found
 
     def unexpected(self) -> BaseException | None:

@@ -1,8 +1,9 @@
 """An event loop without I/O: what runs next is drawn by seed, and time is virtual.
 
-Invariants. Of all tasks that are ready, any may run next; plain callbacks keep their order among themselves, as asyncio
-promises, as do the first steps of tasks; no task overtakes a callback that was registered before it. Time moves a little with every step, and jumps
-to the next timer when nothing is ready. Iterating over a set of tasks gives the same order in every process.
+Invariants. Of all tasks that are ready, any may run next; plain callbacks and the first steps of tasks keep their order
+among themselves, as asyncio promises, and no task overtakes one that was registered before it. Time moves a little with
+every step, and jumps to the next timer when nothing is ready. Iterating over a set of tasks gives the same order in
+every process.
 """
 
 import asyncio

@@ -10,7 +10,7 @@ from streamactors.testing.simulation.loop import Order, SimulationLoop, VirtualT
 from streamactors.testing.simulation.trace import Trace
 
 ORDERS: Final[tuple[Order, ...]] = ("uniform", "uniform", "priorities", "fifo")
-STEP_SECONDS: Final = (0.00002, 0.0001, 0.0005, 0.002)
+STEP_SECONDS: Final = (0.00002, 0.0001, 0.0003, 0.001)
 """How long a step takes at most: slow processes make small slices, and find their turn's budget spent."""
 LATENCY: Final = 0.002
 """Of a request or of an operation of the disk, at most, in seconds, where nothing is slow."""

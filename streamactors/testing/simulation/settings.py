@@ -27,7 +27,7 @@ def drawn_config(draw: Random, mode: str) -> Config:
     """Everything that a user might set, in a range where checkpoints are many."""
     checkpoints = Checkpoints(
         STORAGE,
-        interval=dt.timedelta(seconds=draw.choice((0.02, 0.05, 0.2, 0.5))),
+        interval=dt.timedelta(seconds=draw.choice((0.04, 0.1, 0.3, 0.6))),
         timeout=dt.timedelta(seconds=draw.choice((5, 30, 120))),
         min_pause=dt.timedelta(seconds=draw.choice((0, 0, 0.01))),
         max_concurrent=draw.choice((1, 1, 2, 3)),
