@@ -1,7 +1,7 @@
 # `make` lists the targets. Everything runs in .venv, which each target sets up when it has to.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo demo-kafka test test-fast check format bench docs build lock clean python kafka
+.PHONY: help install demo demo-kafka test test-fast simulate check format bench docs build lock clean python kafka
 
 PYTHON ?= python3
 VENV := .venv
@@ -31,6 +31,12 @@ test: $(INSTALLED) kafka ## all tests, on a real Kafka broker too (Java 17, Mave
 
 test-fast: $(INSTALLED) ## the tests that need neither Kafka nor killed processes nor patience
 	$(BIN)/python -m pytest -q -n auto -m "not kafka and not kill and not slow"
+
+SEEDS ?= 2000
+FIRST ?= 0
+
+simulate: $(INSTALLED) ## whole jobs on virtual time under seeded faults (SEEDS=20000 for more, FIRST= to begin elsewhere)
+	$(BIN)/python -m streamactors.testing.simulation --seeds $(SEEDS) --first $(FIRST)
 
 check: $(INSTALLED) ## ruff, mypy --strict, pyright over the typing tests, the layers of imports
 	$(BIN)/ruff check .

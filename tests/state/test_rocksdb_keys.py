@@ -140,7 +140,7 @@ GOLDEN: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("key", "expected"), GOLDEN, ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize(("key", "expected"), GOLDEN, ids=lambda value: type(value).__name__)
 def test_golden_values(key: Any, expected: str) -> None:
     """Stored files are found by these bytes."""
     assert StorageKeys().encode(key).hex() == expected

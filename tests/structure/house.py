@@ -10,7 +10,12 @@ ROOT = Path(__file__).resolve().parents[2]
 CODE = ("streamactors", "connectors", "examples", "benchmarks")
 
 # Where time, randomness, threads and files are reached; everything else goes through them (docs/architecture.md).
-SEAMS = ("streamactors/clock.py", "streamactors/checkpoint/storage.py", "streamactors/testing/")
+SEAMS = (
+    "streamactors/clock.py",
+    "streamactors/checkpoint/storage.py",
+    "streamactors/state/rocksdb_folder.py",  # RocksDB works on local files itself, and a simulation runs it inline
+    "streamactors/testing/",
+)
 # Reached before or outside any job, so that no simulation has to own it.
 ALLOWED = {
     "streamactors/settings.py": {"open"},  # Config.from_toml

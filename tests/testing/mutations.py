@@ -7,8 +7,7 @@ crashes proves nothing. Runs begin with seed 0, dealt out over the mutant's scen
 import asyncio
 import contextlib
 import datetime as dt
-import re
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -32,23 +31,38 @@ from streamactors.runtime.barriers import Barriers
 from streamactors.runtime.inflight import Captures
 from streamactors.runtime.inputs import SourceInput
 from streamactors.runtime.messages import CheckpointAborted, CheckpointComplete
-from streamactors.runtime.routing import Output
 from streamactors.runtime.snapshot import _Pending
 from streamactors.runtime.subtask import Subtask
 from streamactors.state import heap
-from streamactors.state.key_groups import KeyGroupRange
+from streamactors.state.key_groups import KeyGroupRange, subtask_range
 from streamactors.testing.simulation import Faults, Outcome, Scenario, World, scenario, simulate
 from streamactors.testing.simulation.sink import SimulatedWriter
 from streamactors.testing.simulation.storage import SimulatedDisk
 
 SEEDS: Final = 300
 """A mutant must be caught within so many."""
-RESCALED: Final = Faults(kills=5, parallelism=(1, 4), mailboxes=(64,))
+RESCALED: Final = Faults(
+    kills=8,
+    power_losses=0,
+    stops=0,
+    storage_failures=0,
+    channel_stalls=0,
+    parallelism=(1, 4),
+    mailboxes=(64,),
+    spread=0.5,
+)
 UNALIGNED: Final = sa.Config(
     max_parallelism=8,
     restart=sa.Restart.exponential(dt.timedelta(milliseconds=10), dt.timedelta(seconds=2)),
     checkpoints=sa.Checkpoints("file:///simulation", interval=dt.timedelta(seconds=0.1), alignment="unaligned"),
 )
+LOST: Final = "are lost"
+TWICE: Final = "came twice"
+DISORDER: Final = r"came after|counted \[|its state holds"
+COUNTS: Final = r"counted \[|its state holds the counts"
+UNDECIDED: Final = "neither committed nor aborted"
+DECLINED: Final = "a later checkpoint's barrier came first"
+"""Of a checkpoint that nobody had given up."""
 SWITCHED: Final = Faults(modes=("aligned", "aligned-timeout", "unaligned"))
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -205,23 +219,21 @@ def _mark(record: dict[str, int]) -> dict[str, int]:
 
 def marked_twice(outcome: Outcome) -> None:
     found: list[dict[str, int]] = outcome.output()
-    assert sorted(record["number"] for record in found) == [*range(30), *range(100, 130)], "records are lost or came twice"
+    assert sorted(record["number"] for record in found) == [*range(30), *range(100, 130)], (
+        "records are lost or came twice"
+    )
     wrong = [record for record in found if record["marks"] != 2]
     assert not wrong, f"changed before they were stored: {wrong}"
 
 
 OWN: Final = {
-    "event-time": Scenario(
-        event_time, config=UNALIGNED, faults=RESCALED, check=judged_as_ever
-    ),
-    "marked-in-place": Scenario(
-        marked_in_place, faults=SWITCHED, check=marked_twice
-    ),
+    "event-time": Scenario(event_time, config=UNALIGNED, faults=RESCALED, check=judged_as_ever),
+    "marked-in-place": Scenario(marked_in_place, faults=SWITCHED, check=marked_twice),
 }
 
 
 # ------------------------------------------------------------------------------------------------------------- barriers
-@mutant("two-input aligned", "keyed-chain aligned", symptom="")
+@mutant("two-input aligned", "keyed-chain aligned", symptom=LOST)
 def snapshot_before_the_last_barrier(patch: pytest.MonkeyPatch) -> None:
     def complete_if_aligned(self: AlignedBarriers) -> list[Action]:
         if self._aligning is None or len(self._aligned | self._ended) < max(1, self._channels - 1):
@@ -231,13 +243,17 @@ def snapshot_before_the_last_barrier(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(AlignedBarriers, "_complete_if_aligned", complete_if_aligned)
 
 
-@mutant("pipeline aligned", "union aligned", symptom="")
+@mutant("pipeline aligned", "union aligned", symptom=TWICE)
 def barrier_forwarded_after_a_record(patch: pytest.MonkeyPatch) -> None:
     """A source puts in, ahead of the barrier, records that its position says are behind it."""
     original = Barriers._execute
 
     async def execute(self: Barriers, action: Action) -> None:
-        if isinstance(action, Forward) and isinstance(self._input, SourceInput) and (batch := self._input._next_slice()):
+        if (
+            isinstance(action, Forward)
+            and isinstance(self._input, SourceInput)
+            and (batch := self._input._next_slice())
+        ):
             self._chain.emit(0, batch)
             while self._chain.busy:
                 await self._chain.step()
@@ -246,7 +262,7 @@ def barrier_forwarded_after_a_record(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Barriers, "_execute", execute)
 
 
-@mutant("two-input aligned", "keyed-chain aligned", symptom="")
+@mutant("two-input aligned", "keyed-chain aligned", symptom=TWICE + "|" + DECLINED)
 def channel_unblocked_early(patch: pytest.MonkeyPatch) -> None:
     """When another barrier has arrived, rather than when what is ahead of it has been processed."""
     original = ExactlyOnceBarriers._announced
@@ -257,13 +273,13 @@ def channel_unblocked_early(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ExactlyOnceBarriers, "_announced", announced)
 
 
-@mutant("keyed-chain aligned-timeout", "pipeline aligned-timeout", symptom="")
+@mutant("keyed-chain aligned-timeout", "pipeline aligned-timeout", symptom=LOST)
 def acknowledged_before_the_barrier_left(patch: pytest.MonkeyPatch) -> None:
     """Once the state is durable, though the barrier may yet overtake what is unsent."""
     patch.setattr(_Pending, "done", property(lambda self: all(task.done() for task in self.tasks)))
 
 
-@mutant("keyed-chain aligned", "two-input aligned", symptom="")
+@mutant("keyed-chain aligned", "two-input aligned", symptom=LOST + "|" + DECLINED)
 def barrier_overtakes_an_earlier_one(patch: pytest.MonkeyPatch) -> None:
     """In a mailbox, with what lies between them."""
     original = Mailbox.put
@@ -271,7 +287,9 @@ def barrier_overtakes_an_earlier_one(patch: pytest.MonkeyPatch) -> None:
     def put(self: Mailbox[Any], channel: int, item: Any, *args: Any, **options: Any) -> None:
         original(self, channel, item, *args, **options)
         queued = self._channels[channel].items
-        earlier = [place for place, (other, _, _) in enumerate(queued) if isinstance(other, Barrier) and other is not item]
+        earlier = [
+            place for place, (other, _, _) in enumerate(queued) if isinstance(other, Barrier) and other is not item
+        ]
         if isinstance(item, Barrier) and earlier:
             queued.insert(earlier[0], queued.pop())
 
@@ -279,7 +297,7 @@ def barrier_overtakes_an_earlier_one(patch: pytest.MonkeyPatch) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ in-flight data
-@mutant("pipeline unaligned", "keyed-chain unaligned", symptom="")
+@mutant("pipeline unaligned", "keyed-chain unaligned", symptom=LOST)
 def queued_batches_forgotten(patch: pytest.MonkeyPatch) -> None:
     original = Captures.capture_channel
 
@@ -292,28 +310,28 @@ def queued_batches_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Captures, "capture_channel", capture_channel)
 
 
-@mutant("pipeline unaligned", "union unaligned", symptom="")
+@mutant("pipeline unaligned", "union unaligned", symptom=LOST)
 def batch_in_hand_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Barriers, "_capture_in_hand", lambda self, checkpoint: None)
 
 
-@mutant("pipeline unaligned", "keyed-chain unaligned", symptom="")
+@mutant("pipeline unaligned", "keyed-chain unaligned", symptom=LOST)
 def unsent_batches_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Barriers, "_add", lambda self, checkpoint, route, element: None)
 
 
-@mutant("keyed-chain unaligned", "two-input unaligned", symptom="")
+@mutant("keyed-chain unaligned", "two-input unaligned", symptom=TWICE)
 def capture_not_ended_at_the_barrier(patch: pytest.MonkeyPatch) -> None:
     """But when the checkpoint is acknowledged: what came behind the barrier is restored, and read again."""
     patch.setattr(inflight, "_ends", lambda element, checkpoint: False)
 
 
-@mutant("marked-in-place unaligned", symptom="")
+@mutant("marked-in-place unaligned", symptom="changed before they were stored")
 def captured_data_encoded_after_it_was_seen(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Captures, "before_seen", lambda self, batch: None)
 
 
-@mutant("pipeline unaligned", "keyed-chain unaligned", symptom="")
+@mutant("pipeline unaligned", "keyed-chain unaligned", symptom=DISORDER)
 def backlog_drained_after_new_input(patch: pytest.MonkeyPatch) -> None:
     """It is read when the first element has been taken."""
     original_open, original_take = Subtask._restore_backlog, Subtask._take
@@ -337,15 +355,17 @@ def backlog_drained_after_new_input(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Subtask, "_take", take)
 
 
-@mutant("keyed-chain unaligned", "pipeline unaligned", symptom="")
+@mutant("keyed-chain unaligned", "pipeline unaligned", symptom=DISORDER)
 def unsent_restored_before_queued(patch: pytest.MonkeyPatch) -> None:
     def in_order(manifest: Any) -> list[Any]:
-        return sorted(manifest.in_flight(), key=lambda stored: (stored[2].receiver, not stored[2].unsent, stored[2].sender))
+        return sorted(
+            manifest.in_flight(), key=lambda stored: (stored[2].receiver, not stored[2].unsent, stored[2].sender)
+        )
 
     patch.setattr(restore_in_flight, "_in_order", in_order)
 
 
-@mutant("broadcast unaligned", symptom="")
+@mutant("broadcast unaligned", symptom=TWICE)
 def broadcast_copies_restored_to_everybody(patch: pytest.MonkeyPatch) -> None:
     original = restore_in_flight._owners
 
@@ -357,9 +377,9 @@ def broadcast_copies_restored_to_everybody(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(restore_in_flight, "_owners", owners)
 
 
-@mutant("keyed-chain unaligned", "pipeline unaligned", symptom="")
+@mutant("keyed-chain unaligned", "pipeline unaligned", symptom=LOST)
 def wrong_key_groups_of_records_in_flight(patch: pytest.MonkeyPatch) -> None:
-    original = restore_in_flight.subtask_range
+    original = subtask_range
 
     def without_last(index: int, parallelism: int, max_parallelism: int) -> KeyGroupRange:
         whole = original(index, parallelism, max_parallelism)
@@ -383,7 +403,7 @@ class _WithoutItsLastGroup:
         return KeyGroupRange(whole.start, whole.stop - 1)
 
 
-@mutant("pipeline aligned", "two-input unaligned", symptom="")
+@mutant("pipeline aligned", "two-input unaligned", symptom=COUNTS)
 def wrong_key_groups_on_restore(patch: pytest.MonkeyPatch) -> None:
     original = restore._restore
 
@@ -393,12 +413,12 @@ def wrong_key_groups_on_restore(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(restore, "_restore", restored)
 
 
-@mutant("pipeline aligned", "two-input unaligned", symptom="")
+@mutant("pipeline aligned", "two-input unaligned", symptom=COUNTS)
 def snapshot_sees_later_changes(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(heap._GuardedTable, "_touch", lambda self, key: None)
 
 
-@mutant("pipeline aligned", "union unaligned", "broadcast aligned", "two-input unaligned", symptom="")
+@mutant("pipeline aligned", "union unaligned", "broadcast aligned", "two-input unaligned", symptom=LOST)
 def position_one_batch_too_far(patch: pytest.MonkeyPatch) -> None:
     original = SourceInput.snapshot
 
@@ -437,7 +457,7 @@ def watermarks_of_key_groups_forgotten_on_rescale(patch: pytest.MonkeyPatch) -> 
 
 
 # ------------------------------------------------------------------------------------------------- coordinator, storage
-@mutant("pipeline aligned", "diamond unaligned", symptom="")
+@mutant("pipeline aligned", "diamond unaligned", symptom=TWICE)
 def committed_before_the_manifest(patch: pytest.MonkeyPatch) -> None:
     original = Attempt._write_manifest
 
@@ -478,7 +498,7 @@ def manifest_not_synced_before_its_link(patch: pytest.MonkeyPatch) -> None:
     _leave_out_sync(patch, lambda path: is_temporary(path.rpartition("/")[2]))
 
 
-@mutant("pipeline aligned", "union aligned", symptom="")
+@mutant("pipeline aligned", "union aligned", symptom=TWICE + "|is missing", faults="power_losses=8,kills=0,spread=0.5")
 def folder_not_synced_after_a_link(patch: pytest.MonkeyPatch) -> None:
     async def create(self: LocalFiles, path: str, data: bytes) -> bool:
         async with self._temporary(path, data) as temporary:
@@ -487,15 +507,7 @@ def folder_not_synced_after_a_link(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LocalFiles, "create", create)
 
 
-@mutant("broadcast aligned", "pipeline aligned", symptom="", faults="power_losses=5,storage_failures=10,kills=0,sink_failures=5,actor_crashes=5")
-def receipt_trusted_before_it_is_durable(patch: pytest.MonkeyPatch) -> None:
-    async def settle_run(self: CheckpointStore, run: int) -> None:
-        """Left out."""
-
-    patch.setattr(CheckpointStore, "_settle_run", settle_run)
-
-
-@mutant("pipeline aligned", "union unaligned", symptom="")
+@mutant("pipeline aligned", "union unaligned", symptom=LOST, faults="sink_failures=6,slow_sinks=8")
 def receipt_before_the_commit(patch: pytest.MonkeyPatch) -> None:
     original = Attempt._execute
 
@@ -508,7 +520,13 @@ def receipt_before_the_commit(patch: pytest.MonkeyPatch) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- sinks
-@mutant("pipeline aligned", "union unaligned", "broadcast aligned", "two-input unaligned", symptom="")
+@mutant(
+    "pipeline aligned",
+    "union unaligned",
+    "broadcast aligned",
+    "two-input unaligned",
+    symptom="came twice|TransactionLost",
+)
 def later_transaction_of_a_session_committed(patch: pytest.MonkeyPatch) -> None:
     """A producer session is kept for the next transaction."""
     original = SimulatedWriter._begin
@@ -519,7 +537,14 @@ def later_transaction_of_a_session_committed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SimulatedWriter, "_begin", begin)
 
 
-@mutant("pipeline aligned", "union unaligned", "broadcast aligned", "two-input unaligned", symptom="", faults="kills=6,slow_sinks=10,spread=0.5")
+@mutant(
+    "pipeline aligned",
+    "union unaligned",
+    "broadcast aligned",
+    "two-input unaligned",
+    symptom=LOST,
+    faults="kills=6,slow_sinks=10,spread=0.5",
+)
 def transactions_of_dropped_subtasks_forgotten(patch: pytest.MonkeyPatch) -> None:
     original = restore._restore
 
@@ -530,7 +555,7 @@ def transactions_of_dropped_subtasks_forgotten(patch: pytest.MonkeyPatch) -> Non
     patch.setattr(restore, "_restore", restored)
 
 
-@mutant("pipeline aligned", "union unaligned", symptom="")
+@mutant("pipeline aligned", "union unaligned", symptom=LOST + "|" + UNDECIDED)
 def transaction_of_an_aborted_checkpoint_dropped(patch: pytest.MonkeyPatch) -> None:
     """Though its records precede the next checkpoint, which must list it too."""
     original = Subtask._obey
@@ -545,7 +570,7 @@ def transaction_of_an_aborted_checkpoint_dropped(patch: pytest.MonkeyPatch) -> N
     patch.setattr(Subtask, "_obey", obey)
 
 
-@mutant("pipeline aligned", "union unaligned", symptom="neither committed nor aborted")
+@mutant("pipeline aligned", "union unaligned", symptom=UNDECIDED)
 def widest_parallelism_forgotten(patch: pytest.MonkeyPatch) -> None:
     """So that nobody fences the transactions of subtasks that there are no more."""
     patch.setattr(CheckpointStore, "widest", property(lambda self: {}))

@@ -12,10 +12,11 @@ from random import Random
 from typing import Any, Final
 
 from streamactors.graph.logical import Forward, LogicalGraph, Node
-from streamactors.operators.base import is_async
+from streamactors.operators.base import KeyedOperator, is_async
 from streamactors.operators.process import ProcessSpec, ReduceSpec
 from streamactors.operators.stateless import FunctionSpec
 from streamactors.testing.simulation.process import Process
+from streamactors.testing.simulation.watching import StateWatch
 
 PONDER_SECONDS: Final = 3.0
 
@@ -38,7 +39,10 @@ def _disturbed(node: Node, process: Process, draw: Random) -> Node:
 
         def make() -> Any:
             operator = factory()
-            operator.process = _around(operator.process, process, node.uid, suspended=suspended)
+            process_record = operator.process
+            if isinstance(operator, KeyedOperator):
+                process_record = _watched(process_record, operator, node.uid)
+            operator.process = _around(process_record, process, node.uid, suspended=suspended)
             return operator
 
         return replace(node, spec=replace(spec, factory=make))
@@ -65,6 +69,29 @@ def _around(fn: Callable[..., Any], process: Process, uid: str, *, suspended: bo
         return await result if inspect.isawaitable(result) else result
 
     return suspendable
+
+
+def _watched(fn: Callable[..., Any], operator: Any, uid: str) -> Callable[..., Any]:
+    """Fails where a stored value is changed in place. State is bound only after the operator was made."""
+    watch: StateWatch | None = None
+
+    def begin(key: Any) -> StateWatch:
+        nonlocal watch
+        watch = watch or StateWatch(uid, operator)
+        watch.begin(key)
+        return watch
+
+    def plain(value: Any, ctx: Any) -> None:
+        watching = begin(ctx.key)
+        fn(value, ctx)
+        watching.end()
+
+    async def suspendable(value: Any, ctx: Any) -> None:
+        watching = begin(ctx.key)
+        await fn(value, ctx)
+        watching.end()
+
+    return suspendable if is_async(fn) else plain
 
 
 def rescaled(graph: LogicalGraph, widths: dict[str, int]) -> LogicalGraph:

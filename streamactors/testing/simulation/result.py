@@ -33,8 +33,6 @@ class Outcome:
     world: World
     exactly_once: bool
     """False if any process of the run took at-least-once checkpoints: records may then be processed twice."""
-    overtaken: bool
-    """Whether barriers may have overtaken records in any process of the run."""
     states: Mapping[str, States]
     """By operator and state: what each key holds in the last checkpoint."""
     widths: Mapping[str, set[int]] = field(default_factory=dict)

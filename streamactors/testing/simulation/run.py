@@ -191,7 +191,6 @@ class Run:
         return Outcome(
             world=self._world,
             exactly_once="at-least-once" not in self._modes,
-            overtaken=not self._modes.isdisjoint(("aligned-timeout", "unaligned")),
             states=last_states(self._world.root, self._config.checkpoints.storage, self._graph),
             widths=self._widths,
         )
