@@ -1,7 +1,7 @@
 """Stateful stream processing as an asyncio library: `import streamactors as sa`."""
 
 from streamactors.api.dataflow import Dataflow, KeyedStream, Stream
-from streamactors.config import Checkpoints, Config, Deployment, Heap, Local, Restart, StateBackend
+from streamactors.config import Checkpoints, Config, Deployment, Heap, Local, Restart, RocksDB, StateBackend
 from streamactors.elements import DeadLetter, ErrorRoute, OutputTag
 from streamactors.errors import (
     CheckpointFailed,
@@ -74,6 +74,7 @@ __all__ = [
     "Raw",
     "RecordFailed",
     "Restart",
+    "RocksDB",
     "Sink",
     "Source",
     "StateAccessError",

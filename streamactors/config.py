@@ -42,6 +42,24 @@ class Heap(StateBackend):
     name: ClassVar[str] = "heap"
 
 
+@dataclass(frozen=True, kw_only=True)
+class RocksDB(StateBackend):
+    """Keyed state in RocksDB on the local disk, larger than memory. `folder`: where its files lie while the job runs
+    (None: where temporary files go); `memory`: bytes for all of it in this process, but for `cache` decoded entries per
+    operator subtask. What a checkpoint holds, either backend restores."""
+
+    name: ClassVar[str] = "rocksdb"
+    folder: str | None = None
+    memory: int = 256 << 20
+    cache: int = 100_000
+
+    def __post_init__(self) -> None:
+        if self.folder is not None:
+            _check_text("RocksDB.folder", self.folder, "a folder on a local disk")
+        _check_whole("RocksDB.memory", self.memory, least=4 << 20, remedy="bytes")
+        _check_whole("RocksDB.cache", self.cache, least=16, remedy="entries")
+
+
 class Deployment(Protocol):
     """Where subtasks run; settings only."""
 
@@ -224,7 +242,7 @@ class Config:
         if isinstance(self.state_backend, str):
             _check_choice("state_backend", self.state_backend, ("heap", "rocksdb"))
         else:
-            _check_instance("state_backend", self.state_backend, "'heap', 'rocksdb' or an instance such as Heap()")
+            _check_instance("state_backend", self.state_backend, "'heap', 'rocksdb' or an instance such as RocksDB()")
         if self.deployment is not None:
             _check_instance("deployment", self.deployment, "an instance such as Local()")
         if self.checkpoints is not None:
@@ -278,11 +296,15 @@ def resolve(
     return config, _settings(config, merged)
 
 
+def _known_backend(config: Config) -> bool:
+    return isinstance(config.state_backend, str | Heap | RocksDB)
+
+
 def unsupported(config: Config) -> list[str]:
     """What `config` asks for and this version has not, each with the way round; empty if all is there."""
     found: dict[str, tuple[object, bool, str]] = {
         "execution": (config.execution, config.execution == "streaming", "use 'streaming'"),
-        "state_backend": (config.state_backend, config.state_backend in ("heap", Heap()), "use 'heap'"),
+        "state_backend": (config.state_backend, _known_backend(config), "use 'heap' or 'rocksdb'"),
         "deployment": (config.deployment, config.deployment in (None, Local()), "use Local()"),
     }
     return [

@@ -15,13 +15,14 @@ from streamactors.checkpoint.storage import Files
 from streamactors.clock import SYSTEM, Clock
 from streamactors.config import Config, require_supported, resolve
 from streamactors.deploy.local import deploy_locally
-from streamactors.errors import CheckpointFailed, InvalidConfig, JobFailed, JobNotRunning, StreamactorsError
+from streamactors.errors import CheckpointFailed, JobFailed, JobNotRunning, StreamactorsError
 from streamactors.graph.logical import LogicalGraph
 from streamactors.graph.physical import PhysicalPlan
 from streamactors.graph.planner import plan
 from streamactors.listsink import ListSink
 from streamactors.runtime.info import CheckpointInfo
 from streamactors.runtime.job import Job, JobSpec, Status
+from streamactors.state.backends import require_installed
 from streamactors.state.descriptors import ValueState
 
 T = TypeVar("T")
@@ -129,6 +130,7 @@ def _job(
 ) -> Job:
     config = config or Config()
     require_supported(config)
+    require_installed(config.state_backend)
 
     def make_plan(max_parallelism: int | None) -> PhysicalPlan:
         return plan(

@@ -22,6 +22,7 @@ from streamactors.operators.base import (
     make_operator,
     refuse_instance,
 )
+from streamactors.state.backend import prefetch_of
 from streamactors.state.descriptors import ValueState, declared_states
 
 
@@ -39,6 +40,7 @@ class ProcessLink(Link):
         self._process = operator.process
         self._async = is_async(operator.process)
         self._carry = ctx.carry_groups
+        self._prefetch = prefetch_of(ctx.backend)
         self._context = (GroupedContext if ctx.carry_groups else RecordContext)(self._drain, ctx.time)
         self._opened = False
         if ctx.backend is not None:
@@ -55,6 +57,8 @@ class ProcessLink(Link):
             await call_hook(self._operator.close)
 
     async def process(self, batch: Batch) -> Batch | None:
+        if self._prefetch is not None and batch.keys is not None and batch.groups is not None:
+            await self._prefetch(batch.keys, batch.groups)
         context = self._context
         grouped = self._carry and batch.groups is not None
         context.begin(stamped=batch.timestamps is not None, grouped=grouped)

@@ -12,7 +12,7 @@ from streamactors.actors.mailbox import Mailbox
 from streamactors.checkpoint.frames import FrameCodec
 from streamactors.checkpoint.modes import barrier_protocol
 from streamactors.clock import Clock
-from streamactors.config import Checkpoints
+from streamactors.config import Checkpoints, StateBackend
 from streamactors.elements import Batch, Element
 from streamactors.graph.edges import PlanEdges, edge_keys
 from streamactors.graph.logical import Node, SourceSpec
@@ -36,7 +36,7 @@ from streamactors.runtime.subtask import Subtask
 from streamactors.sinks import SinkContext
 from streamactors.sources import SourceContext
 from streamactors.state.backend import KeyedBackend
-from streamactors.state.heap import HeapBackend
+from streamactors.state.backends import keyed_backend
 from streamactors.state.operator_lists import OperatorLists
 from streamactors.time.progress import EventTime
 from streamactors.time.watermarks import SplitWatermarks
@@ -57,6 +57,7 @@ class AttemptSpec:
     """A receipt says that the restored transactions are committed."""
     widest: Mapping[str, int] = field(default_factory=dict)
     resources: Mapping[str, Any] = field(default_factory=dict)
+    state_backend: str | StateBackend = "heap"
 
     @property
     def overtaking(self) -> bool:
@@ -151,7 +152,8 @@ class _Assembly:
         if not isinstance(node.spec, OperatorSpec) or not node.spec.keyed_state:
             return None
         groups = self._vertex.key_groups(self._id.index)
-        return HeapBackend(groups, self._vertex.max_parallelism, uid=node.uid, clock=self._around.clock)
+        setting, clock = self._spec.state_backend, self._around.clock
+        return keyed_backend(setting, groups, self._vertex.max_parallelism, uid=node.uid, clock=clock)
 
     def _slot(self, place: int, node: Node, backend: KeyedBackend | None) -> LinkSlot:
         main: list[Output] = []

@@ -196,6 +196,7 @@ class Job:
             restored.committed if restored is not None else False,
             widest,
             self._spec.resources,
+            config.state_backend,
         )
 
     def _now_running(self, running: bool) -> None:

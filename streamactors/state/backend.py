@@ -4,7 +4,7 @@ State lives under (state name, key group, key). A backend belongs to one operato
 never called from two threads at once.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
@@ -191,3 +191,8 @@ class PrefetchingBackend(Protocol):
     async def prefetch(self, keys: Sequence[Any], groups: Sequence[int]) -> None:
         """Bring what a batch will need into memory, so that processing it does not block; and wait while too much is
         waiting to be written. Call it before the batch enters the operator."""
+
+
+def prefetch_of(backend: object) -> Callable[[Sequence[Any], Sequence[int]], Awaitable[None]] | None:
+    """How to bring what a batch needs into memory; None where all of it always is."""
+    return backend.prefetch if isinstance(backend, PrefetchingBackend) else None

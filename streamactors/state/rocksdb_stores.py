@@ -203,8 +203,11 @@ class Store(ABC, Generic[EntryT]):
         young, old = self.young, self.old
         missing = {key: group for key, group in zip(keys, groups, strict=True) if key not in young}
         for key in [key for key in missing if key in old] if missing and old else ():
-            del missing[key]
-            self.admit(key, old[key])
+            # Admitting others may have aged the generations meanwhile, and this one dropped.
+            entry = old.get(key, MISSING)
+            if entry is not MISSING:
+                del missing[key]
+                self.admit(key, entry)
         return missing
 
     def cached(self, key: Any) -> Any:

@@ -132,6 +132,8 @@ class Life:
     def attempt_begins(self, actors: Iterator[str]) -> None:
         """Nothing may be left of the attempt before, unless it hangs in an operation of the disk: these can't be cut
         short, and are waited for only so long."""
+        if self.unexpected() is not None:
+            self._loop.stop()
         self._actors = frozenset(actors)
         left = self._left(OWN)
         if left and self._stopper is None and not self._process.lingering:
