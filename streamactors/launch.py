@@ -71,7 +71,7 @@ class JobHandle:
             await self._or_end(self._job.stop(drain=drain, savepoint=savepoint))
         except CheckpointFailed:
             await self.wait()  # it finishes by itself, or fails
-            if self.status != "finished":
+            if self.status != "finished" or savepoint is not None:
                 raise
         await self.wait()
         last = self._job.last_checkpoint

@@ -88,10 +88,10 @@ def slots_for(max_concurrent: int, tolerable_failures: int) -> int:
     """How many ids a subtask can need at once, and a spare one.
 
     The last completed checkpoint lists up to `tolerable_failures` transactions of aborted ones beside its own and those
-    in flight then; these stay in use, though committed, until the next one completes; as many may be prepared by then,
-    and one is open.
+    in flight then, and one of a savepoint, which commits nothing and is always followed by a checkpoint; these stay in
+    use, though committed, until the next one completes; as many may be prepared by then, and one is open.
     """
-    return 2 * (max_concurrent + tolerable_failures) + 2
+    return 2 * (max_concurrent + tolerable_failures + 1) + 2
 
 
 class IdPool:

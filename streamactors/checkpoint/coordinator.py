@@ -7,8 +7,9 @@ Invariants:
    sink ever commits for a checkpoint that could not be restored.
 2. `WriteReceipt(n)` only after every committing subtask has committed n.
 3. Manifests are written one at a time; when a checkpoint n completes, everything in flight before n is given up, so
-   that checkpoints complete in increasing order of n. A savepoint gives up nothing, and no checkpoint starts while one
-   is in flight.
+   that checkpoints complete in increasing order of n. A savepoint gives up nothing, may complete before an earlier
+   checkpoint, and no checkpoint starts while one is in flight. Where sinks commit, a checkpoint follows each savepoint
+   before the next one: else transactions that only savepoints list would pile up.
 4. `Finish` only after the final checkpoint, which starts when every subtask has ended (or every source has stopped),
    is complete, and all its transactions are committed and receipted.
 """
@@ -114,6 +115,10 @@ Event = (
     | DataEnded
     | SourcesStopped
 )
+
+
+_FOLLOW_UP: Final = Requested(NOBODY)
+"""After a savepoint, before the next one: else transactions that only savepoints list would pile up."""
 
 
 # ------------------------------------------------------------------------------------------------------------ actions
@@ -279,7 +284,8 @@ class CheckpointCoordinator(Generic[S]):
         return [self._trigger(now)]
 
     def _trigger(self, now: float) -> Action:
-        final = self._wants_final()
+        # A savepoint that was asked for before the end is one of its own.
+        final = self._wants_final() and not any(request.target for request in self._requests)
         tickets = []
         target = None
         if final and self._stop is not None:
@@ -333,8 +339,7 @@ class CheckpointCoordinator(Generic[S]):
         if pending.final:
             self._final_complete = True
         if not commit and self._committers:
-            # Else transactions that only savepoints list would pile up.
-            self._requests.append(Requested(NOBODY))
+            self._requests.insert(0, _FOLLOW_UP)
         if commit and self._committers:
             self._committing[checkpoint] = set(self._committers)
         else:
@@ -387,7 +392,10 @@ class CheckpointCoordinator(Generic[S]):
         savepoint = self._pending[checkpoint].barrier.savepoint
         actions: list[Action] = [self._give_up(checkpoint, reason)]
         if savepoint and not stopping:
-            return actions + self._write_next_manifest()  # whoever asked for it is told; the job has lost nothing
+            # Whoever asked for it is told; the job has lost nothing. Its sinks have prepared, though.
+            if self._committers:
+                self._requests.insert(0, _FOLLOW_UP)
+            return actions + self._write_next_manifest()
         self._last_end = now
         self._failures += 1
         if self._failures > self._settings.tolerable_failures:

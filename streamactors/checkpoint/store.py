@@ -264,6 +264,7 @@ class CheckpointStore:
         of this process still had in flight is aborted."""
         await self.ensure_owner()
         await self._drop_writers()
+        self._savepoints.clear()  # what an earlier attempt prepared for them, fencing may have aborted
         merged = {uid: max(self._widest.get(uid, 0), widest.get(uid, 0)) for uid in {**self._widest, **widest}}
         attempt = self._attempt + 1
         folder = self._folder.path(layout.attempt_folder(self.run, attempt))
@@ -427,7 +428,8 @@ class CheckpointStore:
 
     async def _note_savepoint(self, content: Manifest, writer: CheckpointWriter) -> None:
         """A savepoint that ends the job commits: "latest" must not mean the checkpoint before it."""
-        self._savepoints[content.checkpoint] = writer.files
+        if content.transactional:
+            self._savepoints[content.checkpoint] = writer.files
         if content.final:
             folder = self._folder.path(writer.place.folder)
             await self._files.make_folder(folder)
@@ -443,9 +445,9 @@ class CheckpointStore:
             base = f"{layout.run_folder(self.run)}/{layout.BASE_RECEIPT}"
             await self._write_receipt(self._files, self._folder.path(path or base), checkpoint.manifest.checkpoint)
             return
-        for savepoint in [number for number in self._savepoints if number <= checkpoint]:
-            # What was prepared for an earlier savepoint is committed too: whoever restores it has nothing to send.
-            await self._write_receipt(self._savepoints.pop(savepoint), layout.RECEIPT, savepoint)
+        covered = [number for number in self._savepoints if number <= checkpoint]
+        for number, files in [(number, self._savepoints.pop(number)) for number in covered]:
+            await self._write_savepoint_receipt(files, number, needed=number == checkpoint)
         for found in await self._folder.scan(self.run):
             if found.place.checkpoint == checkpoint:
                 path = self._folder.path(f"{found.place.folder}/{layout.RECEIPT}")
@@ -468,6 +470,16 @@ class CheckpointStore:
         except StorageFailed:
             if await files.stat(folder) is not None:
                 raise
+
+    async def _write_savepoint_receipt(self, files: Files, savepoint: int, *, needed: bool) -> None:
+        """What was prepared for an earlier savepoint is committed too: whoever restores it has nothing to send. Its
+        folder is the user's, though, and may refuse by now: that must not fail the job."""
+        try:
+            await self._write_receipt(files, layout.RECEIPT, savepoint)
+        except StorageFailed as error:
+            if needed:
+                raise
+            log.warning("savepoint %s could not be marked as committed: %s", files.uri, error)
 
     async def has_receipt(self, run: int, checkpoint: int) -> bool:
         """Whether all sink transactions up to that checkpoint of this folder are known to be committed."""

@@ -10,7 +10,7 @@ import inspect
 import logging
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -131,14 +131,6 @@ class LinkContext:
     """How far event time has come for this link."""
     carry_groups: bool = False
     """Whether what a keyed operator emits is to carry the key group of the record that it was emitted for."""
-
-
-@dataclass(slots=True)
-class LinkState:
-    """The synchronous part of a link's snapshot."""
-
-    pending: Sequence[Any] = ()
-    schemas: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Link(ABC):
@@ -368,7 +360,7 @@ class GroupedContext(RecordContext):
     __slots__ = ()
 
     def emit(self, value: Any, timestamp: int | None = None) -> None:
-        super().emit(value, timestamp)
+        RecordContext.emit(self, value, timestamp)
         if self._groups is not None:
             self._groups.append(self.group)
 

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from itertools import count
 from typing import Any, Protocol
 
 import msgspec
@@ -144,6 +145,8 @@ class Attempt:
         self._signal = Signal()
         self._beside: set[asyncio.Task[None]] = set()
         self._tickets: dict[int, asyncio.Future[CheckpointInfo]] = {}
+        self._numbers = count(1)
+        self._savepoint_tickets: set[int] = set()
         self._queries: dict[asyncio.Future[Any], SubtaskId] = {}
         self._triggering = asyncio.Lock()
         """Barriers go out in the order decided, though opening a checkpoint's folder takes its time."""
@@ -195,6 +198,8 @@ class Attempt:
         for message in self._inbox:
             if isinstance(message, Failed):
                 log.warning("%s has finished, but not cleaned up: %s", self._plan.name, message.error)
+        missed = tuple(ticket for ticket in self._tickets if ticket in self._savepoint_tickets)
+        self._answer(missed, CheckpointFailed("the job has finished, and the savepoint was not taken"))
         if self._last_info is not None:
             self._answer(tuple(self._tickets), self._last_info)
 
@@ -242,7 +247,7 @@ class Attempt:
     # ------------------------------------------------------------------------------------------------------ requests
     def checkpoint(self, savepoint: str | None = None) -> asyncio.Future[CheckpointInfo]:
         """Ask for a checkpoint now, or for a savepoint in that folder."""
-        ticket, answer = self._new_ticket()
+        ticket, answer = self._new_ticket(savepoint)
         self._receive(decide.Requested(ticket, savepoint))
         return answer
 
@@ -251,7 +256,7 @@ class Attempt:
         if self._coordinator is None:
             self._to_sources(StopReading(drain=True))
             return None
-        self._stop_ticket, answer = self._new_ticket()
+        self._stop_ticket, answer = self._new_ticket(savepoint)
         self._drain, self._stop_target = drain, savepoint
         self._to_sources(StopReading(drain=drain))
         if drain:
@@ -283,8 +288,10 @@ class Attempt:
     def running(self) -> bool:
         return self._running
 
-    def _new_ticket(self) -> tuple[int, asyncio.Future[CheckpointInfo]]:
-        ticket = max(self._tickets, default=0) + 1
+    def _new_ticket(self, savepoint: str | None = None) -> tuple[int, asyncio.Future[CheckpointInfo]]:
+        ticket = next(self._numbers)
+        if savepoint is not None:
+            self._savepoint_tickets.add(ticket)
         answer: asyncio.Future[CheckpointInfo] = asyncio.get_running_loop().create_future()
         self._tickets[ticket] = answer
         return ticket, answer
@@ -292,6 +299,7 @@ class Attempt:
     def _answer(self, tickets: Sequence[int], answer: CheckpointInfo | CheckpointFailed) -> None:
         for ticket in tickets:
             future = self._tickets.pop(ticket, None)
+            self._savepoint_tickets.discard(ticket)
             if future is None or future.done():
                 continue
             if isinstance(answer, CheckpointInfo):
@@ -399,6 +407,8 @@ class Attempt:
             if number in self._coordinator.in_flight:
                 self._storage.writers[number] = writer
                 self._to_sources(TriggerBarrier(barrier))
+            else:
+                await self._store.abort(number)  # given up before it was begun
 
     async def _write_manifest(self, action: decide.WriteManifest) -> None:
         assert self._store is not None

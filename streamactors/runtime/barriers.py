@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from streamactors.actors.mailbox import Mailbox
 from streamactors.checkpoint.manifest import ChannelTime, GroupTime
 from streamactors.checkpoint.protocol import (
+    Aborted,
     Acknowledge,
     Action,
     AlignmentTimedOut,
@@ -89,6 +90,10 @@ class Barriers:
         self._timers.pop(checkpoint, None)
         await self.on(AlignmentTimedOut(checkpoint))
 
+    async def aborted(self, checkpoint: int) -> None:
+        self._stop_timer(checkpoint)
+        await self.on(Aborted(checkpoint))
+
     async def close(self) -> None:
         for checkpoint in list(self._timers):
             self._stop_timer(checkpoint)
@@ -106,7 +111,7 @@ class Barriers:
         announced = self._mailbox.announced
         while announced and isinstance(barrier := announced[0][1], Barrier) and not barrier.overtakes:
             await self.on(BarrierAnnounced(announced.popleft()[0], barrier))
-        for message in self._mailbox.control:
+        for message in list(self._mailbox.control):  # a time that is over adds to it
             if isinstance(message, TriggerBarrier) and message.barrier.overtakes_at is not None:
                 self._start_timer(message.barrier)
 

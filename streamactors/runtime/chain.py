@@ -257,6 +257,7 @@ class Chain:
         """End of data: each link's last output goes through those after it."""
         for index, slot in enumerate(self.slots):
             if slot.link is not None:
+                slot.home = None
                 self.emit(index, await slot.link.finish())
                 while self._stack:
                     await self.step()

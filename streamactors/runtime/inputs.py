@@ -192,6 +192,12 @@ class SourceInput:
             self._dead_letters(Batch(letters, home=(self._uid, source.split)))
         return bool(letters)
 
+    def _unrouted(self, source: SourceBatch[Any], taken: int) -> bool:
+        """Whether undecodable records ahead of the next value have not been handed on, as when nothing of the batch has
+        been given yet: then the position is still the one before it."""
+        bad = source.undecodable
+        return self._undecodable < len(bad) and bad[self._undecodable].index <= taken
+
     def _letter(self, record: UndecodableRecord) -> DeadLetter:
         if self._dead_letters is None:
             what = f"undecodable: {type(record.error).__name__}: {record.error}"
@@ -273,7 +279,7 @@ class SourceInput:
 
     def snapshot(self, checkpoint: int) -> dict[str, Any]:
         positions = dict(self._positions)
-        if self._batch is not None:
+        if self._batch is not None and not self._unrouted(self._batch, self._taken):
             positions[self._batch.split] = self._batch.position_after(self._taken)
         self._at_checkpoint[checkpoint] = positions
         return positions

@@ -9,7 +9,6 @@ there are `STAGED_LIMIT` of them), so that a quiet stream has no added latency a
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, groupby, islice
-from operator import attrgetter
 from typing import Any, Protocol
 
 import msgspec
@@ -326,7 +325,8 @@ class Outputs:
 
 
 def _by_home(batches: Sequence[Batch]) -> list[list[Batch]]:
-    return [list(run) for _, run in groupby(batches, attrgetter("home"))]
+    """Runs that can be joined without losing where their records belong."""
+    return [list(run) for _, run in groupby(batches, lambda batch: (batch.home, batch.groups is None))]
 
 
 def concatenate(batches: Sequence[Batch]) -> Batch:

@@ -1,8 +1,8 @@
 """The subtask actor, and THE loop.
 
-The loop takes, in this order: control messages; barriers that have left; barriers that have arrived; the batch in hand;
-a triggered barrier; what is unsent; the restored backlog; the next element of an unblocked channel. So a barrier is at
-the head of its channel only when nothing is in hand, and nothing is taken from the mailbox while there is no room
+The loop takes, in this order: control messages; barriers that have left; barriers that have arrived; the batch in hand
+and the restored backlog; a triggered barrier; what is unsent; the next element of an unblocked channel. So a barrier is
+at the head of its channel only when nothing is in hand, and nothing is taken from the mailbox while there is no room
 downstream: that is how back-pressure travels. A barrier that overtakes is handled as it arrives, between two records.
 
 Invariant: between two iterations every record taken from the input is either fully processed, or in the chain's stack,
@@ -11,13 +11,13 @@ the backlog is empty.
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Sequence
 
 from streamactors.actors.governor import Governor
 from streamactors.actors.mailbox import Mailbox
 from streamactors.checkpoint.protocol import (
-    Aborted,
     BarrierAnnounced,
     BarrierAtHead,
     BarrierLeft,
@@ -128,14 +128,11 @@ class Subtask:
 
     async def close(self) -> None:
         """However far `run` got; raises the first error once all is closed."""
-        await self.barriers.close()
-        try:
-            await self._input.close()
-        finally:
-            try:
-                await self.chain.close()
-            finally:
-                self.revoke_state()
+        async with contextlib.AsyncExitStack() as stack:  # the last one entered is closed first
+            stack.callback(self.revoke_state)
+            stack.push_async_callback(self.chain.close)
+            stack.push_async_callback(self._input.close)
+            stack.push_async_callback(self.barriers.close)
 
     def abandon(self) -> None:
         """Nothing more is processed or sent, even if user code swallows the cancellation that follows."""
@@ -261,7 +258,7 @@ class Subtask:
                 await self._completed(checkpoint, commit=commit)
             case CheckpointAborted(checkpoint):
                 self._input.aborted(checkpoint)
-                await self.barriers.on(Aborted(checkpoint))
+                await self.barriers.aborted(checkpoint)
             case StopReading(drain):
                 self._input.stop(drain=drain)
                 self._reports(ReadingStopped(self.id))

@@ -452,3 +452,39 @@ class AnythingThatMayHappen(RuleBasedStateMachine):
 
 
 TestAnythingThatMayHappen = AnythingThatMayHappen.TestCase
+
+
+def targets(actions: list[c.Action]) -> list[str | None]:
+    return [action.barrier.target for action in actions if isinstance(action, c.Trigger)]
+
+
+def test_savepoints_asked_for_at_once_have_a_checkpoint_that_commits_in_between() -> None:
+    coordinator = make(interval=None)
+    coordinator.on(c.Started(), 0)
+    assert targets(coordinator.on(c.Requested(1, "a"), 0)) == ["a"]
+    coordinator.on(c.Requested(2, "b"), 0)
+    acknowledge(coordinator, 1, 1)
+    assert targets(coordinator.on(c.ManifestWritten(1), 1)) == [None], "else what only savepoints list piles up"
+
+
+def test_a_savepoint_that_failed_is_followed_by_a_checkpoint_too() -> None:
+    """Its sinks have prepared a transaction each; failures of savepoints are not counted, so there may be many."""
+    coordinator = make(interval=None)
+    coordinator.on(c.Started(), 0)
+    coordinator.on(c.Requested(1, "a"), 0)
+    actions = coordinator.on(c.Declined("middle", 1, "disk full"), 1)
+    assert targets(actions) == [None]
+
+
+def test_a_savepoint_asked_for_before_the_end_is_taken_before_the_final_checkpoint() -> None:
+    coordinator = make(interval=None)
+    coordinator.on(c.Started(), 0)
+    coordinator.on(c.Requested(1), 0)
+    coordinator.on(c.Requested(2, "a"), 0)
+    for subtask in SUBTASKS:
+        coordinator.on(c.DataEnded(subtask), 1)
+    acknowledge(coordinator, 1, 1)
+    assert targets(coordinator.on(c.ManifestWritten(1), 1)) == ["a"]
+    acknowledge(coordinator, 2, 2)
+    actions = coordinator.on(c.ManifestWritten(2), 2)
+    assert targets(actions) == [None] and coordinator._final == 3

@@ -594,6 +594,26 @@ async def test_a_receipt_that_can_not_be_written_is_an_error(tmp_path: Path) -> 
             await store.write_receipt(1)
 
 
+async def test_no_receipt_for_a_savepoint_whose_attempt_was_rolled_back(tmp_path: Path) -> None:
+    """Checkpoint 1; savepoint 2; the attempt fails, 1 is restored: what was prepared for 2 is aborted by fencing. A
+    checkpoint of the new attempt, taken before the sources have come as far as in 2, commits nothing of that."""
+    async with await CheckpointStore.open(str(tmp_path / "chk"), "orders", clock=SYSTEM) as store:
+        await take(store, transactional=True)
+        await take(store, transactional=True, savepoint=str(tmp_path / "saved"))
+        await store.begin_attempt({})
+        third = await take(store, transactional=True)
+        await store.write_receipt(third.manifest.checkpoint)
+        assert not (await store.load(str(tmp_path / "saved"))).committed, "its records would be lost on a restore"
+
+
+async def test_receipts_written_at_once_over_two_savepoints(tmp_path: Path) -> None:
+    async with await CheckpointStore.open(str(tmp_path / "chk"), "orders", clock=SYSTEM) as store:
+        for name in ("a", "b"):
+            await take(store, transactional=True, savepoint=str(tmp_path / name))
+        numbers = [(await take(store, transactional=True)).manifest.checkpoint for _ in range(2)]
+        await asyncio.gather(*map(store.write_receipt, numbers))  # as one commit that covers both makes it
+
+
 # --------------------------------------------------------------------------------------------------------- damaged ones
 DAMAGES = [
     "state flipped",

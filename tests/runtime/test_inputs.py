@@ -1,18 +1,20 @@
 """The source's input: positions exact at every slice, undecodable records routed once, stop and drain."""
 
 import asyncio
+import datetime as dt
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamactors.elements import END
+from streamactors.elements import END, Batch
 from streamactors.errors import RecordFailed
 from streamactors.metrics import MetricGroup
 from streamactors.runtime.inputs import SourceInput
 from streamactors.sources import SourceContext
-from tests.runtime.feeds import Feed, Undecodable, until
+from streamactors.time.watermarks import Watermarks
+from tests.runtime.feeds import Feed, FeedReader, Undecodable, until
 
 LOG: Any = None
 
@@ -145,3 +147,41 @@ async def test_closing_ends_the_read_under_way() -> None:
     before = asyncio.all_tasks()
     await source.close()
     assert len(before) == len(asyncio.all_tasks()) + 1 and feed.closed == 1
+
+
+class _Late(FeedReader):
+    """Its splits are found only by what it reads, as new partitions are."""
+
+    async def open(self, restored: Any) -> Any:
+        given = await super().open(restored)
+        return given if restored is not None else {}
+
+
+async def test_leading_undecodable_records_survive_a_snapshot_between_a_watermark_and_its_records() -> None:
+    """A split that is new (or was idle) is heralded by a watermark: the batch is in hand, nothing of it is given, and its
+    position is said to be behind the undecodable records that it begins with."""
+    feed, letters = Feed(), list[Any]()
+    context = SourceContext("flow", "source", 0, 1, True, LOG, MetricGroup())
+
+    def source(restored: Any) -> SourceInput:
+        watermarks = Watermarks[int].bounded(lambda v: v, dt.timedelta(0)).of_splits({})
+        return SourceInput(
+            "source", _Late(feed, context), restored, wake=lambda: None, limit=lambda: 8,
+            dead_letters=lambda batch: letters.extend(batch.values), watermarks=watermarks,
+        )  # fmt: skip
+
+    feed.put(Undecodable(), 1, 2)
+    feed.end()
+    first = source(None)
+    await first.open()
+    while not first._batch:
+        mark = await next_of(first)
+    assert not isinstance(mark, Batch) and not letters
+    stored = first.snapshot(1)
+    await first.close()
+    second = source(stored)
+    await second.open()
+    while not isinstance(await next_of(second), Batch):
+        pass
+    await second.close()
+    assert len(letters) == 1, f"lost; the snapshot said {stored}"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from streamactors.actors.mailbox import Mailbox
 from streamactors.checkpoint.manifest import EdgeKey, InFlightEdge
-from streamactors.elements import END, Barrier, Batch, Element
+from streamactors.elements import END, Barrier, Batch, Element, TimeMark
 from streamactors.errors import RecordFailed
 from streamactors.graph.logical import Broadcast, Forward, Keyed, Partitioning, Rebalance
 from streamactors.runtime.channel import MailboxChannel
@@ -225,3 +225,17 @@ def test_concatenated_batches_keep_their_columns() -> None:
     assert (joined.values, joined.timestamps, joined.origins) == ([1, 2, 3], [10, None, None], [0, 1, 2])
     assert joined.origin(2) == "a:2"
     assert concatenate([one, Batch([3], origins=[2], split="b:")]).origin(0) is None
+
+
+def test_key_groups_are_kept_where_a_union_mixes_records_with_and_without() -> None:
+    """keyed.process(…).union(other) → map → (not chained) map: staged together, all lose their key groups; after a
+    rescale those of one key go by old index in blocks, and later ones of that key by their group: to another subtask."""
+    mailbox: Mailbox[Element] = Mailbox(1, 1)
+    route = Route(InFlightEdge(EdgeKey("up", "down"), "forward"), 0, 0)
+    output = Output(router(Forward(), "up", 1, 16), [MailboxChannel(mailbox, 0)], [route])
+    output.stage(Batch(["a", "b"], groups=[3, 4]))
+    output.stage(Batch(["x"]))
+    captured: list[Batch | TimeMark] = []
+    Outputs([output], lambda: None).overtake(Barrier(1), lambda route, batch: captured.append(batch))
+    of = {value: batch.groups for batch in captured if isinstance(batch, Batch) for value in batch.values}
+    assert of["a"] is not None

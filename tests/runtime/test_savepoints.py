@@ -12,6 +12,7 @@ import pytest
 import streamactors as sa
 from connectors.files import FileSink
 from connectors.memory import ListSink
+from streamactors.checkpoint.store import CheckpointStore
 from tests.runtime.feeds import PATIENCE, Feed, until
 
 KEYS = 7
@@ -136,3 +137,35 @@ async def test_many_in_a_row_commit_in_between(tmp_path: Path) -> None:
         feed.end()
         await job.wait()
     assert sorted(sink.values) == expected(range(80))
+
+
+@pytest.mark.parametrize("ask", ["savepoint", "stop"])
+async def test_a_savepoint_that_was_never_taken_is_not_told_to_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: str
+) -> None:
+    """The data ends, and the final checkpoint is under way, when somebody asks for one."""
+    publishing, go_on = asyncio.Event(), asyncio.Event()
+    completed = CheckpointStore.complete
+
+    async def slowly(store: CheckpointStore, content: Any) -> Any:
+        publishing.set()
+        await go_on.wait()
+        return await completed(store, content)
+
+    monkeypatch.setattr(CheckpointStore, "complete", slowly)
+    feed, saved = Feed(), tmp_path / "saved"
+    async with asyncio.timeout(PATIENCE), sa.start(counting(feed, ListSink[Any]()), config(tmp_path / "chk")) as job:
+        feed.put(*range(10))
+        feed.end()
+        await publishing.wait()
+        asking = job.savepoint(saved.as_uri()) if ask == "savepoint" else job.stop(savepoint=saved.as_uri())
+        asked = asyncio.create_task(asking)
+        await until(lambda: job._job._attempt is not None and job._job._attempt._tickets)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        go_on.set()
+        try:
+            told = await asked
+        except sa.StreamactorsError:
+            told = None
+    assert told is None or (saved / "manifest").exists(), f"told that it lies at {told}"

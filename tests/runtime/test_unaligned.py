@@ -168,3 +168,33 @@ async def test_records_in_flight_to_a_step_that_is_gone(tmp_path: Path) -> None:
     without.source("numbers", feed).key_by(lambda v: v % KEYS).process("count", Count).sink("out", sink)
     with pytest.raises(sa.IncompatibleState, match=r"records in flight on the edge .*take a savepoint"):
         await sa.run(without, config(tmp_path))
+
+
+class Many(sa.Operator[int, int]):
+    async def process(self, value: int, ctx: sa.Context[None, int]) -> None:
+        for number in range(200):
+            ctx.emit(number)
+            await ctx.drain()
+
+
+async def test_a_trigger_whose_time_is_over_comes_in_the_middle_of_a_drain(tmp_path: Path) -> None:
+    free, feed = asyncio.Event(), Feed()
+
+    async def gate(value: int) -> int:
+        await free.wait()
+        return value
+
+    flow = sa.Dataflow("drains")
+    flow.source("n", feed).process("many", Many).map(gate, chain=False, name="gate").sink("out", ListSink[Any]())
+    never = dt.timedelta(hours=1)
+    checkpoints = sa.Checkpoints(tmp_path.as_uri(), interval=never, alignment_timeout=dt.timedelta(0))
+    config = sa.Config(checkpoints=checkpoints, mailbox_capacity=4, restart=sa.Restart.none())
+    async with asyncio.timeout(PATIENCE), sa.start(flow, config, on_exit="cancel") as job:
+        feed.put(1)
+        await until(lambda: job.metrics()["subtasks"]["n[0]"]["unsent"])
+        asked = asyncio.create_task(job.checkpoint())
+        for _ in range(50):
+            await asyncio.sleep(0.001)
+        assert job.status == "running"
+        free.set()
+        await asked

@@ -1,4 +1,4 @@
-"""What the simulation promises: nothing real is touched, a seed gives one run, a mistake is found and can be replayed."""
+"""The simulation touches nothing real; a seed gives one run; a mistake is found, and can be replayed."""
 
 import os
 import re
@@ -93,7 +93,7 @@ def test_hours_take_seconds() -> None:
     assert result.cpu_seconds < 60
 
 
-# --------------------------------------------------------------------------------------------------------- a user's flow
+# -------------------------------------------------------------------------------------------------------- a user's flow
 @pytest.mark.parametrize("flow", [flows.totals, flows.reduced])
 def test_a_sound_flow_passes_without_a_check_of_its_own(flow: object) -> None:
     results = [simulate(flow, seed=seed) for seed in range(15)]  # type: ignore[arg-type]

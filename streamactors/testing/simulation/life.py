@@ -129,6 +129,9 @@ class Life:
             self._world.broken.append(f"nothing was read or written for {IDLE_SECONDS:g} s; tasks: {waiting}")
 
     # ---------------------------------------------------------------------------------------------------- every attempt
+    def give_up(self, why: str) -> None:
+        self._world.broken.append(why)
+
     def attempt_begins(self, actors: Iterator[str]) -> None:
         """Nothing may be left of the attempt before, unless it hangs in an operation of the disk: these can't be cut
         short, and are waited for only so long."""

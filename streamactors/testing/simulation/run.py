@@ -36,6 +36,7 @@ from streamactors.testing.simulation.world import World
 
 PROCESSES: Final = 60
 """So many starts, and still not finished: it never will be."""
+ATTEMPTS: Final = 100
 DOWN_SECONDS: Final = 5.0
 
 
@@ -109,7 +110,7 @@ class Run:
     def _run(self) -> None:
         while not self._live():
             if self._counts["processes"] >= PROCESSES:
-                raise self._failed(f"{PROCESSES} processes were started, and the job has not finished")
+                raise self._failed(f"the job was started {PROCESSES} times, and has not finished")
 
     # ------------------------------------------------------------------------------------------------------ one process
     def _live(self) -> bool:
@@ -178,12 +179,11 @@ class Run:
         return rescaled(graph, self._drawn_widths)
 
     def _check(self, life: Life) -> None:
+        if (error := life.unexpected()) is not None:
+            what = f"{type(error).__name__}: {error}"
+            raise self._failed(f"the job failed for no reason that was put in: {what}") from error
         if problems := life.problems():
             raise self._failed("; ".join(problems))
-        if (error := life.unexpected()) is not None:
-            raise self._failed(
-                f"the job failed for no reason that was put in: {type(error).__name__}: {error}"
-            ) from error
 
     # ---------------------------------------------------------------------------------------------------------- verdict
     def _outcome(self) -> Outcome:
@@ -228,6 +228,8 @@ class _Deployment:
     ) -> LocalAttempt:
         process = self._process
         self._counts["attempts"] += 1
+        if self._counts["attempts"] > ATTEMPTS:
+            self._life.give_up(f"the job has made {ATTEMPTS} attempts, and has not finished")
         self._counts["restores"] += bool(spec.restores)
         process.note(f"attempt {spec.attempt} of run {spec.run}")
         self._life.attempt_begins(str(id) for id in spec.plan.subtasks)

@@ -95,7 +95,7 @@ def test_as_many_as_the_worst_run_needs() -> None:
 
 
 def test_the_default_is_four() -> None:
-    assert slots_for(1, 0) == 4
+    assert slots_for(1, 0) == 6
 
 
 def test_a_restored_id_waits_for_a_checkpoint_of_this_attempt() -> None:
@@ -137,3 +137,20 @@ def test_the_time_out_outlives_a_checkpoint(given: int | None, checkpoint_timeou
 def test_a_time_out_that_does_not_is_refused(given: int | None, checkpoint_timeout: float) -> None:
     with pytest.raises(InvalidConfig, match="does not exceed the checkpoint time-out"):
         timeout_ms(given, checkpoint_timeout)
+
+
+def test_two_savepoints_each_followed_by_its_checkpoint_need_no_more_ids_than_there_are() -> None:
+    """Default settings. Records flow all the time, so a transaction is open after every barrier."""
+    pool = IdPool(slots_for(1, 0))
+    prepared: list[int] = []
+    for number, commits in enumerate([True, False, True, False, True], start=1):  # False: a savepoint
+        slot = pool.take()
+        assert slot is not None, f"before {number}: TransactionsExhausted"
+        prepared.append(slot)
+        pool.listed(prepared, number)
+        opened = pool.take()  # records behind the barrier, before the checkpoint is complete
+        assert opened is not None, f"TransactionsExhausted while {number} is in flight"
+        pool._free.insert(0, opened)  # it is the same one that the next barrier prepares
+        if commits:
+            prepared.clear()
+            pool.completed(number)
