@@ -49,6 +49,10 @@ def settings(folder: Path, backend: Any, parallelism: int, **options: Any) -> sa
     return sa.Config(checkpoints=checkpoints, parallelism=parallelism, state_backend=backend)
 
 
+async def read_by(job: sa.JobHandle) -> None:
+    await until(lambda: job.metrics()["subtasks"]["numbers[0]"]["nodes"]["numbers"]["records_out"])
+
+
 @pytest.mark.parametrize("alignment", ["aligned", "unaligned"])
 @pytest.mark.parametrize("backends", [("rocksdb",) * 3, ("heap", "rocksdb", "heap"), ("rocksdb", "heap", "rocksdb")])
 async def test_crashed_rescaled_and_restored(tmp_path: Path, backends: tuple[str, ...], alignment: Any) -> None:
@@ -66,10 +70,10 @@ async def test_crashed_rescaled_and_restored(tmp_path: Path, backends: tuple[str
             break
         async with sa.start(visits(feed, sink), given, on_exit="cancel") as job:
             feed.put(*NUMBERS[leg * 1000 : leg * 1000 + 500])
-            await until(lambda job=job: job.metrics()["subtasks"]["numbers[0]"]["nodes"]["numbers"]["records_out"])
+            await read_by(job)
             await job.checkpoint()
             feed.put(*NUMBERS[leg * 1000 + 500 : (leg + 1) * 1000])
-            await until(lambda job=job: job.metrics()["subtasks"]["numbers[0]"]["nodes"]["numbers"]["records_out"])
+            await read_by(job)
     assert sorted(sink.values) == expected()
     assert list(local.iterdir()) == []
 
@@ -78,7 +82,7 @@ async def test_a_query_reads_it_and_a_savepoint_carries_it_over(tmp_path: Path) 
     feed, sink = Feed(), ListSink[Any]()
     feed.put(*range(200))
     async with sa.start(visits(feed, sink), settings(tmp_path, sa.RocksDB(), 2), on_exit="cancel") as job:
-        await until(lambda: job.metrics()["subtasks"]["numbers[0]"]["nodes"]["numbers"]["records_out"] == 200)
+        await read_by(job)
         async with asyncio.timeout(PATIENCE):
             while await job.query("visits", Visits.count, 7) < 4:
                 await asyncio.sleep(0)

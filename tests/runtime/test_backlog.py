@@ -15,7 +15,7 @@ from streamactors.errors import CorruptCheckpoint, IncompatibleState, RecordFail
 from streamactors.graph.logical import Keyed, Rebalance
 from streamactors.graph.physical import PhysicalPlan
 from streamactors.graph.planner import plan
-from streamactors.runtime.backlog import READ_AHEAD, Backlog, BacklogReader
+from streamactors.runtime.backlog import READ_AHEAD, Backlog, BacklogReader, RestoredBatch
 from streamactors.runtime.restore_in_flight import plan_backlogs
 from tests.graph.graphs import Graph, identity
 from tests.runtime.in_flight import GROUPS, Captured, Channel, Memory, grouped
@@ -37,13 +37,19 @@ def read(memory: Any, backlog: Backlog) -> BacklogReader:
     return BacklogReader(backlog, memory, FrameCodec(), GROUPS)
 
 
+async def batch_of(reader: BacklogReader) -> Batch:
+    """The next one."""
+    restored = await reader.next()
+    assert isinstance(restored, RestoredBatch)
+    return restored.batch
+
+
 async def test_reads_ahead_some_megabytes_at_a_time() -> None:
     value = b"x" * (READ_AHEAD // 4 + 1)
     memory, backlog = captured(Rebalance(), *[Batch([value, number]) for number in range(10)])
     reader = read(memory, backlog)
     for number in range(10):
-        restored = await reader.next()
-        assert restored is not None and restored.batch.values == [value, number]
+        assert (await batch_of(reader)).values == [value, number]
         assert len(memory.reads) == number // 3 + 1
     assert await reader.next() is None
     assert await reader.next() is None
@@ -76,16 +82,14 @@ async def test_a_read_that_was_cancelled_is_made_again() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    found = [await reader.next(), await reader.next()]
-    assert [restored.batch.values for restored in found if restored is not None] == [[1], [2]]
+    assert [(await batch_of(reader)).values, (await batch_of(reader)).values] == [[1], [2]]
 
 
 async def test_time_stamps_and_origins_come_along() -> None:
     batch = Batch(["a", "b"], [5, None], None, None, [17, 18], "orders[3]@")
-    restored = await read(*captured(Rebalance(), batch)).next()
-    assert restored is not None
-    assert [restored.batch.origin(index) for index in range(2)] == ["orders[3]@17", "orders[3]@18"]
-    assert restored.batch.timestamps == [5, None]
+    restored = await batch_of(read(*captured(Rebalance(), batch)))
+    assert [restored.origin(index) for index in range(2)] == ["orders[3]@17", "orders[3]@18"]
+    assert restored.timestamps == [5, None]
 
 
 # ------------------------------------------------------------------------------------------------- what does not fit
@@ -95,8 +99,7 @@ def keyed_differently(backlog: Backlog, selector: Any) -> Backlog:
 
 async def test_another_key_by_is_refused() -> None:
     memory, backlog = captured(Keyed(identity), grouped(range(50), identity))
-    restored = await read(memory, backlog).next()
-    assert restored is not None and restored.batch.keys == list(range(50))
+    assert (await batch_of(read(memory, backlog))).keys == list(range(50))
     with pytest.raises(IncompatibleState, match="edge 'up' → 'down', and its key_by gives them other keys now"):
         await read(memory, keyed_differently(backlog, lambda value: value + 1)).next()
     with pytest.raises(RecordFailed, match="'up' failed.*key_by: ZeroDivisionError"):

@@ -158,8 +158,7 @@ class _Late(FeedReader):
 
 
 async def test_leading_undecodable_records_survive_a_snapshot_between_a_watermark_and_its_records() -> None:
-    """A split that is new (or was idle) is heralded by a watermark: the batch is in hand, nothing of it is given, and its
-    position is said to be behind the undecodable records that it begins with."""
+    """A split that is new, or was idle, is heralded by a watermark: the batch is in hand, and nothing of it given."""
     feed, letters = Feed(), list[Any]()
     context = SourceContext("flow", "source", 0, 1, True, LOG, MetricGroup())
 

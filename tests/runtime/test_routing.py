@@ -35,6 +35,11 @@ def overtakable(receivers: int, capacity: int) -> tuple[Outputs, list[Mailbox[El
     return Outputs([Output(router(Rebalance(), "up", receivers, GROUPS), channels, routes)], lambda: None), mailboxes
 
 
+def values_of(element: Batch | TimeMark) -> list[Any]:
+    assert isinstance(element, Batch)
+    return list(element.values)
+
+
 def taken_from(mailbox: Mailbox[Element]) -> list[Any]:
     """Values, and barriers by their number."""
     seen: list[Any] = []
@@ -50,7 +55,7 @@ def test_an_overtaking_barrier_goes_ahead_of_what_is_unsent_and_captures_it_once
     outputs.seal()
     assert not outputs.flush()
     captured: list[tuple[int, list[int]]] = []
-    outputs.overtake(Barrier(1), lambda route, batch: captured.append((route.receiver, list(batch.values))))
+    outputs.overtake(Barrier(1), lambda route, batch: captured.append((route.receiver, values_of(batch))))
     assert captured == [(0, [4, 6, 8]), (1, [5, 7, 9])]
     assert outputs.departed == [1]
     assert taken_from(mailboxes[0]) == [0, 2, "barrier 1"]
@@ -66,7 +71,7 @@ def test_an_aligned_barrier_that_waits_goes_ahead_and_captures_only_what_it_wait
     outputs.seal()
     outputs.flush()
     captured: list[list[int]] = []
-    outputs.overtake(Barrier(1), lambda route, batch: captured.append(list(batch.values)))
+    outputs.overtake(Barrier(1), lambda route, batch: captured.append(values_of(batch)))
     assert captured == [[2, 3]]
     assert taken_from(mailboxes[0]) == [0, 1, "barrier 1"]
 
@@ -77,7 +82,7 @@ def test_no_barrier_overtakes_an_earlier_one() -> None:
     outputs.forward(Barrier(1))
     outputs._outputs[0].stage(Batch([2]))
     captured: list[list[int]] = []
-    outputs.overtake(Barrier(2), lambda route, batch: captured.append(list(batch.values)))
+    outputs.overtake(Barrier(2), lambda route, batch: captured.append(values_of(batch)))
     assert captured == [[2]] and outputs.departed == []
     seen = []
     while not outputs.flush() or mailboxes[0].queued:
@@ -93,7 +98,7 @@ def test_a_barrier_that_has_left_everywhere_is_not_sent_again(receivers: int) ->
     outputs.flush()
     if receivers:
         outputs._outputs[0].stage(Batch([1, 2]))
-    captured: list[Batch] = []
+    captured: list[Batch | TimeMark] = []
     outputs.overtake(Barrier(1), lambda route, batch: captured.append(batch))
     assert captured == [] and outputs.departed == [1]
     assert all(taken_from(mailbox) == ["barrier 1"] for mailbox in mailboxes)
@@ -228,8 +233,8 @@ def test_concatenated_batches_keep_their_columns() -> None:
 
 
 def test_key_groups_are_kept_where_a_union_mixes_records_with_and_without() -> None:
-    """keyed.process(…).union(other) → map → (not chained) map: staged together, all lose their key groups; after a
-    rescale those of one key go by old index in blocks, and later ones of that key by their group: to another subtask."""
+    """Staged together, all would lose them: after a rescale those of a key would go by old index in blocks, and later
+    ones of that key by their group, to another subtask."""
     mailbox: Mailbox[Element] = Mailbox(1, 1)
     route = Route(InFlightEdge(EdgeKey("up", "down"), "forward"), 0, 0)
     output = Output(router(Forward(), "up", 1, 16), [MailboxChannel(mailbox, 0)], [route])

@@ -88,7 +88,7 @@ class Storage:
 
 def snapshots(storage: Storage) -> tuple[Snapshots, list[Report]]:
     reports: list[Report] = []
-    captures = Captures(Mailbox(1, 64), [], FrameCodec(), bool)
+    captures = Captures(Mailbox(1, 64), [], FrameCodec(), lambda: None)
     return Snapshots(SUBTASK, storage, Governor.of_running_loop(), reports.append, captures), reports
 
 
