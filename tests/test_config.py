@@ -73,7 +73,7 @@ class TestValues:
             (lambda: config(max_parallelism=40000), "max_parallelism = 40000: .*at most 32768"),
             (lambda: config(execution="fast"), "execution = 'fast': .*'streaming', 'batch', 'auto'"),
             (lambda: config(state_backend="disk"), "state_backend = 'disk': .*'heap', 'rocksdb'"),
-            (lambda: config(state_backend=Heap), r"state_backend = .*instance such as Heap\(\)"),
+            (lambda: config(state_backend=Heap), r"state_backend = .*instance such as RocksDB\(\)"),
             (lambda: config(deployment="local"), r"deployment = 'local': .*instance such as Local\(\)"),
             (lambda: config(checkpoints=URI), "checkpoints = .*must be Checkpoints"),
             (lambda: config(restart="fixed"), "restart = 'fixed': .*Restart.fixed"),

@@ -203,12 +203,9 @@ class CheckpointStore:
         """A process may have died after it gave a file its name and before that was durable. We see the name, build on
         it, and must not lose it to a power failure then."""
         for run in await self._folder.numbers("", "run"):
-            await self._settle_run(run)
-
-    async def _settle_run(self, run: int) -> None:
-        for found in await self._folder.scan(run):
-            await self._files.sync_folder(self._folder.path(found.place.folder))
-        await self._files.sync_folder(self._folder.path(layout.run_folder(run)))
+            for found in await self._folder.scan(run):
+                await self._files.sync_folder(self._folder.path(found.place.folder))
+            await self._files.sync_folder(self._folder.path(layout.run_folder(run)))
 
     async def _take_run(self) -> int:
         """The first number that nobody has taken, created exclusively: it fences also where a lock can't be trusted."""
@@ -505,9 +502,9 @@ class CheckpointStore:
         return Reference(uri=base.uri) if path is None else Reference(path=path)
 
     async def latest(self, *, verify: Verify = "sizes") -> Restorable | None:
-        """See `FlowFolder.latest`. What an earlier attempt of this run gave its name, and no more, is made durable
-        first: whoever asks builds on it."""
-        await self._settle_run(self.run)
+        """See `FlowFolder.latest`. What an earlier attempt of this process gave its name, and no more, is made durable
+        first: whoever asks builds on it. A receipt may lie in the run of what was restored."""
+        await self._settle()
         return self._known(await self._folder.latest(verify, self._damaged))
 
     async def load(self, uri: str, *, verify: Verify = "sizes") -> Restorable:

@@ -164,15 +164,26 @@ async def test_a_crash_before_any_operation(life: Life, power_loss: bool) -> Non
         assert not disk.crashed
 
 
-def interrupted_life(turns: int, *, receipt: bool) -> Life:
-    """An attempt fails just while a receipt, or a checkpoint, is being completed; the next one, of the same process,
-    builds on what it finds."""
+def interrupted_life(turns: int, what: str) -> Life:
+    """An attempt fails just while a receipt (of its own run, or of the one that it was restored from), or a checkpoint,
+    is being completed; the next one, of the same process, builds on what it finds."""
 
     async def life(store: CheckpointStore, promises: Promises) -> None:
         await attempt(store, promises, 3)
-        if receipt:
+        if what == "receipt":
             await interrupted(store.write_receipt(await take(store, promises)), turns)
             await look(store, promises)
+            return
+        if what == "receipt of what was restored":
+            await take(store, promises)
+            await store.close()
+            async with await reopened(store) as store:
+                promises.run = store.run
+                found = await store.latest()
+                assert found is not None
+                await attempt(store, promises, 3)
+                await interrupted(store.write_receipt(found), turns)
+                await look(store, promises)
             return
         writer = await begin(store)
         promises.checkpoint = writer.checkpoint
@@ -207,11 +218,11 @@ async def look(store: CheckpointStore, promises: Promises) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("turns", range(2, 50, 3))
-@pytest.mark.parametrize("receipt", [True, False])
-async def test_what_an_interrupted_attempt_left_is_trusted_only_once_it_is_durable(receipt: bool, turns: int) -> None:
+@pytest.mark.parametrize("what", ["receipt", "receipt of what was restored", "checkpoint"])
+async def test_what_an_interrupted_attempt_left_is_trusted_only_once_it_is_durable(what: str, turns: int) -> None:
     for seed in range(5):
         promises, disk = Promises(), VolatileDisk()
-        await live(disk, interrupted_life(turns, receipt=receipt), promises)
+        await live(disk, interrupted_life(turns, what), promises)
         disk = disk.after_crash(random.Random(seed))
         await live(disk, plain_life, promises)
         assert not disk.crashed

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -158,6 +159,18 @@ def test_a_flow_that_never_ends_is_found() -> None:
 
     with pytest.raises(SimulationFailed, match="for no reason that was put in: RecordFailed: .*ValueError: always"):
         simulate(flow, seed=0, faults=Faults.none())
+
+
+def test_the_guide_holds() -> None:
+    """Its examples run as they stand there, a few seeds of them."""
+    guide = (ROOT / "docs" / "simulation.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", guide, re.DOTALL)).replace("range(100):", "range(10):")
+    names: dict[str, Any] = {"__name__": "guide"}
+    exec(compile(code, "docs/simulation.md", "exec"), names)
+    tests = [test for name, test in names.items() if name.startswith("test_")]
+    assert len(tests) == 2
+    for test in tests:
+        test()
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals

@@ -39,6 +39,8 @@ def replay(scenario: Scenario, seed: int) -> str:
     if faults:
         words.append(f"--faults {faults}")
     line = f"Replay: {' '.join(words)}"
+    if scenario.arguments is None and (scenario.config is not None or scenario.check is not None):
+        line += "\n(The command knows no config and no check: put them into a Scenario at module level, and name that.)"
     if _hashes_fixed():
         return line
     return f"{line}\n(Text hashes at random in this process. If that run is another one, set PYTHONHASHSEED=0 here.)"
