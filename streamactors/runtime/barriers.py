@@ -6,6 +6,7 @@ hand and what a barrier overtakes belong to the same moment between two records.
 
 import asyncio
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 from streamactors.actors.mailbox import Mailbox
@@ -35,6 +36,7 @@ from streamactors.graph.physical import SubtaskId
 from streamactors.operators.sink import SinkLink
 from streamactors.runtime.chain import Chain, LinkSlot
 from streamactors.runtime.event_time import InputTimes
+from streamactors.runtime.inflight import Capture as OpenCapture
 from streamactors.runtime.inflight import Captures, Route
 from streamactors.runtime.inputs import Input
 from streamactors.runtime.messages import AlignmentExpired, Reports, SnapshotDeclined, TriggerBarrier
@@ -133,7 +135,7 @@ class Barriers:
             case Capture(checkpoint, channel):
                 self._capture_channel(checkpoint, channel)
             case Overtake(barrier):
-                self._outputs.overtake(barrier, lambda route, element: self._add(barrier.checkpoint, route, element))
+                self._outputs.overtake(barrier, functools.partial(self._capture_unsent, barrier.checkpoint))
             case Acknowledge(checkpoint):
                 self._stop_timer(checkpoint)
                 if self._snapshots is not None:
@@ -177,20 +179,21 @@ class Barriers:
             self._snapshots.discard(checkpoint)
 
     # ----------------------------------------------------------------------------------------------------- in flight
+    def _capture(self, checkpoint: int) -> OpenCapture | None:
+        """Where in-flight data of the checkpoint goes; None if its snapshot was given up meanwhile."""
+        return self._snapshots.capture(checkpoint) if self._snapshots is not None else None
+
     def _capture_in_hand(self, checkpoint: int) -> None:
-        capture = self._snapshots.capture(checkpoint) if self._snapshots is not None else None
-        if capture is not None:
+        if (capture := self._capture(checkpoint)) is not None:
             for route, element in self._chain.in_hand():
                 capture.add(route, element, unsent=False)
 
     def _capture_channel(self, checkpoint: int, channel: int) -> None:
-        capture = self._snapshots.capture(checkpoint) if self._snapshots is not None else None
-        if capture is not None:
+        if (capture := self._capture(checkpoint)) is not None:
             self._captures.capture_channel(capture, channel)
 
-    def _add(self, checkpoint: int, route: Route, element: Batch | TimeMark) -> None:
-        capture = self._snapshots.capture(checkpoint) if self._snapshots is not None else None
-        if capture is not None:
+    def _capture_unsent(self, checkpoint: int, route: Route, element: Batch | TimeMark) -> None:
+        if (capture := self._capture(checkpoint)) is not None:
             capture.add(route, element, unsent=True)
 
     # -------------------------------------------------------------------------------------------------------- timers

@@ -20,6 +20,7 @@ from streamactors.elements import Barrier, Batch, Element, Idle, TimeMark, Water
 
 LIMIT = 16 << 20
 CHUNK_BYTES = 1 << 20
+"""Written at a time."""
 
 
 @dataclass(frozen=True, slots=True)

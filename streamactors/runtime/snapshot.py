@@ -31,7 +31,7 @@ from streamactors.checkpoint.manifest import (
 from streamactors.elements import Barrier
 from streamactors.errors import StreamactorsError
 from streamactors.graph.physical import SubtaskId
-from streamactors.runtime.inflight import Capture, Captures
+from streamactors.runtime.inflight import CHUNK_BYTES, Capture, Captures
 from streamactors.runtime.messages import Failed, Reports, SnapshotDeclined, SnapshotStored
 from streamactors.state.backend import KeyedSnapshot, StateBlock
 from streamactors.state.operator_lists import ListBlock, ListsSnapshot
@@ -40,7 +40,6 @@ log = logging.getLogger("streamactors.checkpoint")
 
 BLOCK_SECONDS = 0.0005
 """One slice of serialising."""
-CHUNK_BYTES = 1 << 20
 
 
 class _Block(Protocol):
