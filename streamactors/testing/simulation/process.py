@@ -26,7 +26,7 @@ class Process:
         self.trace = trace
         self.alive = True
         self.progress = now
-        """When something was last read or written."""
+        """When something was last read or written; in the future while something takes its time."""
         self.lingering = 0
         """Operations outside that take their time at the moment."""
         order, step_seconds = draw.choice(ORDERS), draw.choice(STEP_SECONDS)
@@ -46,7 +46,7 @@ class Process:
     def advance(self, line: str) -> None:
         """Something was read or written: it gets on."""
         self.trace.note(line)
-        self.progress = self.loop.time()
+        self.progress = max(self.progress, self.loop.time())
 
     async def pause(self) -> None:
         """What an operation outside takes at least: one step of the loop."""
@@ -61,10 +61,14 @@ class Process:
             self.note(f"{kind}: {taken:.6f} s")
             self.lingering += 1
             try:
-                await self.clock.sleep(taken)
+                await self.take_time(taken)
             finally:
                 self.lingering -= 1
-            self.check_alive()
+
+    async def take_time(self, seconds: float) -> None:
+        self.progress = max(self.progress, self.loop.time() + seconds)
+        await self.clock.sleep(seconds)
+        self.check_alive()
 
     def fail(self, kind: str, what: str) -> None:
         """Raises Disturbed, if it strikes."""

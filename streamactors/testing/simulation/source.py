@@ -60,8 +60,7 @@ class _Reader(SplitReader[T]):
             return None
         await process.pause()
         if self._wait and process.often():
-            await process.clock.sleep(self._wait * process.up_to(10) / 5)
-            process.check_alive()
+            await process.take_time(self._wait * process.up_to(10) / 5)
         process.fail("source_failures", f"reading source {self._uid}")
         split = unread[process.chosen(len(unread))]
         start = self._next[split]
