@@ -16,7 +16,7 @@ from connectors.kafka import DeliveryFailed, KafkaSink, TransactionsExhausted
 from connectors.kafka.cluster import Cluster
 from connectors.kafka.options import WRITING, ClientOptions
 from connectors.kafka.sink import KafkaWriter
-from connectors.kafka.transactions import SETTLED, Prepared, Session, TransactionCoordinator
+from connectors.kafka.transactions import SETTLED, Prepared, Session, TransactionCoordinator, slots_for
 from streamactors.errors import InvalidConfig, RecordFailed, StreamactorsError, TransactionLost
 from streamactors.sinks import SinkWriter
 from streamactors.testing import KafkaBroker
@@ -34,6 +34,8 @@ from tests.connectors.kafka.driving import (
 from tests.kafka_topics import Topics
 
 ROOT = Path(__file__).resolve().parents[3]
+SLOTS = slots_for(1, 0)
+"""Transactional ids of a subtask under the default settings."""
 
 
 def sink_to(kafka: KafkaBroker, topic: str, **options: Any) -> KafkaSink[int]:
@@ -132,7 +134,7 @@ async def test_every_transaction_has_a_session_of_its_own(kafka: KafkaBroker, to
             seen += sessions(await writer.prepare(checkpoint))
             await writer.commit(checkpoint)
     assert len(seen) == len(set(seen)) == 11
-    assert len({each.split(":")[0] for each in seen}) == 4
+    assert len({each.split(":")[0] for each in seen}) == SLOTS
     await see(kafka.bootstrap, topic, *(b"%d" % checkpoint for checkpoint in range(1, 12)))
 
 
@@ -251,17 +253,17 @@ async def test_a_receipt_means_that_nothing_is_sent(kafka: KafkaBroker, topics: 
 async def test_with_a_receipt_an_id_that_went_on_is_fenced_like_any_other(kafka: KafkaBroker, topics: Topics) -> None:
     topic = await topics.new()
     async with writing(sink_to(kafka, topic)) as writer:
-        for checkpoint in range(1, 5):
+        for checkpoint in range(1, SLOTS + 1):
             await writer.write([checkpoint], None)
             pending = await writer.prepare(checkpoint)
             await writer.commit(checkpoint)
             if checkpoint == 1:
                 old = stored(pending)
-        await flushed(writer, 5)  # the fifth transaction has the id of the first
+        await flushed(writer, SLOTS + 1)  # has the id of the first transaction
         assert writer._transactions._current.transactional_id == old[0]["id"]  # type: ignore[attr-defined]
         await vanish(writer)
     async with writing(sink_to(kafka, topic), old, committed=True):
-        await see(kafka.bootstrap, topic, b"1", b"2", b"3", b"4")
+        await see(kafka.bootstrap, topic, *(str(number).encode() for number in range(1, SLOTS + 1)))
 
 
 async def test_a_restart_aborts_what_was_open(kafka: KafkaBroker, topics: Topics) -> None:
@@ -526,11 +528,12 @@ async def test_a_second_live_copy_is_told_of_its_prefix(kafka: KafkaBroker, topi
 async def test_running_out_of_ids_fails_the_attempt(kafka: KafkaBroker, topics: Topics) -> None:
     topic = await topics.new()
     async with writing(sink_to(kafka, topic)) as writer:
-        for checkpoint in range(1, 5):
+        for checkpoint in range(1, SLOTS + 1):
             await writer.write([checkpoint], None)
             await writer.prepare(checkpoint)
-        with pytest.raises(TransactionsExhausted, match=r"all 4 transactional ids.*4 are prepared and not committed"):
-            await writer.write([5], None)
+        exhausted = rf"all {SLOTS} transactional ids.*{SLOTS} are prepared and not committed"
+        with pytest.raises(TransactionsExhausted, match=exhausted):
+            await writer.write([SLOTS + 1], None)
     async with writing(sink_to(kafka, topic)):
         await see(kafka.bootstrap, topic)
 
