@@ -317,7 +317,7 @@ def batch_in_hand_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("pipeline unaligned", "keyed-chain unaligned", symptom=LOST)
 def unsent_batches_forgotten(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Barriers, "_add", lambda self, checkpoint, route, element: None)
+    patch.setattr(Barriers, "_capture_unsent", lambda self, checkpoint, route, element: None)
 
 
 @mutant("keyed-chain unaligned", "two-input unaligned", symptom=TWICE)
