@@ -47,7 +47,17 @@ class LocalAttempt:
         governor = Governor.of_running_loop(clock.monotonic)
         around = Surroundings(functools.partial(self._channel, places), storage, reports, governor, clock)
         self._names = {str(id): id for id in plan.subtasks}
-        self._subtasks = {id: assemble(spec, id, self._mailboxes[id], around) for id in plan.subtasks}
+        self._subtasks: dict[SubtaskId, Subtask] = {}
+        try:
+            for id in plan.subtasks:
+                self._subtasks[id] = assemble(spec, id, self._mailboxes[id], around)
+        except BaseException:
+            self._revoke_state()
+            raise
+
+    def _revoke_state(self) -> None:
+        for subtask in self._subtasks.values():
+            subtask.revoke_state()
 
     def start(self) -> None:
         for id, subtask in self._subtasks.items():

@@ -122,7 +122,19 @@ class _Assembly:
             self._chain.before_seen = self._captures.before_seen
 
     def build(self) -> Subtask:
-        backends = {node.uid: self._backend(node) for node in self._vertex.nodes}
+        """Whatever fails, such as a factory of the user's: no backend stays open."""
+        backends: dict[str, KeyedBackend | None] = {}
+        try:
+            for node in self._vertex.nodes:
+                backends[node.uid] = self._backend(node)
+            return self._built(backends)
+        except BaseException:
+            for backend in backends.values():
+                if backend is not None:
+                    backend.close()
+            raise
+
+    def _built(self, backends: Mapping[str, KeyedBackend | None]) -> Subtask:
         for place, node in enumerate(self._vertex.nodes):
             self._chain.add(self._slot(place, node, backends[node.uid]))
         source = self._input()

@@ -78,6 +78,18 @@ async def test_crashed_rescaled_and_restored(tmp_path: Path, backends: tuple[str
     assert list(local.iterdir()) == []
 
 
+async def test_nothing_is_left_where_a_job_could_not_even_be_put_together(tmp_path: Path) -> None:
+    def broken() -> sa.KeyedOperator[Any, Any, Any]:
+        raise ValueError("no model")
+
+    flow = sa.Dataflow("broken")
+    numbers = flow.source("numbers", Feed())
+    numbers.key_by(lambda value: value).process("first", Visits).key_by(lambda value: value).process("second", broken)
+    with pytest.raises(sa.JobFailed, match="no model"):
+        await sa.run(flow, sa.Config(state_backend=sa.RocksDB(folder=str(tmp_path)), parallelism=2))
+    assert list(tmp_path.iterdir()) == []
+
+
 async def test_a_query_reads_it_and_a_savepoint_carries_it_over(tmp_path: Path) -> None:
     feed, sink = Feed(), ListSink[Any]()
     feed.put(*range(200))
