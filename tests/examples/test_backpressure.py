@@ -1,6 +1,10 @@
 """The example of back-pressure: an unaligned checkpoint passes what an aligned one waits for."""
 
+import pytest
+
 from examples.backpressure import compare
+
+pytestmark = pytest.mark.slow
 
 
 async def test_unaligned_barriers_pass_what_aligned_ones_wait_for() -> None:

@@ -11,6 +11,8 @@ import streamactors as sa
 from connectors.memory import ListSink
 from tests.runtime.feeds import PATIENCE, Feed, until
 
+pytestmark = pytest.mark.slow
+
 KEYS = 50
 NUMBERS = range(3000)
 

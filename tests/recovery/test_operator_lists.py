@@ -15,6 +15,8 @@ from streamactors.checkpoint.restorable import list_checkpoints
 from tests.recovery.flows import config, dropped, flip_byte, until
 from tests.runtime.feeds import Feed
 
+pytestmark = pytest.mark.slow
+
 
 class Reading(msgspec.Struct):
     number: int

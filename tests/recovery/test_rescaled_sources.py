@@ -15,6 +15,8 @@ from streamactors.sources import SourceBatch, SourceContext
 from tests.recovery.flows import config, dropped, until
 from tests.runtime.feeds import Feed, FeedReader
 
+pytestmark = pytest.mark.slow
+
 SPLITS = 5
 
 

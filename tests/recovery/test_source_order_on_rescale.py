@@ -10,6 +10,8 @@ import pytest
 import streamactors as sa
 from tests.recovery.harsh import NAME, InOrder, Record, World, partition_key
 
+pytestmark = pytest.mark.slow
+
 
 async def wait_a_little(record: Record) -> Record:
     await asyncio.sleep(0.001)

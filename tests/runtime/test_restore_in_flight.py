@@ -22,6 +22,8 @@ from streamactors.state.key_groups import key_group, subtask_of
 from tests.graph.graphs import Graph
 from tests.runtime.in_flight import GROUPS, Captured, Channel, grouped
 
+pytestmark = pytest.mark.slow
+
 Restored = dict[SubtaskId, list[RestoredBatch]]
 
 

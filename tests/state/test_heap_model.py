@@ -1,9 +1,12 @@
 """The heap backend against plain dicts."""
 
+import pytest
 from hypothesis import settings
 
 from streamactors.state.heap import HeapBackend
 from tests.state.backend_model import BackendModel
+
+pytestmark = pytest.mark.slow
 
 
 class HeapModel(BackendModel):

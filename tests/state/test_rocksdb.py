@@ -20,6 +20,8 @@ from streamactors.state.rocksdb_database import Database
 from streamactors.state.rocksdb_states import RocksMap
 from tests.state.backend_contract import ALL, GROUPS, BackendContract, Point, contents, drained, stand_on
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 Make = Callable[..., RocksDBBackend]
 

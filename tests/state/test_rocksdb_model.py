@@ -6,6 +6,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
@@ -15,6 +16,8 @@ from streamactors.state.heap import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.rocksdb import RocksDBBackend, RocksDBOptions
 from tests.state.backend_model import Account, BackendModel, keys, numbers, words
+
+pytestmark = pytest.mark.slow
 
 WIDE = RocksDBOptions(memory=8 << 20)
 NARROW = RocksDBOptions(memory=8 << 20, cache=16, dirty=4)

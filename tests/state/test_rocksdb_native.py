@@ -18,6 +18,8 @@ from streamactors.state.key_groups import KeyGroupRange, key_group, subtask_rang
 from streamactors.state.rocksdb import RocksDBBackend, RocksDBOptions
 from tests.state.backend_contract import ALL, GROUPS, contents, drained, stand_on
 
+pytestmark = pytest.mark.slow
+
 DECLARED: dict[str, Callable[[], Any]] = {
     "total": lambda: ValueState(int, default=0),
     "events": lambda: ListState(int),

@@ -15,6 +15,8 @@ from streamactors.testing import Faults, SimulationResult, World, simulate
 from streamactors.testing.simulation import MODES, TOPOLOGIES, Outcome, run_scenario
 from tests.testing import simulated_flows as flows
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -16,6 +16,8 @@ from streamactors.testing.simulation import broker as model
 from streamactors.testing.simulation.broker import BrokerClient
 from streamactors.testing.simulation.topologies import Count, events, key_of
 
+pytestmark = pytest.mark.slow
+
 SEEDS = 40
 
 

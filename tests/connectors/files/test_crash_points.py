@@ -23,6 +23,8 @@ from streamactors.formats import Text
 from streamactors.sinks import Pending, SinkWriter
 from streamactors.testing.connector_contract import sink_context, stored
 
+pytestmark = pytest.mark.slow
+
 VALUES = [f"value {number:02}" for number in range(24)]
 
 
