@@ -27,7 +27,7 @@ from streamactors.graph.edges import PlanEdge, edge_keys
 from streamactors.graph.logical import SourceSpec
 from streamactors.graph.physical import PhysicalPlan, SubtaskId, Vertex
 from streamactors.runtime.backlog import All, Backlog, BacklogFrame, EveryNth, OfGroups, Pick
-from streamactors.runtime.restore_time import overlap, takes_over_groups
+from streamactors.runtime.restore_time import overlap, same_steps, takes_over_groups
 from streamactors.state.key_groups import subtask_of, subtask_range
 
 Backlogs = dict[SubtaskId, Backlog]
@@ -104,7 +104,7 @@ class _Targets:
             self._records[edge.key] = self._records.get(edge.key, 0) + ref.records
             if ref.groups is not None:
                 self._grouped.add(edge.key)
-        self._same_steps = _steps_then(manifest) == _steps_now(plan)
+        self._same_steps = same_steps(manifest, plan)
         self.by_edge: dict[EdgeKey, _Target] = {}
         for key, edge in edges.items():
             try:
@@ -161,14 +161,6 @@ _WORDS: dict[EdgeKind, str] = {
     "broadcast": "a broadcast",
     "keyed": "a key_by",
 }
-
-
-def _steps_then(manifest: Manifest) -> set[tuple[str, str]]:
-    return {(operator.uid, operator.kind) for operator in manifest.operators}
-
-
-def _steps_now(plan: PhysicalPlan) -> set[tuple[str, str]]:
-    return {(uid, node.kind) for uid, (_, node) in plan.node.items()}
 
 
 # ------------------------------------------------------------------------------------------ from subtasks to subtasks

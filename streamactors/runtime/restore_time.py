@@ -24,7 +24,7 @@ def restored_time(manifest: Manifest, plan: PhysicalPlan, uid: str, index: int) 
     if before is None or not any(state.watermark is not None for _, state in stored):
         return NodeTime()
     # Known by its place alone, it may be another step by now; its upstream steps tell it again.
-    if not before.named and not _same_steps(manifest, plan):
+    if not before.named and not same_steps(manifest, plan):
         return NodeTime()
     if isinstance(node.spec, SourceSpec):
         return _of_source(before, stored, vertex, node.spec, index)
@@ -61,7 +61,7 @@ def _same_senders(manifest: Manifest, plan: PhysicalPlan, edge: EdgeKey) -> bool
     before = manifest.operator(edge.upstream)
     if before is None or edge.upstream not in plan.node:
         return False
-    known = before.named or _same_steps(manifest, plan)
+    known = before.named or same_steps(manifest, plan)
     return known and plan.node[edge.upstream][0].parallelism == before.parallelism
 
 
@@ -105,6 +105,7 @@ def _channels(subtask: SubtaskState, uid: str) -> tuple[ChannelTime, ...]:
     return tuple(channel for channel in subtask.channels if channel.edge.downstream == uid)
 
 
-def _same_steps(manifest: Manifest, plan: PhysicalPlan) -> bool:
+def same_steps(manifest: Manifest, plan: PhysicalPlan) -> bool:
+    """Whether the flow has the steps that it had, so that those without a uid are found by their place."""
     then = {(operator.uid, operator.kind) for operator in manifest.operators}
     return then == {(uid, node.kind) for uid, (_, node) in plan.node.items()}

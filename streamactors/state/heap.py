@@ -14,7 +14,6 @@ from typing import Any, Final, TypeVar, cast, overload
 
 from streamactors.clock import SYSTEM, Clock
 from streamactors.errors import (
-    IncompatibleState,
     InvalidDataflow,
     StateAccessError,
     StreamactorsError,
@@ -23,8 +22,9 @@ from streamactors.errors import (
 from streamactors.state.backend import BLOCK_SECONDS, Cursor, StateBlock, StateT
 from streamactors.state.blocks import EntryCodec, ListCodec, MapCodec, ValueCodec, codec_for
 from streamactors.state.descriptors import Declaration, ListState, MapState, ValueState, stand_in
-from streamactors.state.key_groups import KeyGroupRange, key_group
+from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.pace import Pace
+from streamactors.state.stored import Reader, check_keys, check_own, check_schemas
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -515,25 +515,12 @@ class HeapBackend:
         return {name: store.codec.schema() for name, store in self._stores.items()}
 
     def check_schemas(self, stored: Mapping[str, Any], *, allow_dropped: bool = False) -> None:
-        for name, schema in stored.items():
-            store = self._stores.get(name)
-            if store is not None:
-                problems = store.codec.problems(schema)
-                if problems:
-                    raise IncompatibleState(f"{store.where}: {'; '.join(problems)}")
-            elif not allow_dropped:
-                raise IncompatibleState(
-                    f"operator {self._uid!r}, state {name!r}: stored in the checkpoint, but no longer declared. "
-                    "Declare it again, or allow dropping state"
-                )
+        readers = {name: Reader(store.where, store.codec.problems) for name, store in self._stores.items()}
+        check_schemas(stored, readers, self._uid, allow_dropped=allow_dropped)
 
     def restore(self, blocks: Iterable[StateBlock]) -> None:
         for block in blocks:
-            if block.group not in self.groups:
-                raise IncompatibleState(
-                    f"operator {self._uid!r}, state {block.state!r}: a block of key group {block.group} was given to "
-                    f"the subtask of the key groups {self.groups}"
-                )
+            check_own(block, self.groups, self._uid)
             if (store := self._stores.get(block.state)) is not None:
                 self._add(store, block)
 
@@ -542,22 +529,10 @@ class HeapBackend:
             keys, entries = store.codec.decode_block(block.data)
         except StreamactorsError as error:
             raise type(error)(f"{store.where}: {error}") from error
-        self._check_groups(store, block.group, keys)
+        check_keys(keys, block.group, self._max_parallelism, store.where)
         table = store.table(block.group)
         for key, entry in zip(keys, entries, strict=True):
             table[key] = store.codec.merge(table[key], entry) if key in table else entry
-
-    def _check_groups(self, store: _Store, group: int, keys: list[Any]) -> None:
-        """A key that no longer falls into its group would never be found again. One stands for all of its type, except
-        for classes, whose fields may have changed."""
-        doubtful = {type(key): key for key in keys}.values() if _BUILTIN.issuperset(map(type, keys)) else keys
-        for key in doubtful:
-            now = key_group(key, self._max_parallelism)
-            if now != group:
-                raise IncompatibleState(
-                    f"{store.where}: the key {key!r} is stored in key group {group}, and falls into {now} now: the "
-                    "fields of its class, or the max parallelism, have changed"
-                )
 
     # ------------------------------------------------------------------------------------------------------ looking in
     def query(self, name: str, key: Any, group: int) -> Any:
@@ -590,6 +565,3 @@ class HeapBackend:
             snapshot.abort()
         for store in self._stores.values():
             store.close()
-
-
-_BUILTIN: Final = frozenset({str, int, bytes, float, bool})

@@ -26,6 +26,7 @@ from streamactors.state.descriptors import Declaration, ListState, OperatorListS
 from streamactors.state.pace import Pace
 from streamactors.state.schemas import Schema
 from streamactors.state.serializers import serializer_for
+from streamactors.state.stored import Reader, check_schemas
 
 T = TypeVar("T")
 StateT = TypeVar("StateT", bound=Declaration)
@@ -296,16 +297,8 @@ class OperatorLists:
         Raises IncompatibleState naming operator, state and both types. `allow_dropped` gives up stored states that are
         no longer declared.
         """
-        for name, schema in stored.items():
-            store = self._stores.get(name)
-            if store is not None:
-                if problems := store.problems(schema):
-                    raise IncompatibleState(f"{store.where}: {'; '.join(problems)}")
-            elif not allow_dropped:
-                raise IncompatibleState(
-                    f"operator {self._uid!r}, state {name!r}: stored in the checkpoint, but no longer declared. "
-                    "Declare it again, or allow dropping state"
-                )
+        readers = {name: Reader(store.where, store.problems) for name, store in self._stores.items()}
+        check_schemas(stored, readers, self._uid, allow_dropped=allow_dropped)
 
     def restore(self, block: ListBlock, start: int, stop: int) -> None:
         """Append the items `start` to `stop` of what a block holds; blocks of states that are not bound are skipped.

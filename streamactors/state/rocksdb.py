@@ -22,7 +22,7 @@ from streamactors.errors import (
 from streamactors.state.backend import Cursor, NativePart, StateBlock, StateT
 from streamactors.state.blocks import codec_for
 from streamactors.state.descriptors import stand_in
-from streamactors.state.key_groups import KeyGroupRange, key_group
+from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.pace import Pace
 from streamactors.state.rocksdb_database import WRITE_ROWS, Database, RocksDBOptions
 from streamactors.state.rocksdb_fetch import Fetch
@@ -41,6 +41,7 @@ from streamactors.state.rocksdb_native import (
 from streamactors.state.rocksdb_snapshot import RocksSnapshot
 from streamactors.state.rocksdb_states import bound_state
 from streamactors.state.rocksdb_stores import MISSING, Shared, Store, group_start, store_for
+from streamactors.state.stored import Reader, check_keys, check_own, check_schemas
 
 __all__ = ["RocksDBBackend", "RocksDBOptions"]
 
@@ -51,7 +52,6 @@ _FEW: Final = 8
 _TELLING: Final = 32
 """Entries written at once from which on it tells how long they take."""
 _WAIT_SECONDS: Final = 0.002
-_BUILTIN: Final = frozenset({str, int, bytes, float, bool})
 DATABASE: Final = "db"
 
 
@@ -275,25 +275,12 @@ class RocksDBBackend:
         return {name: store.codec.schema() for name, store in self._stores.items()}
 
     def check_schemas(self, stored: Mapping[str, Any], *, allow_dropped: bool = False) -> None:
-        for name, schema in stored.items():
-            store = self._stores.get(name)
-            if store is not None:
-                problems = store.codec.problems(schema)
-                if problems:
-                    raise IncompatibleState(f"{store.where}: {'; '.join(problems)}")
-            elif not allow_dropped:
-                raise IncompatibleState(
-                    f"operator {self._uid!r}, state {name!r}: stored in the checkpoint, but no longer declared. "
-                    "Declare it again, or allow dropping state"
-                )
+        readers = {name: Reader(store.where, store.codec.problems) for name, store in self._stores.items()}
+        check_schemas(stored, readers, self._uid, allow_dropped=allow_dropped)
 
     def restore(self, blocks: Iterable[StateBlock]) -> None:
         for block in blocks:
-            if block.group not in self.groups:
-                raise IncompatibleState(
-                    f"operator {self._uid!r}, state {block.state!r}: a block of key group {block.group} was given to "
-                    f"the subtask of the key groups {self.groups}"
-                )
+            check_own(block, self.groups, self._uid)
             if (store := self._stores.get(block.state)) is not None:
                 self._add(store, block)
 
@@ -302,21 +289,9 @@ class RocksDBBackend:
             keys, entries = store.codec.decode_block(block.data)
         except StreamactorsError as error:
             raise type(error)(f"{store.where}: {error}") from error
-        self._check_groups(store, block.group, keys)
+        check_keys(keys, block.group, self._max_parallelism, store.where)
         for key, entry in zip(keys, entries, strict=True):
             store.add(key, block.group, entry)
-
-    def _check_groups(self, store: Store[Any], group: int, keys: list[Any]) -> None:
-        """A key that no longer falls into its group would never be found again. One stands for all of its type, except
-        for classes, whose fields may have changed."""
-        doubtful = {type(key): key for key in keys}.values() if _BUILTIN.issuperset(map(type, keys)) else keys
-        for key in doubtful:
-            now = key_group(key, self._max_parallelism)
-            if now != group:
-                raise IncompatibleState(
-                    f"{store.where}: the key {key!r} is stored in key group {group}, and falls into {now} now: the "
-                    "fields of its class, or the max parallelism, have changed"
-                )
 
     # ------------------------------------------------------------------------------------------------------ looking in
     def query(self, name: str, key: Any, group: int) -> Any:

@@ -163,3 +163,20 @@ class _EndlessReader(SplitReader[int]):
 
     async def close(self) -> None:
         return None
+
+
+class Gate:
+    """Lets `passes` records pass, then each only after `delay` seconds: everything before it is full."""
+
+    def __init__(self, passes: int = 10**9, delay: float = 0.02) -> None:
+        self.passes = passes
+        self.delay = delay
+        self.held = 0
+
+    async def __call__(self, value: Any) -> Any:
+        if self.passes > 0:
+            self.passes -= 1
+            return value
+        self.held += 1
+        await asyncio.sleep(self.delay)
+        return value

@@ -10,7 +10,7 @@ import pytest
 
 import streamactors as sa
 from connectors.memory import ListSink
-from tests.runtime.feeds import PATIENCE, Feed, until
+from tests.runtime.feeds import PATIENCE, Feed, Gate, until
 
 NUMBERS = list(range(4000))
 KEYS = 7
@@ -22,22 +22,6 @@ class Count(sa.KeyedOperator[int, int, tuple[int, int]]):
     def process(self, value: int, ctx: sa.Context[int, tuple[int, int]]) -> None:
         self.count.set(self.count.get() + 1)
         ctx.emit((value, self.count.get()))
-
-
-class Gate:
-    """Lets `passes` records pass, then each only after a long while: everything before it is full."""
-
-    def __init__(self, passes: int) -> None:
-        self.passes = passes
-        self.held = 0
-
-    async def __call__(self, value: Any) -> Any:
-        if self.passes > 0:
-            self.passes -= 1
-            return value
-        self.held += 1
-        await asyncio.sleep(0.02)
-        return value
 
 
 def config(path: Path, parallelism: int = 2, **checkpoints: Any) -> sa.Config:

@@ -21,7 +21,7 @@ from streamactors.runtime.channel import MailboxChannel
 from streamactors.runtime.inputs import SourceInput
 from streamactors.runtime.routing import ForwardRouter, Output
 from streamactors.sources import SourceContext
-from tests.runtime.feeds import PATIENCE, Feed, FeedReader, until
+from tests.runtime.feeds import PATIENCE, Feed, FeedReader, Gate, until
 
 KEYS = 7
 DISORDER = 30
@@ -57,22 +57,6 @@ class JudgeUnkeyed(sa.Operator[Any, Any]):
     def process(self, number: Any, ctx: sa.Context[None, Any]) -> None:
         assert ctx.timestamp is not None
         ctx.emit((number, ctx.timestamp <= ctx.watermark))
-
-
-class Gate:
-    """Lets `passes` records pass, then each only after a while: everything before it is full."""
-
-    def __init__(self, passes: int = 10**9) -> None:
-        self.passes = passes
-        self.held = 0
-
-    async def __call__(self, value: Any) -> Any:
-        if self.passes > 0:
-            self.passes -= 1
-            return value
-        self.held += 1
-        await asyncio.sleep(0.005)
-        return value
 
 
 def judged(
@@ -354,7 +338,7 @@ class TestRule7WatermarksInSnapshots:
     async def test_watermarks_in_flight_come_back_in_their_place(
         self, before: int, after: int, chain: bool, tmp_path: Path
     ) -> None:
-        feed, sink, gate = one_by_one(*range(300)), ListSink[Any](), Gate(60)
+        feed, sink, gate = one_by_one(*range(300)), ListSink[Any](), Gate(60, delay=0.005)
         flow = judged(feed, sink, gate, chain=chain)
         async with crashing(flow, config(tmp_path, before, **MODES["unaligned"])) as job:
             await until(lambda: gate.held > 3)
@@ -369,7 +353,7 @@ class TestRule7WatermarksInSnapshots:
     async def test_a_checkpoint_of_what_was_just_restored(self, widths: tuple[int, int, int], tmp_path: Path) -> None:
         feed, sink = one_by_one(*range(300)), ListSink[Any]()
         for passes, width in zip([60, 0], widths, strict=False):
-            gate = Gate(passes)
+            gate = Gate(passes, delay=0.005)
             async with crashing(judged(feed, sink, gate), config(tmp_path, width, **MODES["unaligned"])) as job:
                 await until(lambda gate=gate: gate.held > 1)  # type: ignore[misc]
                 await job.checkpoint()

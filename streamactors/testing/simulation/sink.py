@@ -2,7 +2,7 @@
 pool of ids; what is prepared stands in the checkpoint, and is committed by whoever goes on from it."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from streamactors.errors import StreamactorsError, TransactionLost
 from streamactors.sinks import Pending, SinkContext, SinkWriter, WriterSink
@@ -151,7 +151,3 @@ class SimulatedWriter(SinkWriter[T]):
 
 def _slot(session: Session) -> int:
     return int(session.transactional_id.rpartition("-")[2])
-
-
-def session_of(pending: Any) -> Session:
-    return Session(*pending[:3])
