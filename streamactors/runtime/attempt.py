@@ -31,7 +31,8 @@ from streamactors.checkpoint.manifest import (
     requirements,
 )
 from streamactors.checkpoint.restorable import Restorable
-from streamactors.checkpoint.store import CheckpointStore, CheckpointWriter
+from streamactors.checkpoint.store import CheckpointStore
+from streamactors.checkpoint.writer import CheckpointWriter
 from streamactors.clock import Clock
 from streamactors.config import Checkpoints
 from streamactors.elements import Barrier

@@ -10,7 +10,8 @@ from streamactors.checkpoint.manifest import (
     SubtaskState,
 )
 from streamactors.checkpoint.restorable import Restorable
-from streamactors.checkpoint.store import CheckpointStore, CheckpointWriter
+from streamactors.checkpoint.store import CheckpointStore
+from streamactors.checkpoint.writer import CheckpointWriter
 from streamactors.errors import CorruptCheckpoint
 
 BLOCKS = (BlockRef("total", 0, 1, 0, 8), BlockRef("total", 1, 1, 8, 8), BlockRef("total", 2, 1, 16, 8))

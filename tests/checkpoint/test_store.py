@@ -17,7 +17,8 @@ import pytest
 from streamactors.checkpoint.manifest import encode_manifest
 from streamactors.checkpoint.restorable import Restorable, list_checkpoints
 from streamactors.checkpoint.storage import LocalFiles
-from streamactors.checkpoint.store import CheckpointStore, CheckpointWriter
+from streamactors.checkpoint.store import CheckpointStore
+from streamactors.checkpoint.writer import CheckpointWriter
 from streamactors.clock import SYSTEM
 from streamactors.errors import (
     CheckpointFailed,
@@ -88,7 +89,8 @@ async def test_each_start_is_a_run_of_its_own(tmp_path: Path) -> None:
 
 OWNER = """
 import asyncio, signal, sys
-from streamactors.checkpoint.store import CheckpointStore, CheckpointWriter
+from streamactors.checkpoint.store import CheckpointStore
+from streamactors.checkpoint.writer import CheckpointWriter
 from streamactors.clock import SYSTEM
 from tests.checkpoint.checkpoints import begin, take
 
