@@ -5,7 +5,7 @@ import datetime as dt
 import tempfile
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -81,11 +81,11 @@ def running_sum(lines: Sequence[bytes], sink: Discard, parallelism: int) -> sa.D
     return flow
 
 
-def seconds(flow: sa.Dataflow, *, checkpoints: bool) -> float:
+def seconds(flow: sa.Dataflow, *, checkpoints: bool, backend: Literal["heap", "rocksdb"] = "heap") -> float:
     """How long the flow runs, start and end included."""
     with tempfile.TemporaryDirectory(prefix="streamactors-bench-") as folder:
         every_second = sa.Checkpoints(folder, interval=dt.timedelta(seconds=1))
-        config = sa.Config(checkpoints=every_second if checkpoints else None)
+        config = sa.Config(state_backend=backend, checkpoints=every_second if checkpoints else None)
         return asyncio.run(_timed(flow, config))
 
 

@@ -1,6 +1,13 @@
 """Stateful stream processing as an asyncio library: `import streamactors as sa`."""
 
-from streamactors.api.dataflow import Dataflow, KeyedStream, Stream
+from streamactors.api.dataflow import (
+    BroadcastConnectedStreams,
+    ConnectedStreams,
+    Dataflow,
+    KeyedConnectedStreams,
+    KeyedStream,
+    Stream,
+)
 from streamactors.config import Checkpoints, Config, Deployment, Heap, Local, Restart, RocksDB, StateBackend
 from streamactors.elements import DeadLetter, ErrorRoute, OutputTag
 from streamactors.errors import (
@@ -24,28 +31,56 @@ from streamactors.errors import (
     UnserialisableValue,
 )
 from streamactors.formats import Decoder, Encoder, Json, MsgPack, Raw, Text
-from streamactors.launch import JobHandle, collect, main, run, start
+from streamactors.launch import JobHandle, collect, run, start
 from streamactors.metrics import Counter, Histogram, MetricGroup
 from streamactors.operators.base import Context, KeyedOperator, Operator, OperatorContext
+from streamactors.operators.two_inputs import CoOperator, KeyedBroadcastOperator, KeyedCoOperator
+from streamactors.program import main
 from streamactors.runtime.info import CheckpointInfo
 from streamactors.sinks import Sink
 from streamactors.sources import Source
-from streamactors.state.descriptors import ListState, MapState, OperatorListState, Ttl, UnionListState, ValueState
-from streamactors.state.serializers import Pickle
+from streamactors.state.aggregates import Aggregate, Aggregates, Avg, Collect, Count, Distinct, Max, Min, Sum, TopN
+from streamactors.state.aliases import Alias
+from streamactors.state.broadcast import BroadcastState
+from streamactors.state.descriptors import (
+    AggregatingState,
+    ListState,
+    MapState,
+    OperatorListState,
+    ReducingState,
+    Ttl,
+    UnionListState,
+    ValueState,
+    stored_as,
+)
+from streamactors.state.serializers import Custom, Pickle
 from streamactors.time.watermarks import WatermarkGenerator, Watermarks
 
 __all__ = [
+    "Aggregate",
+    "Aggregates",
+    "AggregatingState",
+    "Alias",
+    "Avg",
+    "BroadcastConnectedStreams",
+    "BroadcastState",
     "CheckpointFailed",
     "CheckpointInfo",
     "Checkpoints",
+    "CoOperator",
+    "Collect",
     "Config",
+    "ConnectedStreams",
     "Context",
     "CorruptCheckpoint",
+    "Count",
     "Counter",
+    "Custom",
     "Dataflow",
     "DeadLetter",
     "Decoder",
     "Deployment",
+    "Distinct",
     "Encoder",
     "ErrorRoute",
     "FencedOff",
@@ -58,12 +93,17 @@ __all__ = [
     "JobHandle",
     "JobNotRunning",
     "Json",
+    "KeyedBroadcastOperator",
+    "KeyedCoOperator",
+    "KeyedConnectedStreams",
     "KeyedOperator",
     "KeyedStream",
     "ListState",
     "Local",
     "MapState",
+    "Max",
     "MetricGroup",
+    "Min",
     "MissingExtra",
     "MsgPack",
     "Operator",
@@ -73,6 +113,7 @@ __all__ = [
     "Pickle",
     "Raw",
     "RecordFailed",
+    "ReducingState",
     "Restart",
     "RocksDB",
     "Sink",
@@ -83,7 +124,9 @@ __all__ = [
     "StorageInUse",
     "Stream",
     "StreamactorsError",
+    "Sum",
     "Text",
+    "TopN",
     "TransactionAlreadyCommitted",
     "TransactionLost",
     "Ttl",
@@ -97,4 +140,5 @@ __all__ = [
     "main",
     "run",
     "start",
+    "stored_as",
 ]

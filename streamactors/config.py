@@ -26,6 +26,7 @@ from streamactors.settings import (
 )
 
 MAX_KEY_GROUPS = 32768
+OPTIONS = "storage_options"
 
 
 class StateBackend(Protocol):
@@ -162,7 +163,8 @@ class Checkpoints:
     `alignment` "unaligned": barriers overtake records, which are then stored as in flight; `alignment_timeout`: they do
     so once a checkpoint has not been aligned for so long (0: at once). Both need exactly-once (Flink: unaligned
     checkpoints). `timeout` counts from the trigger, as does `alignment_timeout`; `min_pause` from the end of one to the
-    trigger of the next; `tolerable_failures` in a row; `retain` counts complete checkpoints.
+    trigger of the next; `tolerable_failures` in a row; `retain` counts complete checkpoints. `storage_options`: what the
+    file system behind an object store's URI takes (docs/storage.md); never shown.
     """
 
     storage: str
@@ -177,6 +179,7 @@ class Checkpoints:
     tolerable_failures: int = 0
     retain: int = 3
     incremental: bool = True
+    storage_options: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _check_text("checkpoints.storage", self.storage, "a URI such as 'file:///var/lib/orders'")
@@ -192,6 +195,8 @@ class Checkpoints:
         _check_whole("checkpoints.tolerable_failures", self.tolerable_failures, least=0)
         _check_whole("checkpoints.retain", self.retain, remedy="the latest checkpoint is always kept")
         _check_type("checkpoints.incremental", self.incremental, bool, "True or False")
+        if self.storage_options is not None and not isinstance(self.storage_options, Mapping):
+            raise InvalidConfig("checkpoints.storage_options: it must be a dict, such as {'endpoint_url': …}")
 
     def _check_alignment(self) -> None:
         if self.mode == "at-least-once" and self.may_overtake:
@@ -212,7 +217,8 @@ class Checkpoints:
         return self.alignment == "unaligned" or self.alignment_timeout is not None
 
     def __repr__(self) -> str:
-        settings = [f"{name}={getattr(self, name)!r}" for name in _differing(self) if name != "storage"]
+        shown = {name: getattr(self, name) for name in _differing(self) if name != "storage"}
+        settings = [f"{name}={_shown(value) if name == OPTIONS else repr(value)}" for name, value in shown.items()]
         return f"Checkpoints({', '.join([repr(redacted(self.storage)), *settings])})"
 
 
@@ -376,6 +382,8 @@ def _shown(value: object) -> str:
     """A value as errors and the command line show it, without secrets."""
     if isinstance(value, dt.timedelta):
         return f"-{format_duration(-value)}" if value < dt.timedelta(0) else format_duration(value)
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name!r}: {HIDDEN}' for name in value)}}}"
     return repr(redacted(value)) if isinstance(value, str) else repr(value)
 
 
@@ -469,10 +477,19 @@ KNOWN: dict[str, _Kind] = {
 """Every setting by its dotted name, as TOML, environment and flags have it."""
 
 
+_OPTION = f"checkpoints.{OPTIONS}."
+HIDDEN = "***"
+
+
 def _parsed(layer: Layer) -> Layer:
-    """A layer's texts as typed values."""
+    """A layer's texts as typed values. The storage's options are the file system's own, and may be secrets."""
+    options = {name: given for name, given in layer.items() if name.startswith(_OPTION)}
+    layer = {name: given for name, given in layer.items() if name not in options}
     refuse_unknown(layer, KNOWN)
-    return {name: _parse(name, given) for name, given in layer.items()}
+    return {name: _parse(name, given) for name, given in layer.items()} | {
+        name: Given({"true": True, "false": False}.get(str(given.value).lower(), given.value), HIDDEN, given.origin)
+        for name, given in options.items()
+    }
 
 
 def _parse(name: str, given: Given) -> Given:
@@ -491,10 +508,15 @@ def _layer_of_module(config: Config) -> Layer:
     checkpoints, restart = values.pop("checkpoints", None), values.pop("restart", None)
     if isinstance(checkpoints, Checkpoints):
         values |= {f"checkpoints.{name}": getattr(checkpoints, name) for name in _differing(checkpoints)}
+        options = values.pop(f"checkpoints.{OPTIONS}", None)
+        values |= {_OPTION + name: value for name, value in options.items()} if isinstance(options, Mapping) else {}
     if isinstance(restart, Restart):
         values["restart.strategy"] = restart.strategy
         values |= {f"restart.{field.name}": getattr(restart, field.name) for field in _fields(restart)}
-    return {name: Given(value, _shown(value), "module") for name, value in values.items()}
+    return {
+        name: Given(value, HIDDEN if name.startswith(_OPTION) else _shown(value), "module")
+        for name, value in values.items()
+    }
 
 
 def _merged(layers: Sequence[Layer]) -> Layer:
@@ -514,8 +536,11 @@ def _strategy(layer: Layer) -> object:
 def _build(layer: Layer) -> Config:
     tables: dict[str, dict[str, Any]] = {"": {}, "checkpoints": {}, "restart": {}}
     for name, given in layer.items():
-        table, _, leaf = name.rpartition(".")
-        tables[table][leaf] = given.value
+        if name.startswith(_OPTION):
+            _put_option(tables["checkpoints"].setdefault(OPTIONS, {}), name.removeprefix(_OPTION), given.value)
+        else:
+            table, _, leaf = name.rpartition(".")
+            tables[table][leaf] = given.value
     settings = tables[""]
     if settings.get("deployment") == Local.name:
         settings["deployment"] = Local()
@@ -525,6 +550,16 @@ def _build(layer: Layer) -> Config:
     if tables["restart"]:
         settings["restart"] = _build_restart(tables["restart"])
     return Config(**settings)
+
+
+def _put_option(options: dict[str, Any], name: str, value: object) -> None:
+    """`client_kwargs.region_name` goes into the table `client_kwargs`, a copy of what a layer below may have given."""
+    first, dot, rest = name.partition(".")
+    if not dot:
+        options[first] = value
+        return
+    options[first] = dict(options[first]) if isinstance(options.get(first), Mapping) else {}
+    _put_option(options[first], rest, value)
 
 
 def _build_restart(table: dict[str, Any]) -> Restart:
@@ -567,7 +602,8 @@ def _settings(config: Config, layer: Layer) -> list[Setting]:
         values |= {f"{table}.{field.name}": getattr(part, field.name) for field in _fields(part)}
     values.pop("restart")
     values["restart.strategy"] = restart.strategy
-    return [_setting(name, values[name], layer) for name in KNOWN if name in values]
+    options = [Setting(name, HIDDEN, given.origin) for name, given in layer.items() if name.startswith(_OPTION)]
+    return [_setting(name, values[name], layer) for name in KNOWN if name in values] + options
 
 
 def _setting(name: str, value: object, layer: Layer) -> Setting:

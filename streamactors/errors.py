@@ -146,6 +146,43 @@ class JobNotRunning(CheckpointFailed):
     retryable = False
 
 
+class ControlUnavailable(StreamactorsError):
+    """This process can't offer the control of its jobs, or look for that of others."""
+
+    retryable = False
+
+
+class NoSuchJob(StreamactorsError):
+    """Of the jobs that run, none is the one that is meant, or more than one is."""
+
+    retryable = False
+
+
+class InvalidRequest(StreamactorsError):
+    """What was asked of a job's control is malformed. `code` and `status` are those of the answer."""
+
+    retryable = False
+
+    def __init__(self, what: str, code: str = "invalid-request", status: int = 400) -> None:
+        self.code, self.status = code, status
+        super().__init__(what)
+
+
+class RequestFailed(StreamactorsError):
+    """A job's control answered with an error, or not at all; `code` is stable, the message is for people."""
+
+    retryable = False
+
+    def __init__(self, code: str, what: str) -> None:
+        self.code = code
+        super().__init__(what)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the job ended before it could answer."""
+        return self.code == "job-gone"
+
+
 class SimulationFailed(StreamactorsError):
     """A simulated run broke an invariant; the message ends with the command that replays it."""
 

@@ -4,18 +4,17 @@ import asyncio
 import datetime as dt
 import inspect
 import logging
-import os
 import signal
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, Literal, TypeVar, overload
 
 from streamactors.api.dataflow import Dataflow, Stream, graph_with_sink
 from streamactors.checkpoint.storage import Files
 from streamactors.clock import SYSTEM, Clock
-from streamactors.config import Config, require_supported, resolve
+from streamactors.config import Config, require_supported
 from streamactors.deploy.local import deploy_locally
-from streamactors.errors import CheckpointFailed, JobFailed, JobNotRunning, StreamactorsError
+from streamactors.errors import CheckpointFailed, JobFailed, JobNotRunning
 from streamactors.graph.logical import LogicalGraph
 from streamactors.graph.physical import PhysicalPlan
 from streamactors.graph.planner import plan
@@ -47,6 +46,34 @@ class JobHandle:
     def status(self) -> Status:
         return self._job.status
 
+    @property
+    def restarts(self) -> int:
+        return self._job.restarts
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it has been asked to stop."""
+        return self._job.stopping
+
+    @property
+    def config(self) -> Config:
+        return self._job.config
+
+    @property
+    def plan(self) -> PhysicalPlan | None:
+        """By which it runs, or ran last; None before the first attempt."""
+        return self._job.plan
+
+    @property
+    def checkpoints(self) -> Sequence[CheckpointInfo]:
+        """The latest hundred that were completed in this process, savepoints among them; the latest last."""
+        return tuple(self._job.checkpoints)
+
+    @property
+    def failures(self) -> Sequence[BaseException]:
+        """What ended earlier attempts, the latest last."""
+        return tuple(self._job.failures)
+
     async def wait(self) -> None:
         """Until the job ends; raises JobFailed with the user's exception as its cause."""
         await asyncio.wait([self._task])
@@ -67,6 +94,8 @@ class JobHandle:
         if self._task.done():
             _raise_failure(self._task)
             return None
+        if self._job.stopping:
+            return await self._stop_too(savepoint, drain)
         try:
             await self._or_end(self._job.stop(drain=drain, savepoint=savepoint))
         except CheckpointFailed:
@@ -74,6 +103,16 @@ class JobHandle:
             if self.status != "finished" or savepoint is not None:
                 raise
         await self.wait()
+        return self._last_uri()
+
+    async def _stop_too(self, savepoint: str | None, drain: bool) -> str | None:
+        """Another has asked it to stop: that is not changed any more, or its savepoint would be lost."""
+        if savepoint is not None or drain:
+            raise CheckpointFailed(f"job {self.name!r} is stopping already; how it does can't be changed any more")
+        await self.wait()
+        return self._last_uri()
+
+    def _last_uri(self) -> str | None:
         last = self._job.last_checkpoint
         return last.uri if last is not None else None
 
@@ -109,6 +148,10 @@ class JobHandle:
         return await self._or_end(self._job.query(uid, name, key))
 
 
+Beside = Callable[[JobHandle], AbstractAsyncContextManager[object]]
+"""What is open for as long as a job lives, from before it starts until it has ended."""
+
+
 def _raise_failure(task: "asyncio.Task[None]") -> None:
     if task.cancelled():
         return
@@ -125,6 +168,7 @@ def _job(
     fresh: bool,
     resources: Mapping[str, Any] | None,
     drop_state: Collection[str] = (),
+    claim: bool = False,
     clock: Clock = SYSTEM,
     files: Files | None = None,
 ) -> Job:
@@ -141,7 +185,7 @@ def _job(
         )
 
     make_plan(config.max_parallelism)  # what is wrong with the flow is said before anything is opened
-    spec = JobSpec(graph.name, make_plan, config, restore, fresh, tuple(drop_state), resources or {})
+    spec = JobSpec(graph.name, make_plan, config, restore, fresh, tuple(drop_state), resources or {}, claim)
     return Job(spec, deploy=deploy_locally, clock=clock, files=files)
 
 
@@ -153,13 +197,23 @@ async def run(
     fresh: bool = False,
     resources: Mapping[str, Any] | None = None,
     drop_state: Collection[str] = (),
+    claim: bool = False,
 ) -> None:
     """Run a flow until it ends. Raises JobFailed with the user's exception as its cause.
 
-    `restore`: "latest", a checkpoint's URI, or None; `fresh` leaves stored checkpoints behind. `drop_state` names
+    `restore`: "latest", a checkpoint's URI, or None; `fresh` leaves stored checkpoints behind. `claim`: what is restored
+    belongs to the job from now on, which deletes it once it is superseded; else it is never deleted. `drop_state` names
     operators (uids) that the flow no longer has and whose stored state may be given up.
     """
-    job = _job(flow.graph(), config, restore=restore, fresh=fresh, resources=resources, drop_state=drop_state)
+    job = _job(
+        flow.graph(),
+        config,
+        restore=restore,
+        fresh=fresh,
+        resources=resources,
+        drop_state=drop_state,
+        claim=claim,
+    )
     await job.run()
 
 
@@ -172,6 +226,7 @@ async def start(
     fresh: bool = False,
     resources: Mapping[str, Any] | None = None,
     drop_state: Collection[str] = (),
+    claim: bool = False,
     on_failure: Callable[[BaseException], Any] | None = None,
     on_exit: Literal["checkpoint", "cancel"] = "checkpoint",
     exit_timeout: dt.timedelta = EXIT_TIMEOUT,
@@ -182,7 +237,15 @@ async def start(
     fails later cancels nothing: it logs CRITICAL, calls `on_failure`, and is raised by `wait()` and on leaving.
     Leaving in peace takes a last checkpoint within `exit_timeout`; leaving by an exception cancels.
     """
-    job = _job(flow.graph(), config, restore=restore, fresh=fresh, resources=resources, drop_state=drop_state)
+    job = _job(
+        flow.graph(),
+        config,
+        restore=restore,
+        fresh=fresh,
+        resources=resources,
+        drop_state=drop_state,
+        claim=claim,
+    )
     async with _supervised(job, on_failure, on_exit, exit_timeout) as handle:
         yield handle
 
@@ -193,19 +256,28 @@ async def _supervised(
     on_failure: Callable[[BaseException], Any] | None,
     on_exit: Literal["checkpoint", "cancel"],
     exit_timeout: dt.timedelta,
+    beside: Beside | None = None,
 ) -> AsyncIterator[JobHandle]:
     task = asyncio.get_running_loop().create_task(job.run(), name=f"job {job.name}")
     handle = JobHandle(job, task)
     reactions: list[asyncio.Future[Any]] = []
     try:
-        await _started(job, task)
-        task.add_done_callback(lambda ended: _tell_failure(job, ended, on_failure, reactions))
-        yield handle
-        await _leave(handle, task, on_exit, exit_timeout)
+        async with nullcontext() if beside is None else beside(handle):
+            try:
+                await _started(job, task)
+                task.add_done_callback(lambda ended: _tell_failure(job, ended, on_failure, reactions))
+                yield handle
+                await _leave(handle, task, on_exit, exit_timeout)
+            finally:  # what runs beside can then still tell how it has ended
+                await _end(handle, task)
     finally:
-        if not task.done():
-            await handle.cancel()
+        await _end(handle, task)
         await asyncio.gather(*reactions)
+
+
+async def _end(handle: JobHandle, task: "asyncio.Task[None]") -> None:
+    if not task.done():
+        await handle.cancel()
 
 
 async def _started(job: Job, task: "asyncio.Task[None]") -> None:
@@ -259,22 +331,6 @@ async def collect(stream: Stream[T], config: Config | None = None) -> list[T]:
 EXIT_OK, EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
-def main(flow: Dataflow, config: Config | None = None) -> None:
-    """A script's last line: uvloop where there is one, logging, SIGTERM/SIGINT to a clean stop, exit code.
-
-    Settings from the environment (`STREAMACTORS_…`) come before `config`. Exit codes: 0 finished or stopped, 1 failed,
-    2 refused before it began, 130 interrupted a second time.
-    """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-8s %(name)s: %(message)s")
-    try:
-        resolved, _ = resolve(config, environ=os.environ)
-        code = run_loop(run_until_signalled(flow, resolved))
-    except StreamactorsError as error:
-        log.critical("%s", error)
-        raise SystemExit(EXIT_REFUSED) from error
-    raise SystemExit(code)
-
-
 def run_loop(main_coroutine: Any) -> int:
     """`asyncio.run` on uvloop where there is one."""
     try:
@@ -295,17 +351,21 @@ async def run_until_signalled(
     restore: str | None = "latest",
     fresh: bool = False,
     drop_state: Collection[str] = (),
+    claim: bool = False,
     watch: Callable[[JobHandle], Any] | None = None,
     on_failure: Callable[[BaseException], Any] | None = None,
+    beside: Beside | None = None,
 ) -> int:
     """Run until the end, or until SIGINT/SIGTERM: then stop cleanly; a second signal cancels. Returns the exit code.
 
     `watch` is called with the handle once the job runs, `on_failure` with the JobFailed for which it returns 1."""
-    job = _job(flow.graph(), config, restore=restore, fresh=fresh, resources=None, drop_state=drop_state)
+    job = _job(
+        flow.graph(), config, restore=restore, fresh=fresh, resources=None, drop_state=drop_state, claim=claim
+    )
     signalled = _Signals(asyncio.get_running_loop())
     entered = False
     try:
-        async with _supervised(job, None, "cancel", EXIT_TIMEOUT) as handle:
+        async with _supervised(job, None, "cancel", EXIT_TIMEOUT, beside) as handle:
             entered = True
             if watch is not None:
                 watch(handle)
@@ -329,7 +389,7 @@ async def _wait_or_stop(handle: JobHandle, signalled: "_Signals") -> int:
         await asyncio.wait([ended, first], return_when=asyncio.FIRST_COMPLETED)
         if ended.done():
             await ended
-            return EXIT_OK
+            return EXIT_INTERRUPTED if handle.status == "cancelled" else EXIT_OK
         log.info("%s: stopping; a second signal cancels", handle.name)
         stopping = asyncio.ensure_future(handle.stop())
         tasks.append(stopping)

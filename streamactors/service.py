@@ -1,11 +1,14 @@
-"""Embedding a job in a web service: a health endpoint for any ASGI framework.
+"""Embedding a job in a web service: a health endpoint for any ASGI framework, and control by the command line.
 
 async def lifespan(app):
-    async with sa.start(flow, config) as job:
+    async with sa.start(flow, config) as job, steered(job):
         app.state.job = job
         yield
 
 app = Starlette(routes=[Route("/health", health(lambda: app.state.job))], lifespan=lifespan)
+
+With `steered`, `streamactors list`, `status`, `savepoint`, `stop`, … find the job, on a socket that only the service's
+own user can open.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -14,6 +17,9 @@ from typing import Any, Final
 import msgspec
 
 from streamactors.launch import JobHandle
+from streamactors.observe.steering import steered
+
+__all__ = ["DEAD", "HealthEndpoint", "health", "steered"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -2,13 +2,17 @@
 
 import asyncio
 import inspect
+import tempfile
+import uuid
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 
 from streamactors.testing import KafkaBroker
 from tests.kafka_topics import Topics
 from tests.leaks import held, leaving_no_task, left_since
+from tests.s3_server import S3Bucket, S3Server
 
 FAILED = pytest.StashKey[bool]()
 
@@ -71,3 +75,31 @@ def kafka() -> Iterator[KafkaBroker]:
 @pytest.fixture
 def topics(kafka: KafkaBroker) -> Topics:
     return Topics(kafka)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Bucket:
+    """An empty one, which the environment says how to reach."""
+    bucket = s3_server.bucket(f"bucket-{uuid.uuid4().hex[:12]}")
+    for name, value in bucket.environ().items():
+        monkeypatch.setenv(name, value)
+    return bucket
+
+
+@pytest.fixture
+def registry_folder(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the jobs of this test, and of the processes that it starts, are found; by nobody else, and nobody else's.
+    A short path: a socket's has little room."""
+    tmp_path_factory.getbasetemp()  # pytest's own place is settled by the first who asks
+    with tempfile.TemporaryDirectory(prefix="sa-") as folder:
+        for variable, name in (("XDG_RUNTIME_DIR", "run"), ("TMPDIR", "tmp")):
+            (Path(folder) / name).mkdir(mode=0o700)
+            monkeypatch.setenv(variable, f"{folder}/{name}")
+        monkeypatch.setattr(tempfile, "tempdir", f"{folder}/tmp")
+        yield Path(folder) / "run" / "streamactors"

@@ -345,7 +345,37 @@ class TestLayers:
         names = {prefix + field.name for prefix, made in classes.items() for field in dataclasses.fields(made)}
         strategies = (FixedDelay, ExponentialDelay, FailureRate)
         names |= {f"restart.{field.name}" for made in strategies for field in dataclasses.fields(made)}
-        assert (names - {"checkpoints", "restart"}) | {"restart.strategy"} == set(KNOWN)
+        tables = {"checkpoints", "restart", "checkpoints.storage_options"}
+        assert (names - tables) | {"restart.strategy"} == set(KNOWN)
+
+    def test_storage_options_come_from_everywhere_and_are_never_shown(self, tmp_path: Path) -> None:
+        toml = tmp_path / "job.toml"
+        toml.write_text(
+            '[checkpoints.storage_options]\nanon = false\n'
+            'secret = "${env:SECRET}"\nclient_kwargs.region_name = "eu-1"\n'
+        )
+        options = {"key": "hidden-1", "client_kwargs": {"verify": "hidden-2"}}
+        module = Config(checkpoints=Checkpoints("s3://b/x", interval=SECOND, storage_options=options))
+        environ = {"STREAMACTORS_CHECKPOINTS__STORAGE_OPTIONS__ENDPOINT_URL": "https://hidden-3", "SECRET": "hidden-4"}
+        flags = {"checkpoints.storage_options.use_ssl": "FALSE"}
+        config, settings = resolve(module, toml, environ, flags)
+        assert config.checkpoints is not None
+        assert config.checkpoints.storage_options == {
+            "key": "hidden-1",
+            "secret": "hidden-4",
+            "client_kwargs": {"verify": "hidden-2", "region_name": "eu-1"},
+            "anon": False,
+            "endpoint_url": "https://hidden-3",
+            "use_ssl": False,
+        }
+        assert options == {"key": "hidden-1", "client_kwargs": {"verify": "hidden-2"}}
+        shown = f"{module!r} {config!r} {settings}"
+        assert "'secret': ***" in shown and "hidden" not in shown and "eu-1" not in shown
+
+    def test_storage_options_are_a_table(self) -> None:
+        with pytest.raises(InvalidConfig, match="checkpoints.storage_options: it must be a dict") as caught:
+            Checkpoints("s3://b/x", interval=SECOND, storage_options="hidden")  # type: ignore[arg-type]
+        assert "hidden" not in str(caught.value)
 
     @given(st.data())
     def test_any_config_survives_the_way_through_text(self, data: st.DataObject) -> None:

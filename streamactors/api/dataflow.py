@@ -1,11 +1,12 @@
 """Building a flow: `Dataflow`, where it begins; `Stream` and `KeyedStream`, immutable handles on the output of steps.
 
-A method of a stream adds a step and returns a handle on it. One module, since a flow gives streams and a stream's
-`sink` gives back its flow.
+A method of a stream adds a step and returns a handle on it. One module, since a flow gives streams, a stream's
+`sink` gives back its flow, and two streams connect.
 """
 
 import builtins
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from typing import Any, Generic, TypeVar, cast, overload
 
 from streamactors.api.builder import GraphBuilder, needs_uid
@@ -24,10 +25,17 @@ from streamactors.graph.logical import (
     Rebalance,
     SourceSpec,
 )
-from streamactors.operators.base import KeyedOperator, Operator, OperatorSpec, is_async
+from streamactors.operators.base import KeyedOperator, Lifecycle, Operator, OperatorSpec, is_async
 from streamactors.operators.process import ProcessSpec, ReduceSpec
 from streamactors.operators.sink import SinkSpec
 from streamactors.operators.stateless import FunctionSpec, PrintSpec
+from streamactors.operators.two_inputs import (
+    BroadcastProcessSpec,
+    CoOperator,
+    CoProcessSpec,
+    KeyedBroadcastOperator,
+    KeyedCoOperator,
+)
 from streamactors.sinks import Sink, WriterSink
 from streamactors.sources import Source, SplitSource
 from streamactors.time.watermarks import Watermarks
@@ -35,6 +43,7 @@ from streamactors.time.watermarks import Watermarks
 T = TypeVar("T")
 U = TypeVar("U")
 K = TypeVar("K")
+R = TypeVar("R")
 
 
 class Dataflow:
@@ -221,9 +230,14 @@ class Stream(Generic[T]):
         """The records of all these streams, in no order between them."""
         streams = [self, *others]
         for stream in others:
-            self._check_same_flow(stream)
+            self._check_same_flow("union takes streams", stream)
         edges = tuple(edge for stream in streams for edge in stream._edges)
         return Stream(self._flow, edges, common_type(stream._type for stream in streams))
+
+    def connect(self, other: "Stream[U]") -> "ConnectedStreams[T, U]":
+        """Both streams into one operator, which tells their records apart; this one is its left input."""
+        self._check_same_flow("connect takes a stream", other)
+        return ConnectedStreams(self, other)
 
     def side_output(self, tag: OutputTag[U]) -> "Stream[U]":
         """What the step that made this stream emits to `tag`."""
@@ -238,12 +252,16 @@ class Stream(Generic[T]):
         _check_function(step, fn)
         return self._step(FunctionSpec(step, fn), element_type, **options)
 
-    def _step(self, spec: OperatorSpec, element_type: Any, **options: Any) -> "Stream[Any]":
-        return added(self._flow, self._flow._builder.add(spec, self._edges, **options), element_type)
+    def _step(
+        self, spec: OperatorSpec, element_type: Any, *, right: "Stream[Any] | None" = None, **options: Any
+    ) -> "Stream[Any]":
+        """`right`: what goes into its second input."""
+        edges = self._edges + (() if right is None else tuple(replace(edge, side=1) for edge in right._edges))
+        return added(self._flow, self._flow._builder.add(spec, edges, **options), element_type)
 
-    def _check_same_flow(self, other: "Stream[Any]") -> None:
+    def _check_same_flow(self, wanted: str, other: "Stream[Any]") -> None:
         if not isinstance(other, Stream):
-            raise InvalidDataflow(f"union takes streams, not {other!r}")
+            raise InvalidDataflow(f"{wanted}, not {other!r}")
         if other._flow is not self._flow:
             raise InvalidDataflow(
                 f"{other!r} and {self!r} were built from two Dataflow objects: build both from one. In a notebook, "
@@ -326,11 +344,128 @@ class KeyedStream(Stream[T], Generic[K, T]):
         spec = ReduceSpec(fn, stored_type(self._type))
         return self._step(spec, self._type, uid=uid, name=name, parallelism=parallelism, chain=chain)
 
+    @overload
+    def connect(self, other: "KeyedStream[K, U]") -> "KeyedConnectedStreams[K, T, U]": ...
+    @overload
+    def connect(self, other: Stream[U]) -> "ConnectedStreams[T, U]": ...
+    def connect(self, other: Stream[Any]) -> "ConnectedStreams[T, Any]":
+        """As on a `Stream`; with another keyed stream the operator may be a `KeyedCoOperator`: equal keys meet."""
+        self._check_same_flow("connect takes a stream", other)
+        if isinstance(other, KeyedStream):
+            return KeyedConnectedStreams[K, T, Any](self, other)
+        return ConnectedStreams(self, other)
+
+    def connect_broadcast(self, rules: Stream[U]) -> "BroadcastConnectedStreams[K, T, U]":
+        """Beside the records of this stream by key, all records of `rules` to every subtask."""
+        self._check_same_flow("connect_broadcast takes a stream", rules)
+        return BroadcastConnectedStreams(self, rules.broadcast())
+
     @property
     def _selector(self) -> Callable[[T], K]:
         keyed = self._edges[0].partitioning  # all edges of a keyed stream have the same
         assert isinstance(keyed, Keyed)
         return cast(Callable[[T], K], keyed.selector)
+
+
+class ConnectedStreams(Generic[T, U]):
+    """Two streams on their way into one operator."""
+
+    def __init__(self, left: Stream[T], right: Stream[U]) -> None:
+        self._left = left
+        self._right = right
+
+    def key_by(self, left: Callable[[T], K], right: Callable[[U], K]) -> "KeyedConnectedStreams[K, T, U]":
+        """Records of one key, of whichever stream, to one subtask; the functions are plain `def`."""
+        return KeyedConnectedStreams(self._left.key_by(left), self._right.key_by(right))
+
+    @needs_uid
+    def process(
+        self,
+        uid: str,
+        operator: Callable[[], CoOperator[T, U, R]],
+        *,
+        name: str | None = None,
+        parallelism: int | None = None,
+        chain: bool = True,
+        on_error: ErrorRoute = "fail",
+    ) -> Stream[R]:
+        """As on a `Stream`, with an operator that has a hook for each."""
+        options = {"uid": uid, "name": name, "parallelism": parallelism, "chain": chain}
+        return self._process(CoProcessSpec(operator, keyed=False, on_error=_route(on_error, uid)), options)
+
+    def _process(self, spec: ProcessSpec, options: dict[str, Any]) -> Stream[Any]:
+        return self._left._step(spec, operator_type(spec.factory), right=self._right, **options)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._left!r}, {self._right!r}>"
+
+
+class KeyedConnectedStreams(ConnectedStreams[T, U], Generic[K, T, U]):
+    """Two streams with keys of one kind on their way into one operator."""
+
+    @overload
+    def process(
+        self,
+        uid: str,
+        operator: Callable[[], KeyedCoOperator[K, T, U, R]],
+        *,
+        name: str | None = None,
+        parallelism: int | None = None,
+        chain: bool = True,
+        on_error: ErrorRoute = "fail",
+    ) -> Stream[R]: ...
+    @overload
+    def process(
+        self,
+        uid: str,
+        operator: Callable[[], CoOperator[T, U, R]],
+        *,
+        name: str | None = None,
+        parallelism: int | None = None,
+        chain: bool = True,
+        on_error: ErrorRoute = "fail",
+    ) -> Stream[R]: ...
+    @needs_uid
+    def process(
+        self,
+        uid: str,
+        operator: Callable[[], Any],
+        *,
+        name: str | None = None,
+        parallelism: int | None = None,
+        chain: bool = True,
+        on_error: ErrorRoute = "fail",
+    ) -> Stream[Any]:
+        """As on `ConnectedStreams`; a `KeyedCoOperator` may hold state, which both of its hooks reach for their key."""
+        options = {"uid": uid, "name": name, "parallelism": parallelism, "chain": chain}
+        return self._process(CoProcessSpec(operator, keyed=True, on_error=_route(on_error, uid)), options)
+
+
+class BroadcastConnectedStreams(Generic[K, T, U]):
+    """A keyed stream, and one that every subtask gets all of, on their way into one operator."""
+
+    def __init__(self, left: KeyedStream[K, T], rules: Stream[U]) -> None:
+        self._left = left
+        self._rules = rules
+
+    @needs_uid
+    def process(
+        self,
+        uid: str,
+        operator: Callable[[], KeyedBroadcastOperator[K, T, U, R]],
+        *,
+        name: str | None = None,
+        parallelism: int | None = None,
+        chain: bool = True,
+        on_error: ErrorRoute = "fail",
+    ) -> Stream[R]:
+        """As on a `KeyedStream`, with an operator that may also hold broadcast state."""
+        spec = BroadcastProcessSpec(operator, keyed=True, on_error=_route(on_error, uid))
+        options = {"uid": uid, "name": name, "parallelism": parallelism, "chain": chain}
+        return self._left._step(spec, operator_type(operator), right=self._rules, **options)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._left!r}, {self._rules!r}>"
 
 
 def added(flow: "Dataflow", node: int, element_type: Any) -> Stream[Any]:
@@ -368,7 +503,7 @@ def _sink_spec(uid: str, sink: Sink[Any]) -> SinkSpec:
 def _check_function(step: str, fn: Any) -> None:
     if not callable(fn):
         raise InvalidDataflow(f"{step} takes a function, not {fn!r}")
-    if isinstance(fn, type) and issubclass(fn, Operator | KeyedOperator):
+    if isinstance(fn, type) and issubclass(fn, Lifecycle):
         name = fn.__name__
         raise InvalidDataflow(f'{step} takes a function, and {name} is an operator: .process("my-uid", {name})')
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from streamactors.errors import InvalidDataflow
 from streamactors.operators.base import KeyedOperator, Operator
+from streamactors.operators.two_inputs import CoOperator, KeyedBroadcastOperator, KeyedCoOperator
 from streamactors.state.serializers import serializer_for
 
 _AWAITABLES = (collections.abc.Awaitable, collections.abc.Coroutine)
@@ -34,7 +35,7 @@ def operator_type(factory: Callable[[], Any]) -> Any:
     factory = _unwrapped(factory)
     made = factory if isinstance(factory, type) else _returned(factory)
     if isinstance(made, type):
-        for base in (Operator, KeyedOperator):
+        for base in (Operator, KeyedOperator, CoOperator, KeyedCoOperator, KeyedBroadcastOperator):
             if issubclass(made, base):
                 return _known(_base_arguments(made, base)[-1])
     return Any

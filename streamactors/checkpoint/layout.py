@@ -7,6 +7,10 @@
 <flow>/run-3/base.committed     the receipt for a base that lies elsewhere
 <flow>/run-3/attempt-1/widest   written before the attempt begins
 <flow>/run-3/attempt-1/chk-17/manifest, committed (the receipt), 0001-totals.0, ...
+<flow>/run-3/attempt-1/chk-17/unclaimed     never to be deleted by a job: one was started from it without claiming it
+
+A folder of a checkpoint that holds files and no manifest is one that was never completed, or one that was deleted while
+later checkpoints use its files.
 """
 
 import re
@@ -24,9 +28,11 @@ WIDEST: Final = "widest"
 MANIFEST: Final = "manifest"
 SAVEPOINT: Final = "savepoint"
 RECEIPT: Final = "committed"
+UNCLAIMED: Final = "unclaimed"
 LONGEST_NAME: Final = 200
 
 _NUMBERED: Final = re.compile(r"(run|attempt|chk|used)-([1-9][0-9]*)")
+_FILE: Final = re.compile(r"run-([1-9][0-9]*)/attempt-([1-9][0-9]*)/chk-([1-9][0-9]*)/[^/]+")
 _CHECKPOINT: Final = re.compile(r"(?:(.*)/)?(run-[1-9][0-9]*/attempt-[1-9][0-9]*/chk-[1-9][0-9]*)")
 
 
@@ -67,6 +73,11 @@ def split_checkpoint(uri: str) -> tuple[str, Place] | None:
         return None
     run, attempt, checkpoint = (int(part.rpartition("-")[2]) for part in match[2].split("/"))
     return match[1] or "", Place(run, attempt, checkpoint)
+
+
+def place_of(path: str) -> Place | None:
+    """Of the checkpoint in whose folder a file lies; None if it lies in none."""
+    return Place(*map(int, match.groups())) if (match := _FILE.fullmatch(path)) else None
 
 
 def flow_folder(flow: str) -> str:

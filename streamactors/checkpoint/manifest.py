@@ -27,11 +27,19 @@ FORMAT: Final = (1, 0)
 HEADER: Final = struct.Struct(">8s4sBHHQ16sI")
 _CHECKED: Final = HEADER.size - 4
 _TRANSACTIONAL: Final = 1
+_INCREMENTAL: Final = 2
+"""Flags in the header, which may be readable where the payload is not."""
 
 IN_FLIGHT: Final = "in-flight"
 OPERATOR_LISTS: Final = "operator-lists"
 WATERMARKS_IN_FLIGHT: Final = "watermarks-in-flight"
-KNOWN_REQUIREMENTS: Final = frozenset({IN_FLIGHT, OPERATOR_LISTS, WATERMARKS_IN_FLIGHT})
+NATIVE_FILES: Final = "native-files"
+BROADCAST_STATE: Final = "broadcast-state"
+SECOND_INPUTS: Final = "second-inputs-in-flight"
+PACKED_FILES: Final = "packed-files"
+KNOWN_REQUIREMENTS: Final = frozenset(
+    {IN_FLIGHT, OPERATOR_LISTS, WATERMARKS_IN_FLIGHT, NATIVE_FILES, BROADCAST_STATE, SECOND_INPUTS, PACKED_FILES}
+)
 """What this version can restore beyond the plain format."""
 
 EdgeKind = Literal["forward", "rebalance", "broadcast", "keyed"]
@@ -39,12 +47,17 @@ EdgeKind = Literal["forward", "rebalance", "broadcast", "keyed"]
 
 
 # ----------------------------------------------------------------------------------------------------------- structure
-class FileHandle(msgspec.Struct, frozen=True):
-    """A file; `path` is relative to the flow's folder, in a savepoint to its own folder. `size` in bytes."""
+class FileHandle(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A file; `path` is relative to the flow's folder, in a savepoint to its own folder. `size` in bytes, and `digest`,
+    are those of the whole file. What the handle stands for begins at byte `start`: offsets in it count from there."""
 
     path: str
     size: int
     digest: bytes
+    start: int = 0
+
+    def holds(self, offset: int, length: int) -> bool:
+        return 0 <= offset <= offset + length and 0 <= self.start and self.start + offset + length <= self.size
 
 
 class BlockRef(msgspec.Struct, frozen=True, array_like=True):
@@ -64,15 +77,37 @@ class KeyedHandle(msgspec.Struct, frozen=True):
     blocks: tuple[BlockRef, ...]
 
 
+class NativeFileHandle(msgspec.Struct, frozen=True, array_like=True):
+    """One file of a native snapshot, called `name` by whoever made it: `size` bytes at `offset` of a stored file. What
+    later checkpoints may refer to as well is a stored file by itself."""
+
+    name: str
+    file: FileHandle
+    offset: int
+    size: int
+
+
+class NativeHandle(msgspec.Struct, frozen=True):
+    """Keyed state of one operator subtask, of the key groups from `start` up to `stop`, as files in the format of a
+    state backend. `entries`: keys by state and key group."""
+
+    format: str
+    start: int
+    stop: int
+    files: tuple[NativeFileHandle, ...]
+    entries: dict[str, dict[int, int]]
+
+
 class ListRef(msgspec.Struct, frozen=True, array_like=True):
-    """Consecutive items of one list state without a key, as `length` bytes at `offset` of a file. `union`: every
-    subtask is given them; else they are dealt out."""
+    """Consecutive items of one state without a key, as `length` bytes at `offset` of a file. `union`: every subtask is
+    given them; `broadcast`: every subtask has left such entries, and is given those of one; else they are dealt out."""
 
     state: str
     items: int
     offset: int
     length: int
     union: bool = False
+    broadcast: bool = False
 
 
 class ListsHandle(msgspec.Struct, frozen=True):
@@ -84,17 +119,20 @@ class ListsHandle(msgspec.Struct, frozen=True):
 
 class EdgeKey(msgspec.Struct, frozen=True, array_like=True):
     """Names an edge between two operators, whether chained or not, over versions of the flow. `tag`: the side output
-    that it carries. `ordinal`: among edges that are otherwise alike, as in a union of a stream with itself."""
+    that it carries. `ordinal`: among edges that are otherwise alike, as in a union of a stream with itself. `side`: the
+    input that it enters, 0, or 1 for the right (or broadcast) one of an operator with two."""
 
     upstream: str
     downstream: str
     tag: str | None = None
     ordinal: int = 0
+    side: int = 0
 
     def __str__(self) -> str:
         tag = "" if self.tag is None else f" (side output {self.tag!r})"
         ordinal = f" (no. {self.ordinal + 1})" if self.ordinal else ""
-        return f"{self.upstream!r} → {self.downstream!r}{tag}{ordinal}"
+        side = " (second input)" if self.side else ""
+        return f"{self.upstream!r} → {self.downstream!r}{tag}{ordinal}{side}"
 
 
 class InFlightEdge(msgspec.Struct, frozen=True, array_like=True):
@@ -164,6 +202,13 @@ class NodeState(msgspec.Struct, frozen=True, omit_defaults=True):
     list_schemas: dict[str, Any] = msgspec.field(default_factory=dict)
     ahead: tuple[GroupTime, ...] = ()
     splits: dict[str, Any] = msgspec.field(default_factory=dict)
+    native: tuple[NativeHandle, ...] = ()
+
+    @property
+    def entries(self) -> int:
+        """Of keyed state, in whatever format."""
+        native = sum(sum(groups.values()) for handle in self.native for groups in handle.entries.values())
+        return native + sum(block.entries for keyed in self.keyed for block in keyed.blocks)
 
 
 class SubtaskState(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -207,26 +252,29 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def files(self) -> tuple[FileHandle, ...]:
         """Every file that it refers to, once."""
-        return tuple({file.path: file for file in self._files()}.values())
-
-    def _files(self) -> Iterator[FileHandle]:
-        for subtask in self.subtasks:
-            for node in subtask.nodes:
-                for keyed in node.keyed:
-                    yield keyed.file
-                if node.lists is not None:
-                    yield node.lists.file
-            if subtask.in_flight is not None:
-                yield subtask.in_flight.file
+        files = (file for subtask in self.subtasks for file in _files(subtask))
+        return tuple({file.path: FileHandle(file.path, file.size, file.digest) for file in files}.values())
 
     @property
     def state_bytes(self) -> int:
         return sum(file.size for file in self.files)
 
     @property
+    def own_files(self) -> tuple[FileHandle, ...]:
+        """Those that were written for it, and not for an earlier checkpoint."""
+        own = f"run-{self.run}/attempt-{self.attempt}/chk-{self.checkpoint}/"
+        return self.files if self.savepoint else tuple(file for file in self.files if file.path.startswith(own))
+
+    def reusable_files(self) -> Iterator[FileHandle]:
+        """Those that a later checkpoint may refer to."""
+        for _, node in self.nodes():
+            for native in node.native:
+                yield from (part.file for part in native.files if part.size == part.file.size)
+
+    @property
     def entries(self) -> int:
         """Entries of keyed state."""
-        return sum(block.entries for _, node in self.nodes() for keyed in node.keyed for block in keyed.blocks)
+        return sum(node.entries for _, node in self.nodes())
 
     @property
     def in_flight_records(self) -> int:
@@ -261,11 +309,41 @@ def requirements(subtasks: Iterable[SubtaskState]) -> tuple[str, ...]:
     in_flight = any(subtask.in_flight is not None and subtask.in_flight.frames for subtask in subtasks)
     lists = any(node.lists is not None for subtask in subtasks for node in subtask.nodes)
     marks = any(not frame.records for subtask in subtasks for frame in _frames(subtask))
-    return (IN_FLIGHT,) * in_flight + (OPERATOR_LISTS,) * lists + (WATERMARKS_IN_FLIGHT,) * marks
+    native = any(node.native for subtask in subtasks for node in subtask.nodes)
+    named = {
+        IN_FLIGHT: in_flight,
+        OPERATOR_LISTS: lists,
+        WATERMARKS_IN_FLIGHT: marks,
+        NATIVE_FILES: native,
+        BROADCAST_STATE: any(ref.broadcast for subtask in subtasks for ref in _lists(subtask)),
+        SECOND_INPUTS: any(edge.key.side for subtask in subtasks for edge in _edges(subtask)),
+        PACKED_FILES: any(file.start for subtask in subtasks for file in _files(subtask)),
+    }
+    return tuple(name for name, needed in named.items() if needed)
+
+
+def _files(subtask: SubtaskState) -> Iterator[FileHandle]:
+    for node in subtask.nodes:
+        for keyed in node.keyed:
+            yield keyed.file
+        for native in node.native:
+            yield from (part.file for part in native.files)
+        if node.lists is not None:
+            yield node.lists.file
+    if subtask.in_flight is not None:
+        yield subtask.in_flight.file
 
 
 def _frames(subtask: SubtaskState) -> tuple[FrameRef, ...]:
     return subtask.in_flight.frames if subtask.in_flight is not None else ()
+
+
+def _edges(subtask: SubtaskState) -> tuple[InFlightEdge, ...]:
+    return subtask.in_flight.edges if subtask.in_flight is not None else ()
+
+
+def _lists(subtask: SubtaskState) -> Iterator[ListRef]:
+    return (ref for node in subtask.nodes if node.lists is not None for ref in node.lists.blocks)
 
 
 class Epoch(msgspec.Struct, frozen=True):
@@ -284,10 +362,11 @@ class Widest(msgspec.Struct, frozen=True):
 
 class Reference(msgspec.Struct, frozen=True):
     """Names a checkpoint: by `path` in the flow's folder (which may be moved), else by `uri`; neither: none at all.
-    As a run's base it is what the run was told to start from."""
+    As a run's base it is what the run was told to start from; `claimed`: and is to be deleted once it is superseded."""
 
     uri: str | None = None
     path: str | None = None
+    claimed: bool = False
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -374,7 +453,8 @@ def decode(data: bytes, type: type[S], file: str) -> S:
 # ------------------------------------------------------------------------------------------------------------ manifest
 def encode_manifest(manifest: Manifest) -> bytes:
     """Raises UnserialisableValue, naming the operator, where positions or transactions are not plain msgpack data."""
-    flags = _TRANSACTIONAL if manifest.transactional else 0
+    incremental = len(manifest.own_files) < len(manifest.files)
+    flags = _TRANSACTIONAL * manifest.transactional | _INCREMENTAL * incremental
     assert set(requirements(manifest.subtasks)) <= set(manifest.requires), "an older reader would lose data"
     try:
         return _seal(_KINDS[Manifest], msgspec.msgpack.encode(manifest), flags)
@@ -408,15 +488,23 @@ def decode_manifest(data: bytes, file: str) -> Manifest:
             raise CorruptCheckpoint(f"{file} is malformed: it refers to {handle}")
     _check_in_flight(manifest, file)
     _check_lists(manifest, file)
+    _check_native(manifest, file)
     return manifest
+
+
+def _check_native(manifest: Manifest, file: str) -> None:
+    for _, node in manifest.nodes():
+        for handle in node.native:
+            for part in handle.files:
+                if not part.file.holds(part.offset, part.size) or "/" in part.name or not is_plain_path(part.name):
+                    raise CorruptCheckpoint(f"{file} is malformed: of operator {node.uid!r} it lists {part}")
 
 
 def _check_lists(manifest: Manifest, file: str) -> None:
     for _, node in manifest.nodes():
         if node.lists is not None:
             for ref in node.lists.blocks:
-                inside = 0 <= ref.offset <= ref.offset + ref.length <= node.lists.file.size
-                if not inside or ref.items <= 0:
+                if not node.lists.file.holds(ref.offset, ref.length) or ref.items <= 0:
                     raise CorruptCheckpoint(f"{file} is malformed: of operator {node.uid!r} it lists {ref}")
 
 
@@ -440,7 +528,7 @@ def _is_sound(operators: Mapping[str, OperatorMeta], written: FileHandle, edge: 
     upstream, downstream = operators.get(edge.key.upstream), operators.get(edge.key.downstream)
     if upstream is None or downstream is None:
         return False
-    inside = 0 <= frame.offset <= frame.offset + frame.length <= written.size
+    inside = written.holds(frame.offset, frame.length)
     senders = upstream.parallelism if frame.unsent else frame.sender + 1
     between = 0 <= frame.sender < senders and 0 <= frame.receiver < downstream.parallelism
     grouped = frame.groups is not None or edge.kind != "keyed" or frame.records == 0
@@ -451,6 +539,14 @@ def is_transactional(data: bytes) -> bool | None:
     """Whether a manifest's flow has transactional sinks, also if its payload is damaged; None if that can't be told."""
     try:
         return bool(_header(data, _KINDS[Manifest], "").flags & _TRANSACTIONAL)
+    except CorruptCheckpoint:
+        return None
+
+
+def is_incremental(data: bytes) -> bool | None:
+    """Likewise, whether it refers to files that were written for others."""
+    try:
+        return bool(_header(data, _KINDS[Manifest], "").flags & _INCREMENTAL)
     except CorruptCheckpoint:
         return None
 

@@ -4,6 +4,8 @@ Invariants:
 1. What is restored was complete: it has a manifest, and every byte that is read from it is verified.
 2. "Latest" goes by (run, id) and never behind the base that a run was told to start from.
 3. Nothing is skipped silently, and nothing at all where skipping could double output: see `FlowFolder.latest`.
+4. A checkpoint may refer to files in the folders of earlier ones (see `registry`), which is why it can't be moved by
+   itself. A savepoint can: it is complete in its folder.
 """
 
 import asyncio
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from streamactors.checkpoint import layout, manifest
+from streamactors.checkpoint.files import open_files
 from streamactors.checkpoint.layout import Place
 from streamactors.checkpoint.manifest import (
     BlockRef,
@@ -25,7 +28,7 @@ from streamactors.checkpoint.manifest import (
     Manifest,
     Reference,
 )
-from streamactors.checkpoint.storage import Files, LocalFiles, normalise_uri
+from streamactors.checkpoint.storage import Files, normalise_uri
 from streamactors.clock import SYSTEM, Clock
 from streamactors.errors import CorruptCheckpoint, IncompatibleState, InvalidConfig, TransactionAlreadyCommitted
 
@@ -72,19 +75,33 @@ class Restorable:
         if depth == "manifest":
             return
         for handle in self.manifest.files:
-            await self._verify_size(handle)
+            await self.verify_size(handle)
         if depth == "digests":
             for handle in self.manifest.files:
-                await self._verify_digest(handle)
+                await self.verify_digest(handle)
 
-    async def _verify_size(self, handle: FileHandle) -> None:
+    async def verify_size(self, handle: FileHandle) -> None:
+        """Raises CorruptCheckpoint."""
         path = self.path(handle)
         found = await self.files.stat(path)
         if found is None or found.folder:
-            raise CorruptCheckpoint(f"{self.files.uri_of(path)} is missing: expected {handle.size} bytes")
+            why = self._why_missing(handle)
+            raise CorruptCheckpoint(f"{self.files.uri_of(path)} is missing: expected {handle.size} bytes{why}")
         manifest.verify_size(handle, found.size, self.files.uri_of(path))
 
-    async def _verify_digest(self, handle: FileHandle) -> None:
+    def _why_missing(self, handle: FileHandle) -> str:
+        own = Place(self.manifest.run, self.manifest.attempt, self.manifest.checkpoint)
+        written_for = layout.place_of(handle.path)
+        if self.manifest.savepoint or written_for in (None, own):
+            return ""
+        assert written_for is not None
+        return (
+            f". Checkpoint {own.checkpoint} is incremental: it uses files that were written for checkpoint "
+            f"{written_for.checkpoint}, and lie in that one's folder. Keep the flow's folder as a whole; what can be "
+            "moved by itself is a savepoint"
+        )
+
+    async def verify_digest(self, handle: FileHandle) -> None:
         """Once per file: subtasks that read parts of the same one wait for the first."""
         path = self.path(handle)
         async with self._verifying.setdefault(path, asyncio.Lock()):
@@ -105,19 +122,35 @@ class Restorable:
         return await self._read(handle.file, frames)
 
     async def _read(self, file: FileHandle, parts: Sequence[BlockRef | ListRef | FrameRef]) -> list[bytes]:
-        await self._verify_digest(file)
-        return await self.files.read_ranges(self.path(file), [(part.offset, part.length) for part in parts])
+        await self.verify_digest(file)
+        return await self.files.read_ranges(self.path(file), [(file.start + part.offset, part.length) for part in parts])
 
 
 # ------------------------------------------------------------------------------------------------------ a flow's folder
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A checkpoint's folder: with a manifest, or a reference to the savepoint that it is; incomplete if neither."""
+    """A checkpoint's folder: with a manifest, or a reference to the savepoint that it is; incomplete if neither.
+    `names`: of its files."""
 
     place: Place
-    manifest: bool
-    savepoint: bool
-    receipt: bool
+    names: frozenset[str]
+
+    @property
+    def manifest(self) -> bool:
+        return layout.MANIFEST in self.names
+
+    @property
+    def savepoint(self) -> bool:
+        return layout.SAVEPOINT in self.names
+
+    @property
+    def receipt(self) -> bool:
+        return layout.RECEIPT in self.names
+
+    @property
+    def unclaimed(self) -> bool:
+        """Never to be deleted by a job."""
+        return layout.UNCLAIMED in self.names
 
     @property
     def complete(self) -> bool:
@@ -161,8 +194,7 @@ class FlowFolder:
         return [await self.look(place) for place in sorted(places, key=lambda place: -place.checkpoint)]
 
     async def look(self, place: Place) -> Found:
-        names = {entry.name for entry in await self.files.list(self.path(place.folder))}
-        return Found(place, layout.MANIFEST in names, layout.SAVEPOINT in names, layout.RECEIPT in names)
+        return Found(place, frozenset([entry.name for entry in await self.files.list(self.path(place.folder))]))
 
     async def scan_all(self) -> list[Found]:
         """Every run's, the latest first."""
@@ -392,13 +424,22 @@ class CheckpointSummary:
 async def list_checkpoints(uri: str, *, clock: Clock = SYSTEM, files: Files | None = None) -> list[CheckpointSummary]:
     """All checkpoints in a storage or a flow's folder, complete or not, by flow, the latest first. Takes no ownership:
     what a live job deletes meanwhile is left out."""
-    files = (files or LocalFiles(uri, clock=clock)).at(uri)
-    return [
-        summary
-        for folder in await flow_folders(files)
-        for found in await folder.scan_all()
-        if (summary := await _summary(folder, found)) is not None
-    ]
+    if files is None:
+        opened = open_files(uri, clock=clock)
+        try:
+            return await list_checkpoints(uri, clock=clock, files=opened)
+        finally:
+            await opened.close()
+    files = files.at(uri)
+    return [summary for folder in await flow_folders(files) for summary in await _summaries(folder)]
+
+
+async def _summaries(folder: FlowFolder) -> list[CheckpointSummary]:
+    """Without what is left of deleted checkpoints because others use it."""
+    summaries = [(found, await _summary(folder, found)) for found in await folder.scan_all()]
+    contents = [summary.manifest for _, summary in summaries if summary is not None and summary.manifest is not None]
+    used = {layout.place_of(file.path) for content in contents for file in content.files}
+    return [each for found, each in summaries if each is not None and (found.complete or found.place not in used)]
 
 
 async def _summary(folder: FlowFolder, found: Found) -> CheckpointSummary | None:

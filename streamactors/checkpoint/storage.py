@@ -116,6 +116,16 @@ class Files(Protocol):
         """Take a lock that dies with the process, and note `owner` in it; `what` names the locked thing in the
         StorageInUse that is raised if a live process, this one included, holds it."""
 
+    async def close(self) -> None:
+        """Give up connections, also those of all that came by `at`. For whoever opened the first of them."""
+
+
+class Elsewhere(Protocol):
+    """Files of other kinds, by normalised URI."""
+
+    def files(self, uri: str) -> Files: ...
+    async def close(self) -> None: ...
+
 
 # ------------------------------------------------------------------------------------------------------- the primitives
 class DiskFile(Protocol):
@@ -373,16 +383,29 @@ def _stat(path: str) -> Entry | None:
 
 # ---------------------------------------------------------------------------------------------------------- local files
 class LocalFiles:
-    """Files under a local folder, given as `file:///path` or as a plain path."""
+    """Files under a local folder, given as `file:///path` or as a plain path. `elsewhere`: what `at` finds in no local
+    folder."""
 
-    def __init__(self, root: str, *, clock: Clock = SYSTEM, disk: Disk | None = None) -> None:
+    def __init__(
+        self, root: str, *, clock: Clock = SYSTEM, disk: Disk | None = None, elsewhere: Elsewhere | None = None
+    ) -> None:
         self.uri = normalise_uri(root)
+        if is_object_uri(self.uri):
+            raise InvalidConfig(f"storage {self.uri} is no local folder. Give a path, or file:///absolute/path.")
         self._root = local_path(self.uri)
         self._clock = clock
         self._disk = disk if disk is not None else LocalDisk(clock)
+        self._elsewhere = elsewhere
 
-    def at(self, uri: str) -> "LocalFiles":
-        return LocalFiles(uri, clock=self._clock, disk=self._disk)
+    def at(self, uri: str) -> Files:
+        uri = normalise_uri(uri)
+        if is_object_uri(uri) and self._elsewhere is not None:
+            return self._elsewhere.files(uri)
+        return LocalFiles(uri, clock=self._clock, disk=self._disk, elsewhere=self._elsewhere)
+
+    async def close(self) -> None:
+        if self._elsewhere is not None:
+            await self._elsewhere.close()
 
     def uri_of(self, path: str) -> str:
         return f"{self.uri.rstrip('/')}/{quote(path)}" if path else self.uri
@@ -635,25 +658,59 @@ async def each_chunk(chunks: Chunks) -> AsyncGenerator[bytes, None]:
 
 
 # ------------------------------------------------------------------------------------------------------- names, errors
+OBJECT_STORES: Final = ("s3", "gs", "az", "abfs", "abfss", "memory")
+"""Schemes of the stores whose files appear whole, or not at all."""
+_SAME_STORE: Final = {"s3a": "s3", "gcs": "gs"}
+
+
 def normalise_uri(uri: str) -> str:
-    """`file:///absolute/path` for such a URI or a plain path; raises InvalidConfig for anything else."""
+    """`file:///absolute/path` for such a URI or a plain path, `s3://bucket/path` for an object store; raises
+    InvalidConfig for anything else."""
     if not uri or "\0" in uri:
         raise InvalidConfig(f"storage {uri!r} names no folder. Give a path, or file:///absolute/path.")
+    scheme, colon, rest = uri.partition(":")
+    if colon and rest.startswith("//") and scheme.lower() != "file":
+        return _normalise_object_uri(scheme.lower(), rest[2:])
+    return _normalise_local_uri(uri)
+
+
+def _normalise_local_uri(uri: str) -> str:
     scheme, colon, rest = uri.partition(":")
     if colon and scheme.lower() == "file":
         host, slash, path = rest[2:].partition("/") if rest.startswith("//") else ("", rest[:1], rest[1:])
         if slash != "/" or host not in ("", "localhost"):
             raise InvalidConfig(f"storage {uri!r} is no absolute file URI. Write three slashes: file:///absolute/path.")
         path = unquote(path if sys.platform == "win32" else f"/{path}")
-    elif rest.startswith("//"):
-        # The rest is not repeated: it may hold a secret.
-        raise InvalidConfig(
-            f"storage {scheme}://… is not supported by this version of streamactors: "
-            "only local and mounted folders are, as file:///absolute/path or a plain path."
-        )
     else:
         path = os.path.expanduser(uri)
     return Path(os.path.abspath(path)).as_uri()
+
+
+def _normalise_object_uri(scheme: str, rest: str) -> str:
+    """What is wrong is not repeated: it may hold a secret."""
+    scheme = _SAME_STORE.get(scheme, scheme)
+    if scheme not in OBJECT_STORES:
+        raise InvalidConfig(
+            f"storage {scheme}://… is not supported: {scheme!r} is none of {', '.join(OBJECT_STORES)}. Local and "
+            "mounted folders are, as file:///absolute/path or a plain path."
+        )
+    bucket, _, path = rest.partition("/")
+    user, at, host = bucket.rpartition("@")
+    names_account = at and scheme not in ("s3", "gs", "memory") and ":" not in user  # abfs://container@account.…
+    if (at and not names_account) or "?" in rest or "#" in rest:
+        raise InvalidConfig(
+            f"storage {scheme}://…: credentials and options don't belong into a URI. Give them by the environment, or "
+            "as Checkpoints(storage_options=…)."
+        )
+    path = path.rstrip("/")
+    if not host or (path and not is_plain_path(path)):
+        raise InvalidConfig(f"storage {scheme}://… names no bucket and path: write {scheme}://bucket/path.")
+    return f"{scheme}://{bucket}/{path}" if path else f"{scheme}://{bucket}"
+
+
+def is_object_uri(uri: str) -> bool:
+    """Of a normalised URI."""
+    return not uri.startswith("file:")
 
 
 def local_path(uri: str) -> str:
@@ -683,6 +740,28 @@ def this_process(clock: Clock) -> str:
     """Names this process to people: pid, host, time."""
     since = datetime.fromtimestamp(clock.time_ms() // 1000, UTC).isoformat()
     return f"process {os.getpid()} on {socket.gethostname()}, since {since}"
+
+
+def process_identity(pid: int | None = None) -> str | None:
+    """Tells a live process (this one) from all others, of whatever machine and time; None if there is no such process,
+    or the system does not say."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+        status = Path(f"/proc/{os.getpid() if pid is None else pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    since = status.rpartition(")")[2].split()[19]
+    return f"{boot} {namespace} {os.getpid() if pid is None else pid} {since}"
+
+
+def is_dead(identity: str) -> bool:
+    """Whether that process is known to have ended: it ran here, and does no more."""
+    mine = (process_identity() or "").split()
+    other = identity.split()
+    if len(mine) != 4 or len(other) != 4 or other[:2] != mine[:2] or not other[2].isdigit():
+        return False
+    return process_identity(int(other[2])) != identity
 
 
 _FREE_SPACE = "Free space there, or give the job a storage with more room."

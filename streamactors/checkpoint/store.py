@@ -6,6 +6,9 @@ Invariants, whatever fails or dies at whatever moment:
 3. A checkpoint id is used once, also over crashes and aborted checkpoints: it is durable before `writer` returns.
 4. What `complete`, `write_receipt`, `record_base` and `begin_attempt` returned for is found by every later run, until
    `retire` deletes it; and `retire` leaves whatever a restart would start from.
+5. A file lies in the folder of the checkpoint that it was written for, and stays there as long as any complete
+   checkpoint, or one in flight, refers to it (`registry`); a manifest goes durably before the files that it refers to.
+6. What a job was told to start from and did not claim is never deleted, nor used by its checkpoints.
 """
 
 import asyncio
@@ -14,7 +17,11 @@ from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Self
 
+import msgspec
+
 from streamactors.checkpoint import layout, manifest
+from streamactors.checkpoint.deletion import delete_all, delete_claimed
+from streamactors.checkpoint.files import open_files
 from streamactors.checkpoint.layout import Place
 from streamactors.checkpoint.manifest import (
     BlockRef,
@@ -25,14 +32,16 @@ from streamactors.checkpoint.manifest import (
     Reference,
     Widest,
 )
+from streamactors.checkpoint.registry import FileRegistry
 from streamactors.checkpoint.restorable import FlowFolder, Found, Restorable, Verify, load
-from streamactors.checkpoint.storage import Files, LocalFiles, Lock, is_temporary, this_process
+from streamactors.checkpoint.storage import Files, Lock, is_temporary, this_process
 from streamactors.checkpoint.writer import CheckpointWriter
 from streamactors.clock import Clock
 from streamactors.errors import (
     CheckpointFailed,
     CorruptCheckpoint,
     FencedOff,
+    IncompatibleState,
     InvalidConfig,
     StorageFailed,
 )
@@ -50,6 +59,8 @@ class CheckpointStore:
         self._clock = clock
         self._lock: Lock | None = lock
         self._owner = owner
+        self._opened: Files | None = None
+        """To be closed with the store."""
         self._folder = FlowFolder(files, layout.flow_folder(flow), flow)
         self._attempt = 0
         self._widest: dict[str, int] = {}
@@ -63,17 +74,20 @@ class CheckpointStore:
         """The highest id that `writer` was asked for."""
         self._savepoints: dict[int, Files] = {}
         """Those that this process has completed."""
-        self._base: Reference | None = None
+        self._registry = FileRegistry()
+        self._bases: dict[int, Reference] = {}
+        """By run: what each was told to start from."""
         self._damaged: dict[str, CorruptCheckpoint] = {}
 
     # ------------------------------------------------------------------------------------------------------ ownership
     @classmethod
     async def open(cls, uri: str, flow: str, *, clock: Clock, files: Files | None = None) -> "CheckpointStore":
-        """Take ownership and the next run number. `files`: to write with, rooted at `uri`.
+        """Take ownership and the next run number. `files`: to write with, rooted at `uri`; the caller closes them.
 
         Raises StorageInUse if a live process is the owner, InvalidConfig for a storage or flow name that can't be.
         """
-        files = files if files is not None else LocalFiles(uri, clock=clock)
+        if files is None:
+            return await cls._open_with_files(uri, flow, clock)
         root = layout.flow_folder(flow)
         await files.make_folder(root)
         owner = this_process(clock)
@@ -85,6 +99,17 @@ class CheckpointStore:
         except BaseException:
             await lock.release()
             raise
+        return store
+
+    @classmethod
+    async def _open_with_files(cls, uri: str, flow: str, clock: Clock) -> "CheckpointStore":
+        files = open_files(uri, clock=clock)
+        try:
+            store = await cls.open(uri, flow, clock=clock, files=files)
+        except BaseException:
+            await files.close()
+            raise
+        store._opened = files
         return store
 
     async def __aenter__(self) -> Self:
@@ -104,7 +129,11 @@ class CheckpointStore:
             await self._drop_writers()
         finally:
             self._lock = None
-            await lock.release()
+            try:
+                await lock.release()
+            finally:
+                if self._opened is not None:
+                    await self._opened.close()
 
     async def _begin_run(self) -> None:
         for entry in await self._files.list(self._folder.root):
@@ -114,6 +143,12 @@ class CheckpointStore:
         self.run = await self._take_run()
         await self._read_ids()
         await self._read_widest()
+        await self._read_bases()
+
+    async def _read_bases(self) -> None:
+        for run in await self._folder.numbers("", "run"):
+            if (base := await self._folder.base(run)) is not None:
+                self._bases[run] = base
 
     async def _settle(self) -> None:
         """A process may have died after it gave a file its name and before that was durable. We see the name, build on
@@ -172,11 +207,13 @@ class CheckpointStore:
         """The widest parallelism by uid that any attempt of any run has begun with."""
         return MappingProxyType(self._widest)
 
-    async def begin_attempt(self, widest: Mapping[str, int]) -> int:
+    async def begin_attempt(self, widest: Mapping[str, int], restored: Restorable | None = None) -> int:
         """The next attempt's number. When it returns, `widest` (parallelism by uid) is durable; what an earlier attempt
-        of this process still had in flight is aborted."""
+        of this process still had in flight is aborted. Its checkpoints build on the files of `restored`, if that is
+        ours."""
         await self.ensure_owner()
         await self._drop_writers()
+        self._registry.go_on_from(restored.manifest if restored is not None and await self._owns(restored) else None)
         self._savepoints.clear()  # what an earlier attempt prepared for them, fencing may have aborted
         merged = {uid: max(self._widest.get(uid, 0), widest.get(uid, 0)) for uid in {**self._widest, **widest}}
         attempt = self._attempt + 1
@@ -185,6 +222,13 @@ class CheckpointStore:
         await self._files.replace(f"{folder}/{layout.WIDEST}", manifest.encode(Widest(merged)))
         self._attempt, self._widest = attempt, merged
         return attempt
+
+    async def _owns(self, restored: Restorable) -> bool:
+        """Whether it lies in this flow's folder, and may be built on."""
+        path = self._inside(restored.uri)
+        if path is None or restored.manifest.savepoint:
+            return False
+        return await self._files.stat(self._folder.path(f"{path}/{layout.UNCLAIMED}")) is None
 
     async def _read_widest(self) -> None:
         """Each record holds the maxima up to it; all are merged, since the last one may have been half deleted."""
@@ -248,11 +292,12 @@ class CheckpointStore:
         place = Place(self.run, self._attempt, checkpoint)
         if savepoint is None:
             folder = self._folder.path(place.folder)
-            writer = CheckpointWriter(place, self._files, folder, f"{self._folder.root}/", self.abort)
+            root = f"{self._folder.root}/"
+            writer = CheckpointWriter(place, self._files, folder, root, self.abort, self._clock, self._registry.take)
         else:
             files = await self.check_savepoint(savepoint)
             await self._mark_used(checkpoint)
-            writer = CheckpointWriter(place, files, "", "", self.abort)
+            writer = CheckpointWriter(place, files, "", "", self.abort, self._clock)
         self._writers[checkpoint] = writer
         try:
             await writer.files.make_folder(writer.folder)
@@ -279,6 +324,7 @@ class CheckpointStore:
             log.warning("files of aborted checkpoint %d are left behind: %s", checkpoint, error)
         finally:
             self._writers.pop(checkpoint, None)
+            self._registry.aborted(checkpoint)
 
     async def _discard(self, writer: CheckpointWriter) -> None:
         if await writer.files.stat(writer.path(layout.MANIFEST)) is not None:
@@ -320,6 +366,8 @@ class CheckpointStore:
             finally:
                 writer.end_completing(complete=complete)
             del self._writers[content.checkpoint]
+            if not writer.savepoint:
+                self._registry.completed(writer.place, content)
         return Restorable(content, writer.files, writer.folder)
 
     def _check_own(self, content: Manifest, writer: CheckpointWriter) -> None:
@@ -403,19 +451,33 @@ class CheckpointStore:
         """Whether a start from nothing would leave checkpoints of this flow behind."""
         return any(found.complete for found in await self._folder.scan_all())
 
-    async def record_base(self, base: Restorable | None) -> None:
+    async def record_base(self, base: Restorable | None, *, claim: bool = False) -> None:
         """Note durably what the user told this run to start from, None being afresh: a restart before the first
-        checkpoint returns there. Not for "latest", which is found by itself."""
+        checkpoint returns there. Not for "latest", which is found by itself. `claim`: it belongs to this flow from now
+        on, and is deleted like any checkpoint of its own once there are enough later ones; else it never is."""
         await self.ensure_owner()
-        self._base = self._reference(base)
-        path = self._folder.path(f"{layout.run_folder(self.run)}/{layout.BASE}")
-        await self._files.replace(path, manifest.encode(self._base))
+        if base is not None and (path := self._inside(base.uri)) is not None:
+            await self._mark_unclaimed(path, unclaimed=not claim)
+        await self._record_base(self.run, self._reference(base, claim))
 
-    def _reference(self, base: Restorable | None) -> Reference:
+    async def _record_base(self, run: int, base: Reference) -> None:
+        path = self._folder.path(f"{layout.run_folder(run)}/{layout.BASE}")
+        await self._files.replace(path, manifest.encode(base))
+        self._bases[run] = base
+
+    async def _mark_unclaimed(self, folder: str, *, unclaimed: bool) -> None:
+        """In its own folder, so that runs to come know it too."""
+        mark = self._folder.path(f"{folder}/{layout.UNCLAIMED}")
+        if unclaimed:
+            await self._files.create(mark, b"")
+        else:
+            await self._files.delete(mark)
+
+    def _reference(self, base: Restorable | None, claim: bool) -> Reference:
         if base is None:
             return Reference()
         path = self._inside(base.uri)
-        return Reference(uri=base.uri) if path is None else Reference(path=path)
+        return Reference(uri=base.uri, claimed=claim) if path is None else Reference(path=path, claimed=claim)
 
     async def latest(self, *, verify: Verify = "sizes") -> Restorable | None:
         """See `FlowFolder.latest`. What an earlier attempt of this process gave its name, and no more, is made durable
@@ -458,8 +520,9 @@ class CheckpointStore:
     # ------------------------------------------------------------------------------------------------------- retention
     async def retire(self, keep: Collection[int] = (), *, retain: int = 1) -> None:
         """Delete complete checkpoints but those in `keep` and the latest `retain` (at least 1), and what is left of
-        incomplete ones. Never deletes a savepoint, this run's base, or what is in flight; and nothing complete before
-        this run has completed one of its own. What can't be deleted is logged, and tried again the next time."""
+        incomplete ones; but no file that what stays refers to. Never deletes a savepoint, what a job was started from
+        without claiming it, or what is in flight; and nothing complete before this run has completed one of its own.
+        What can't be deleted is logged, and tried again the next time."""
         in_flight = set(self._writers)
         begun = self._begun
         await self.ensure_owner()
@@ -467,54 +530,79 @@ class CheckpointStore:
         # What is in flight may have its manifest already, and be withdrawn yet: it neither goes nor lets others go.
         in_flight.update(self._writers)
         settled = [found for found in scanned if found.place.checkpoint not in in_flight]
-        kept = {found.place for found in self._kept(settled, set(keep), max(retain, 1))}
+        kept = self._kept(settled, set(keep), max(retain, 1))
+        places = {found.place for found in kept}
         doomed = [
             found
             for found in settled
-            if found.place not in kept
+            if found.place not in places
             and (found.place < Place(self.run, self._attempt, 0) or found.place.checkpoint <= begun)
         ]
         try:
-            await self._mark_if_last(doomed, kept)
-            for found in reversed(doomed):
-                await self._delete(found)
-            await self._delete_empty(kept)
-        except StorageFailed as error:
+            await self._learn(kept)
+            self._registry.forget([found.place for found in doomed])
+            in_use = self._registry.in_use()
+            await self._mark_if_last(doomed, places)
+            await delete_all(self._folder, list(reversed(doomed)), in_use)
+            await self._delete_empty(places, in_use)
+            await self._delete_claimed(kept, max(retain, 1))
+        except (StorageFailed, CorruptCheckpoint, IncompatibleState) as error:
             log.warning("old checkpoints of flow %r are left for later: %s", self.flow, error)
 
     def _kept(self, scanned: Sequence[Found], keep: Collection[int], retain: int) -> list[Found]:
         complete = [found for found in scanned if found.complete]
         if not any(found.place.run == self.run for found in complete):
             return complete
-        base = self._base.path if self._base is not None else None
+        bases = {base.path for run, base in self._bases.items() if not _superseded(run, complete, retain)}
         latest = {found.place for found in complete[:retain]}
         return [
             found
             for found in complete
-            if found.place in latest or found.place.checkpoint in keep or found.place.folder == base
+            if found.place in latest or found.place.checkpoint in keep or found.unclaimed or found.place.folder in bases
         ]
+
+    async def _learn(self, kept: Sequence[Found]) -> None:
+        """What those refer to that earlier processes took. One that can't be read may refer to anything, unless it says
+        at least that it does not; then nothing goes as long as it stays."""
+        for found in kept:
+            if found.manifest and not self._registry.knows(found.place):
+                file = self._folder.path(f"{found.place.folder}/{layout.MANIFEST}")
+                data = await self._files.read(file)
+                if manifest.is_incremental(data) is not False:
+                    content = manifest.decode_manifest(data, self._files.uri_of(file))
+                    self._registry.found(found.place, content)
 
     async def _mark_if_last(self, doomed: Sequence[Found], kept: Collection[Place]) -> None:
         highest = max((found.place.checkpoint for found in doomed), default=0)
         if highest > max((place.checkpoint for place in kept), default=0):
             await self._mark_used(highest)
 
-    async def _delete(self, found: Found) -> None:
-        folder = self._folder.path(found.place.folder)
-        # The name that makes it complete first, durably: never a manifest without its files.
-        await self._files.delete(f"{folder}/{layout.SAVEPOINT if found.savepoint else layout.MANIFEST}")
-        await self._files.delete_tree(folder)
-
-    async def _delete_empty(self, kept: Collection[Place]) -> None:
+    async def _delete_empty(self, kept: Collection[Place], in_use: Collection[str]) -> None:
         """Folders of earlier runs and attempts in which nothing is kept. This attempt's `widest` includes theirs, and a
         base matters only to runs without a complete checkpoint."""
         if not self._attempt or not any(place.run == self.run for place in kept):
             return
-        needed = {place.run for place in kept}
+        places = {*kept, *(place for path in in_use if (place := layout.place_of(path)) is not None)}
+        needed = {place.run for place in places} | {run for run, base in self._bases.items() if base.claimed}
         for run in await self._folder.numbers("", "run"):
             if run < self.run and run not in needed:
+                self._bases.pop(run, None)
                 await self._files.delete_tree(self._folder.path(layout.run_folder(run)))
-        occupied = {place.attempt for place in kept if place.run == self.run}
+        occupied = {place.attempt for place in places if place.run == self.run}
         for attempt in await self._folder.numbers(layout.run_folder(self.run), "attempt"):
             if attempt < self._attempt and attempt not in occupied:
                 await self._files.delete_tree(self._folder.path(layout.attempt_folder(self.run, attempt)))
+
+    async def _delete_claimed(self, complete: Sequence[Found], retain: int) -> None:
+        """What runs were started from and claimed, once there are `retain` later checkpoints."""
+        for run, base in list(self._bases.items()):
+            if base.claimed and _superseded(run, complete, retain):
+                if base.uri is not None:
+                    await delete_claimed(self._files, base.uri, self._owner)
+                # What may lie there later is not ours.
+                await self._record_base(run, msgspec.structs.replace(base, claimed=False))
+
+
+def _superseded(run: int, complete: Sequence[Found], retain: int) -> bool:
+    """Whether what a run was started from is not needed any more."""
+    return sum(found.place.run >= run for found in complete) >= retain

@@ -3,27 +3,25 @@
 import asyncio
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from streamactors.cli import demo_view, inspection
-from streamactors.cli.failure import show
+from streamactors.cli import demo_view, inspection, steering
+from streamactors.cli.failure import refusals, show
 from streamactors.cli.loading import load_flow
 from streamactors.cli.logs import LogFormat, set_up
 from streamactors.cli.running import RunOptions, run_reporting
 from streamactors.config import Setting, resolve
 from streamactors.durations import parse_duration
-from streamactors.errors import CorruptCheckpoint, InvalidConfig, JobFailed, StreamactorsError
-from streamactors.launch import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, run_loop
+from streamactors.errors import CorruptCheckpoint, InvalidConfig
+from streamactors.launch import EXIT_FAILED, run_loop
 
 EXIT_CODES = (
-    "Exit codes: 0 finished or stopped by SIGINT/SIGTERM with a last checkpoint; 1 failed; 2 refused before it began; "
-    "130 interrupted a second time."
+    "Exit codes: 0 finished or stopped (SIGINT, SIGTERM, `streamactors stop`) with a last checkpoint; 1 failed; "
+    "2 refused before it began; 130 interrupted a second time, or cancelled."
 )
 
 app = typer.Typer(
@@ -84,12 +82,16 @@ def run(
     report_every: Annotated[
         str | None, typer.Option(metavar="DURATION", help="Between progress reports; 500ms on a terminal, else 10s.")
     ] = None,
+    control: Annotated[
+        bool,
+        typer.Option("--control/--no-control", help="Whether `streamactors list`, `stop` and others find the job."),
+    ] = True,
     traceback: Traceback = False,
 ) -> None:
     """Run a flow until it ends.
 
     SIGINT (Ctrl-C) and SIGTERM stop it with a last checkpoint, from which the same command goes on; a second one
-    cancels.
+    cancels. `streamactors list`, `status`, `checkpoint`, `savepoint`, `stop` and `cancel` see and steer it meanwhile.
 
     Settings: flags come before the environment (STREAMACTORS_CHECKPOINTS__INTERVAL), that before --config, that
     before the module's `config`, that before the defaults.
@@ -109,6 +111,7 @@ def run(
             traceback,
             log_format == "json",
             None if report_every is None else _seconds("--report-every", report_every),
+            target if control else None,
         )
         code = run_loop(run_reporting(flow, config, options))
     raise typer.Exit(code)
@@ -166,23 +169,23 @@ def demo(
     raise typer.Exit(0 if equal else EXIT_FAILED)
 
 
+for _name, _command in (
+    ("list", steering.list_jobs),
+    ("status", steering.status),
+    ("checkpoint", steering.checkpoint),
+    ("savepoint", steering.savepoint),
+    ("stop", steering.stop),
+    ("cancel", steering.cancel),
+):
+    app.command(_name, epilog=steering.EXIT_CODES)(_command)
+
+
 def main() -> None:
     """The `streamactors` command."""
     app()
 
 
 # ------------------------------------------------------------------------------------------------------------- options
-@contextmanager
-def refusals(full: bool) -> Iterator[None]:
-    try:
-        yield
-    except StreamactorsError as error:
-        show(error, full=full)
-        raise typer.Exit(EXIT_FAILED if isinstance(error, JobFailed) else EXIT_REFUSED) from error
-    except KeyboardInterrupt:
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-
-
 def _flags(
     assignments: list[str] | None, parallelism: int | None, storage: str | None = None, interval: str | None = None
 ) -> dict[str, str]:

@@ -3,20 +3,35 @@
 import sysconfig
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import typer
 from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
 import streamactors
-from streamactors.errors import CorruptCheckpoint, JobFailed, RecordFailed, StreamactorsError
+from streamactors.errors import CorruptCheckpoint, JobFailed, RecordFailed, RequestFailed, StreamactorsError
+from streamactors.launch import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED
 
 _PACKAGE = Path(streamactors.__file__).parent
 _OURS = (str(_PACKAGE), str(_PACKAGE.parent / "connectors"))
 _PATHS = sysconfig.get_paths()
 _INSTALLED = (_PATHS["purelib"], _PATHS["platlib"])
 _STANDARD = (_PATHS["stdlib"], _PATHS["platstdlib"], "<")
+
+
+@contextmanager
+def refusals(full: bool = False) -> Iterator[None]:
+    """An error of ours ends the command: shown, and as its exit code."""
+    try:
+        yield
+    except StreamactorsError as error:
+        show(error, full=full)
+        raise typer.Exit(EXIT_FAILED if isinstance(error, JobFailed | RequestFailed) else EXIT_REFUSED) from error
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def show(error: BaseException, *, full: bool) -> None:
@@ -93,4 +108,6 @@ def _is_of_the_user(error: BaseException) -> bool:
 def _title(error: BaseException) -> str:
     if isinstance(error, JobFailed):
         return "the job has failed"
+    if isinstance(error, RequestFailed):
+        return "not done"
     return "damaged" if isinstance(error, CorruptCheckpoint) else "refused"

@@ -11,9 +11,10 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from streamactors.checkpoint import layout
+from streamactors.checkpoint.files import open_files
 from streamactors.checkpoint.manifest import EdgeKey, Manifest, NodeState, OperatorMeta
 from streamactors.checkpoint.restorable import CheckpointSummary, list_checkpoints, load
-from streamactors.checkpoint.storage import Files, LocalFiles, normalise_uri
+from streamactors.checkpoint.storage import Files, normalise_uri
 from streamactors.cli.progress import in_bytes
 from streamactors.clock import SYSTEM
 from streamactors.errors import CorruptCheckpoint, InvalidConfig, StreamactorsError
@@ -27,7 +28,14 @@ Depth = Literal["manifest", "sizes", "digests"]
 async def inspect(uri: str, *, as_json: bool, verify: Depth) -> int:
     """The exit code. Raises InvalidConfig if there is nothing of the kind, CorruptCheckpoint if even the manifest of
     the one that is named can't be read."""
-    files = LocalFiles(uri, clock=SYSTEM)
+    files = open_files(uri, clock=SYSTEM)
+    try:
+        return await _inspect(files, uri, as_json=as_json, verify=verify)
+    finally:
+        await files.close()
+
+
+async def _inspect(files: Files, uri: str, *, as_json: bool, verify: Depth) -> int:
     if await _is_checkpoint(files, uri):
         return await _inspect_one(files, uri, as_json=as_json, verify=verify)
     found = [await _row(files, summary, verify) for summary in await list_checkpoints(uri, files=files)]

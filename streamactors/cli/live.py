@@ -17,7 +17,7 @@ from streamactors.launch import JobHandle
 
 log = logging.getLogger("streamactors.progress")
 
-_COLOURS = {"running": "green", "finished": "green", "restarting": "yellow", "failed": "red"}
+COLOURS = {"running": "green", "finished": "green", "restarting": "yellow", "failed": "red"}
 
 
 class Display(Protocol):
@@ -72,7 +72,7 @@ def table(progress: Progress) -> Group:
             f"{operator.out_per_second:,.0f}",
             fill(operator),
         )
-    status = Text(progress.status, style=_COLOURS.get(progress.status, ""))
+    status = Text(progress.status, style=COLOURS.get(progress.status, ""))
     title = Text.assemble((progress.flow, "bold"), " ", status, f" · {as_words(progress)}")
     return Group(title, rows) if progress.operators else Group(title)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from streamactors.cli.live import Display, LiveDisplay, LogDisplay, SilentDispla
 from streamactors.cli.progress import ProgressMeter
 from streamactors.clock import SYSTEM
 from streamactors.config import Config
-from streamactors.launch import JobHandle, run_until_signalled
+from streamactors.launch import Beside, JobHandle, run_until_signalled
+from streamactors.observe.steering import steered_if_possible
 
 EVERY_ON_A_TERMINAL = 0.5
 EVERY_IN_A_LOG = 10.0
@@ -22,7 +24,8 @@ EVERY_IN_A_LOG = 10.0
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """`every`: seconds between two reports, None for what suits the display."""
+    """`every`: seconds between two reports, None for what suits the display. `steered_as`: the module:flow by which the
+    control of the job calls it, None for none."""
 
     restore: str | None
     fresh: bool
@@ -31,6 +34,7 @@ class RunOptions:
     full_traceback: bool
     json: bool
     every: float | None
+    steered_as: str | None = None
 
 
 async def run_reporting(flow: Dataflow, config: Config, options: RunOptions) -> int:
@@ -57,6 +61,7 @@ async def run_reporting(flow: Dataflow, config: Config, options: RunOptions) -> 
                 drop_state=options.drop_state,
                 watch=watch,
                 on_failure=failures.append,
+                beside=_control(options.steered_as),
             )
         finally:
             for task in reporting:
@@ -68,6 +73,10 @@ async def run_reporting(flow: Dataflow, config: Config, options: RunOptions) -> 
         for failure in failures:
             show(failure, full=options.full_traceback)
     return code
+
+
+def _control(target: str | None) -> Beside | None:
+    return None if target is None else functools.partial(steered_if_possible, target=target)
 
 
 def _display(options: RunOptions, stack: contextlib.ExitStack) -> tuple[Display, float]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
+import msgspec
+
 from streamactors.checkpoint.manifest import EdgeKey, EdgeKind, InFlightEdge
 from streamactors.graph.logical import Broadcast, Forward, Keyed, Partitioning, Rebalance
 from streamactors.graph.physical import PhysicalPlan
@@ -64,13 +66,14 @@ def edge_keys(plan: PhysicalPlan) -> PlanEdges:
 
 
 def _exits(plan: PhysicalPlan, sharing: Set[_Emitter]) -> Iterator[PlanEdge]:
-    alike: Counter[tuple[str, str, str | None]] = Counter()
+    alike: Counter[EdgeKey] = Counter()
     for edge in plan.edges:
         upstream = plan.vertex[edge.upstream].nodes[edge.link].uid
-        same = upstream, edge.downstream, edge.tag
+        key = EdgeKey(upstream, edge.downstream, edge.tag, side=edge.side)
         shared = (edge.upstream, edge.link) in sharing
-        yield PlanEdge(EdgeKey(*same, alike[same]), edge.partitioning, edge.downstream, 0, shared)
-        alike[same] += 1
+        numbered = msgspec.structs.replace(key, ordinal=alike[key])
+        yield PlanEdge(numbered, edge.partitioning, edge.downstream, 0, shared)
+        alike[key] += 1
 
 
 def _chained(plan: PhysicalPlan, sharing: Set[_Emitter]) -> Iterator[tuple[str, int, PlanEdge]]:

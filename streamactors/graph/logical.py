@@ -37,11 +37,13 @@ Partitioning = Forward | Rebalance | Broadcast | Keyed
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """Into a node, from node `upstream`; `tag` names the side output it carries, None the main one."""
+    """Into a node, from node `upstream`; `tag` names the side output it carries, None the main one. `side`: the input
+    of the node that it enters, 0, or 1 for the right one of a node with two."""
 
     upstream: int
     partitioning: Partitioning
     tag: str | None = None
+    side: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,13 +48,15 @@ class Vertex:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """A physical edge: leaves node `link` (its place in the chain) of vertex `upstream`, enters vertex `downstream`."""
+    """A physical edge: leaves node `link` (its place in the chain) of vertex `upstream`, enters input `side` of vertex
+    `downstream`."""
 
     upstream: str
     link: int
     downstream: str
     partitioning: Partitioning
     tag: str | None = None
+    side: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ def _exits(
                 if following.get(node.id) == consumer:
                     continue
                 route = _realised(edge.partitioning, widths[node.id], widths[consumer])
-                yield Exit(chain[0].uid, link, graph.nodes[consumer].uid, route, edge.tag)
+                yield Exit(chain[0].uid, link, graph.nodes[consumer].uid, route, edge.tag, edge.side)
 
 
 def _realised(partitioning: Partitioning, senders: int, receivers: int) -> Partitioning:

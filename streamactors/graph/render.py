@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from streamactors.graph.logical import Edge, Forward, Keyed, LogicalGraph, Node, SourceSpec
-from streamactors.graph.physical import PhysicalPlan, Vertex, partitioning_name
+from streamactors.graph.physical import Exit, PhysicalPlan, Vertex, partitioning_name
+from streamactors.operators.base import OperatorSpec
 from streamactors.operators.process import ProcessSpec, ReduceSpec
 from streamactors.operators.sink import SinkSpec
 from streamactors.operators.stateless import FunctionSpec
@@ -31,7 +32,16 @@ def _logical(graph: LogicalGraph) -> Iterator[str]:
 
 
 def _inputs(graph: LogicalGraph, node: Node) -> str:
-    return "".join(f"← {_origin(graph, edge)} ({partitioning_name(edge.partitioning)})  " for edge in node.inputs)
+    return "".join(f"← {_origin(graph, edge)} ({_entering(node, edge)})  " for edge in node.inputs)
+
+
+def _entering(node: Node, edge: Edge) -> str:
+    return ", ".join([*_input_name(node, edge), partitioning_name(edge.partitioning)])
+
+
+def _input_name(node: Node, edge: Edge | Exit) -> tuple[str, ...]:
+    """Of a node with two."""
+    return node.spec.inputs[edge.side : edge.side + 1] if isinstance(node.spec, OperatorSpec) else ()
 
 
 def _origin(graph: LogicalGraph, edge: Edge) -> str:
@@ -67,7 +77,7 @@ def _exits(plan: PhysicalPlan, vertex: Vertex) -> Iterator[str]:
             leaves = vertex.nodes[edge.link].uid + (f".{edge.tag}" if edge.tag else "")
             enters = plan.vertex[edge.downstream]
             channels = _count(plan.channel_count(edge), "channel")
-            name = partitioning_name(edge.partitioning)
+            name = ", ".join([*_input_name(enters.nodes[0], edge), partitioning_name(edge.partitioning)])
             yield f"      {leaves} → {enters.uid}: {name}, {vertex.parallelism} to {enters.parallelism}, {channels}"
 
 
@@ -80,7 +90,7 @@ def mermaid(graph: LogicalGraph) -> str:
     """A flowchart: sources are rounded, sinks are cylinders, side outputs are dotted."""
     lines = ["flowchart LR"]
     lines += [f"    n{node.id}{_shape(node)}" for node in graph.nodes]
-    lines += [f"    n{edge.upstream} {_arrow(edge)} n{node.id}" for node in graph.nodes for edge in node.inputs]
+    lines += [f"    n{edge.upstream} {_arrow(node, edge)} n{node.id}" for node in graph.nodes for edge in node.inputs]
     return "\n".join(lines) + "\n"
 
 
@@ -90,9 +100,9 @@ def _shape(node: Node) -> str:
     return f'{opening}"{"<br/>".join(map(_escaped, words))}"{closing}'
 
 
-def _arrow(edge: Edge) -> str:
+def _arrow(node: Node, edge: Edge) -> str:
     plain = isinstance(edge.partitioning, Forward)
-    labels = [edge.tag] if edge.tag else []
+    labels = [*([edge.tag] if edge.tag else []), *_input_name(node, edge)]
     labels += [] if plain else [partitioning_name(edge.partitioning)]
     line = "-.->" if edge.tag else "-->"
     return f'{line}|"{_escaped(" / ".join(labels))}"|' if labels else line

@@ -12,7 +12,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from streamactors.elements import Batch, DeadLetter, ErrorRoute, OutputTag
 from streamactors.errors import InvalidDataflow, NotBound, RecordFailed, StreamactorsError
@@ -86,7 +86,12 @@ class Context(Generic[K_co, T_contra]):
         raise NotBound("Context.drain")
 
 
-class _Lifecycle:
+class Lifecycle:
+    """The hooks that every operator may have."""
+
+    _usage: ClassVar[str] = ""
+    """What kind of operator it is, and how one is used: for errors."""
+
     def open(self, ctx: OperatorContext, /) -> Awaitable[None] | None:
         """Before the first record; get what the operator needs."""
         return None
@@ -96,15 +101,19 @@ class _Lifecycle:
         return None
 
 
-class Operator(_Lifecycle, ABC, Generic[T, U]):
+class Operator(Lifecycle, ABC, Generic[T, U]):
     """Any hook may be `def` or `async def`; which one is seen once per subtask. A plain `def` is the faster."""
+
+    _usage = "an Operator, used as stream.process(uid, …)"
 
     @abstractmethod
     def process(self, value: T, ctx: Context[None, U], /) -> Awaitable[None] | None: ...
 
 
-class KeyedOperator(_Lifecycle, ABC, Generic[K, T, U]):
+class KeyedOperator(Lifecycle, ABC, Generic[K, T, U]):
     """Like `Operator`, on a keyed stream: may declare state, which is bound to the key of the record in hand."""
+
+    _usage = "a KeyedOperator, used as stream.key_by(…).process(uid, …)"
 
     @abstractmethod
     def process(self, value: T, ctx: Context[K, U], /) -> Awaitable[None] | None: ...
@@ -140,12 +149,15 @@ class Link(ABC):
     """What the last `process` emitted to side outputs, by tag name; taken by the chain."""
     rest: Batch | None
     """What the last `process` has left of its batch, having been interrupted; taken by the chain."""
+    side: int
+    """The input that the next batch came in by, where there are two: 0 the left one, 1 the right; set by the chain."""
 
     def __init__(self, ctx: LinkContext) -> None:
         self.ctx = ctx
         self.uid = ctx.uid
         self.sides = {}
         self.rest = None
+        self.side = 0
 
     async def open(self) -> None:
         return None
@@ -184,6 +196,11 @@ class OperatorSpec(ABC):
     def keyed_state(self) -> bool:
         """Whether it needs a keyed backend."""
         return False
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What its inputs are called, where it has two and their partitionings do not tell."""
+        return ()
 
     @property
     def error_tag(self) -> OutputTag[DeadLetter] | None:
@@ -230,6 +247,12 @@ def refuse_instance(factory: Any, kinds: tuple[type, ...], uid: str) -> None:
         )
     if not callable(factory):
         raise InvalidDataflow(f"operator {uid!r}: {factory!r} is neither a class nor a factory without arguments")
+
+
+def check_usage(cls: type, kinds: tuple[type, ...], uid: str) -> None:
+    """Raises InvalidDataflow for an operator of another kind than this step takes, and says where it belongs."""
+    if issubclass(cls, Lifecycle) and cls._usage and not issubclass(cls, kinds):
+        raise InvalidDataflow(f"operator {uid!r}: {cls.__name__} is {cls._usage}")
 
 
 def done_of(iterator: Any, total: int) -> int:

@@ -1,9 +1,9 @@
 """`process`, keyed and not, and `reduce`: the steps that run a user's operator, and bind its state."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from streamactors.elements import Batch, DeadLetter, ErrorRoute, OutputTag
 from streamactors.errors import InvalidDataflow
@@ -16,29 +16,41 @@ from streamactors.operators.base import (
     OperatorSpec,
     RecordContext,
     call_hook,
+    check_usage,
     dead_letter,
     done_of,
     is_async,
     make_operator,
     refuse_instance,
 )
-from streamactors.state.backend import prefetch_of
+from streamactors.state.backend import INACTIVE, prefetch_of
+from streamactors.state.broadcast import BroadcastState
 from streamactors.state.descriptors import ValueState, declared_states
 
 
+class Hook(NamedTuple):
+    """What is called with each record. `keyed`: for the record's key, whose state it reaches."""
+
+    call: Callable[..., Any]
+    is_async: bool
+    keyed: bool
+
+    @classmethod
+    def of(cls, method: Callable[..., Any], *, keyed: bool) -> Self:
+        return cls(method, is_async(method), keyed)
+
+
 class ProcessLink(Link):
-    """Runs an `Operator` or `KeyedOperator` record by record, without an await per record where `process` is a `def`.
+    """Runs an operator record by record, without an await per record where the hook is a `def`.
 
     A record that fails under `on_error=tag` goes to the dead letters; what it had emitted is taken back, what it had
     written to state stays, as after any handled exception.
     """
 
-    def __init__(self, ctx: LinkContext, operator: Any, *, keyed: bool) -> None:
+    def __init__(self, ctx: LinkContext, operator: Any, hook: Hook) -> None:
         super().__init__(ctx)
         self._operator = operator
-        self._keyed = keyed
-        self._process = operator.process
-        self._async = is_async(operator.process)
+        self._process, self._async, self._keyed = hook
         self._carry = ctx.carry_groups
         self._prefetch = prefetch_of(ctx.backend)
         self._context = (GroupedContext if ctx.carry_groups else RecordContext)(self._drain, ctx.time)
@@ -96,13 +108,15 @@ class ProcessLink(Link):
 
     def _run_grouped(self, values: Iterator[Any], batch: Batch) -> None:
         process, ctx = self._process, self._context
-        for value, ctx.group, ctx.timestamp in _rows(values, batch.groups, batch.timestamps):
+        groups = repeat(INACTIVE) if batch.groups is None else batch.groups
+        for value, ctx.group, ctx.timestamp in _rows(values, groups, batch.timestamps):
             process(value, ctx)
 
     async def _run_async(self, values: Iterator[Any], batch: Batch) -> None:
         process, ctx, interrupted = self._process, self._context, self.ctx.interrupted
         taken = 0
-        for value, ctx.key, ctx.group, ctx.timestamp in _rows(values, batch.keys, batch.groups, batch.timestamps):
+        groups = repeat(INACTIVE) if batch.groups is None else batch.groups
+        for value, ctx.key, ctx.group, ctx.timestamp in _rows(values, batch.keys, groups, batch.timestamps):
             await process(value, ctx)
             taken += 1
             if interrupted():
@@ -140,7 +154,7 @@ class ProcessLink(Link):
             await self.ctx.drain(context.take(), context.take_sides())
 
 
-def _rows(values: Iterator[Any], *columns: Sequence[Any] | None) -> Iterator[tuple[Any, ...]]:
+def _rows(values: Iterator[Any], *columns: Iterable[Any] | None) -> Iterator[tuple[Any, ...]]:
     """Record by record. A column that the batch has not gives None."""
     return zip(values, *(repeat(None) if column is None else column for column in columns), strict=False)
 
@@ -156,7 +170,19 @@ def bind_states(operator: Any, ctx: LinkContext) -> None:
         keeper = ctx.backend if declaration.keyed else ctx.lists
         if keeper is not None:
             # setattr keeps the compact attribute layout of the instance: 10 ns less an access than by __dict__.
-            setattr(operator, name, keeper.bind(name, declaration))
+            setattr(operator, name, keeper.bind(declaration.stored or name, declaration))
+
+
+class Kinds(NamedTuple):
+    """The classes of which the operators of a step may be, and whether they may have broadcast state."""
+
+    plain: type
+    keyed: type
+    broadcast: bool = False
+
+    @property
+    def all(self) -> tuple[type, ...]:
+        return tuple(dict.fromkeys((self.plain, self.keyed)))
 
 
 @dataclass(frozen=True)
@@ -179,29 +205,49 @@ class ProcessSpec(OperatorSpec):
     def error_tag(self) -> OutputTag[DeadLetter] | None:
         return None if self.on_error == "fail" else self.on_error
 
+    @property
+    def kinds(self) -> Kinds:
+        return Kinds(Operator, KeyedOperator)
+
     def validate(self, uid: str) -> None:
-        refuse_instance(self.factory, (Operator, KeyedOperator), uid)
+        refuse_instance(self.factory, self.kinds.all, uid)
         made = _class_behind(self.factory)
         if made is not None:
             self._check(made, uid)
 
     def _check(self, operator: Any, uid: str) -> None:
         cls = operator if isinstance(operator, type) else type(operator)
-        if not self.keyed and issubclass(cls, KeyedOperator):
+        check_usage(cls, self.kinds.all, uid)
+        if not self.keyed and issubclass(cls, self.kinds.keyed):
             raise InvalidDataflow(
-                f"operator {uid!r}: {cls.__name__} is a KeyedOperator on a stream without keys: key_by first"
+                f"operator {uid!r}: {cls.__name__} is a {self.kinds.keyed.__name__} on a stream without keys: "
+                "key_by first"
             )
-        keyed = [name for name, declaration in declared_states(operator).items() if declaration.keyed]
-        if keyed and not issubclass(cls, KeyedOperator):
+        self._check_states(operator, cls, uid)
+
+    def _check_states(self, operator: Any, cls: type, uid: str) -> None:
+        states = declared_states(operator)
+        keyed = [name for name, declaration in states.items() if declaration.keyed]
+        if keyed and not issubclass(cls, self.kinds.keyed):
             raise InvalidDataflow(
                 f"operator {uid!r}: {cls.__name__} declares state ({', '.join(keyed)}), which needs a key: "
-                "derive it from KeyedOperator and use it after key_by"
+                f"derive it from {self.kinds.keyed.__name__} and use it after key_by"
+            )
+        broadcast = [name for name, declaration in states.items() if isinstance(declaration, BroadcastState)]
+        if broadcast and not self.kinds.broadcast:
+            raise InvalidDataflow(
+                f"operator {uid!r}: {cls.__name__} declares broadcast state ({', '.join(broadcast)}), which needs an "
+                "input that every subtask gets all of: derive it from KeyedBroadcastOperator and use it after "
+                "key_by(…).connect_broadcast(…)"
             )
 
     def link(self, ctx: LinkContext) -> Link:
-        operator = make_operator(self.factory, (Operator, KeyedOperator), ctx.uid)
+        operator = make_operator(self.factory, self.kinds.all, ctx.uid)
         self._check(operator, ctx.uid)
-        return ProcessLink(replace(ctx, on_error=self.on_error), operator, keyed=self.keyed)
+        return self._link(replace(ctx, on_error=self.on_error), operator)
+
+    def _link(self, ctx: LinkContext, operator: Any) -> Link:
+        return ProcessLink(ctx, operator, Hook.of(operator.process, keyed=self.keyed))
 
 
 def _class_behind(factory: Any) -> type | None:
@@ -249,4 +295,5 @@ class ReduceSpec(OperatorSpec):
         return True
 
     def link(self, ctx: LinkContext) -> Link:
-        return ProcessLink(ctx, reducer(self.fn, self.element_type)(), keyed=True)
+        operator = reducer(self.fn, self.element_type)()
+        return ProcessLink(ctx, operator, Hook.of(operator.process, keyed=True))

@@ -27,12 +27,13 @@ from streamactors.runtime.channel import Channel
 from streamactors.runtime.event_time import InputTimes, Lanes
 from streamactors.runtime.inflight import Captures, Route
 from streamactors.runtime.inputs import Input, MailboxInput, SourceInput
-from streamactors.runtime.messages import NodeRestore, Reports
+from streamactors.runtime.messages import Failed, NodeRestore, Reports
 from streamactors.runtime.nodes import NodeRuntime
 from streamactors.runtime.restore import Restores
 from streamactors.runtime.routing import Output, Outputs, router
 from streamactors.runtime.snapshot import Snapshots, SnapshotStorage
 from streamactors.runtime.subtask import Subtask
+from streamactors.runtime.sweeping import Sweeper
 from streamactors.sinks import SinkContext
 from streamactors.sources import SourceContext
 from streamactors.state.backend import KeyedBackend
@@ -140,6 +141,8 @@ class _Assembly:
         source = self._input()
         outputs = Outputs(self._outputs, self._mailbox.signal.set)
         nodes = [self._node(node, backends[node.uid]) for node in self._vertex.nodes]
+        for runtime in nodes:
+            runtime.check()
         barriers = self._barriers(source, outputs, nodes)
         self._chain.interrupted = barriers.urgent
         return Subtask(
@@ -157,7 +160,12 @@ class _Assembly:
             checkpointing=self._spec.checkpoints is not None,
             reports=self._around.reports,
             governor=self._around.governor,
+            sweeper=self._sweeper([backend for backend in backends.values() if backend is not None]),
         )
+
+    def _sweeper(self, backends: Sequence[KeyedBackend]) -> Sweeper:
+        around, id = self._around, self._id
+        return Sweeper(backends, around.clock, around.governor, lambda error: around.reports(Failed(id, error)))
 
     # ---------------------------------------------------------------------------------------------------------- links
     def _backend(self, node: Node) -> KeyedBackend | None:
@@ -309,6 +317,9 @@ class _Assembly:
             start=self._start(node),
             storage=self._around.storage,
             governor=self._around.governor,
+            clock=self._around.clock,
+            max_parallelism=self._vertex.max_parallelism,
+            incremental=self._spec.checkpoints is not None and self._spec.checkpoints.incremental,
         )
 
     def _barriers(self, source: Input, outputs: Outputs, nodes: Sequence[NodeRuntime]) -> Barriers:

@@ -16,6 +16,7 @@ import msgspec
 from streamactors.actors.signal import Signal
 from streamactors.actors.supervisor import despite_cancellation
 from streamactors.checkpoint import coordinator as decide
+from streamactors.checkpoint import native_files
 from streamactors.checkpoint.coordinator import CheckpointCoordinator
 from streamactors.checkpoint.manifest import (
     BlockRef,
@@ -26,6 +27,7 @@ from streamactors.checkpoint.manifest import (
     ListRef,
     ListsHandle,
     Manifest,
+    NativeFileHandle,
     OperatorMeta,
     SubtaskState,
     requirements,
@@ -94,15 +96,28 @@ class Deploy(Protocol):
 class StoredSnapshots:
     """The snapshot storage of one attempt. Dies with it: a zombie's writes are refused by the closed writers."""
 
-    def __init__(self, restored: Restorable | None) -> None:
+    def __init__(self, restored: Restorable | None, clock: Clock) -> None:
         self._restored = restored
+        self._clock = clock
         self.writers: dict[int, CheckpointWriter] = {}
 
-    async def write(self, barrier: Barrier, name: str, chunks: AsyncIterator[bytes]) -> FileHandle:
+    def _writer(self, barrier: Barrier) -> CheckpointWriter:
         writer = self.writers.get(barrier.checkpoint)
         if writer is None:
             raise CheckpointFailed(f"checkpoint {barrier.checkpoint} is no longer in flight")
-        return await writer.write(name, chunks)
+        return writer
+
+    async def write(
+        self, barrier: Barrier, name: str, chunks: AsyncIterator[bytes], *, alone: bool = False
+    ) -> FileHandle:
+        return await self._writer(barrier).write(name, chunks, alone=alone)
+
+    def reuse(self, barrier: Barrier, size: int, digest: bytes) -> FileHandle | None:
+        return self._writer(barrier).reuse(size, digest)
+
+    async def fetch(self, part: NativeFileHandle, receive: Callable[[bytes], None]) -> None:
+        assert self._restored is not None
+        await native_files.fetch(self._restored, part, receive, self._clock)
 
     async def read(self, handle: KeyedHandle, blocks: Sequence[BlockRef]) -> list[bytes]:
         assert self._restored is not None
@@ -139,7 +154,7 @@ class Attempt:
         self._clock = clock
         self._on_running = on_running
         self._on_checkpoint = on_checkpoint
-        self._storage = StoredSnapshots(restored)
+        self._storage = StoredSnapshots(restored, clock)
         self._committers = _committers(spec.plan) if spec.checkpoints is not None else []
         self._coordinator = self._make_coordinator(spec.checkpoints) if spec.checkpoints and store else None
         self._inbox: deque[Report | decide.Event] = deque()
@@ -424,14 +439,15 @@ class Attempt:
             return
         self._storage.writers.pop(number, None)
         duration = self._clock.monotonic() - self._started_at.pop(number, action.started)
-        size = manifest.state_bytes
         self._infos[number] = CheckpointInfo.of(
             number,
             stored.uri,
             duration,
-            state_bytes=size,
-            uploaded_bytes=size,
+            state_bytes=manifest.state_bytes,
+            uploaded_bytes=sum(file.size for file in manifest.own_files),
             inflight_bytes=manifest.in_flight_bytes,
+            savepoint=manifest.savepoint,
+            time_ms=manifest.time_ms,
         )
         self._receive(decide.ManifestWritten(number))
 

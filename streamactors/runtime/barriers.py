@@ -148,6 +148,8 @@ class Barriers:
     async def _snapshot(self, barrier: Barrier) -> None:
         """The synchronous part: nothing else of this subtask runs meanwhile."""
         assert self._snapshots is not None
+        for node in self._nodes:
+            await node.ready_for_snapshot(barrier)
         pending = {sink.uid: await sink.prepare(barrier.checkpoint) for sink in self._sinks}
         started = self._clock.monotonic()
         positions = self._input.snapshot(barrier.checkpoint)
@@ -162,7 +164,7 @@ class Barriers:
     def _captured(
         self, node: NodeRuntime, barrier: Barrier, positions: dict[str, object], pending: Sequence[object]
     ) -> CapturedNode:
-        keyed = node.begin_snapshot(barrier.checkpoint)
+        keyed = node.begin_snapshot(barrier)
         own_positions = positions if node.is_source else {}
         lists = node.begin_lists_snapshot()
         return CapturedNode(node.uid, keyed, node.schemas(), own_positions, tuple(pending), lists, node.list_schemas())

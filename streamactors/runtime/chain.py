@@ -161,6 +161,8 @@ class Chain:
             batch = batch.slice(0, slot.slice)
         link = slot.link
         assert link is not None
+        if index == 0 and self._origin is not None:
+            link.side = self._origin.side
         slot.home = batch.home
         started = self._monotonic()
         result = await link.process(batch)

@@ -32,6 +32,11 @@ class Route:
     receiver: int
     shared: bool = False
 
+    @property
+    def side(self) -> int:
+        """The input of the step that it leads to."""
+        return self.edge.key.side
+
 
 class _Captured:
     """One captured batch (or watermark): `batch` until it is encoded, `frame` then."""

@@ -6,11 +6,13 @@ file, transaction still open) is left when the next one begins.
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from streamactors.actors.supervisor import despite_cancellation
+from streamactors.checkpoint.files import open_files
 from streamactors.checkpoint.restorable import Restorable
 from streamactors.checkpoint.storage import Files
 from streamactors.checkpoint.store import CheckpointStore
@@ -39,6 +41,9 @@ from streamactors.runtime.restore_in_flight import plan_backlogs
 
 log = logging.getLogger("streamactors.job")
 
+HISTORY: Final = 100
+"""Completed checkpoints that a job remembers."""
+
 Status = Literal["starting", "running", "restarting", "finished", "failed", "cancelled"]
 
 
@@ -53,10 +58,11 @@ class JobSpec:
     fresh: bool = False
     drop_state: Collection[str] = ()
     resources: Mapping[str, Any] = field(default_factory=dict)
+    claim: bool = False
 
 
 class Job:
-    """Runs once, by `run`. `files` replaces the local file system under the checkpoint storage."""
+    """Runs once, by `run`. `files` replaces what the checkpoint storage is reached by."""
 
     def __init__(self, spec: JobSpec, *, deploy: Deploy, clock: Clock, files: Files | None = None) -> None:
         self.status: Status = "starting"
@@ -64,15 +70,22 @@ class Job:
         self.last_checkpoint: CheckpointInfo | None = None
         self.failures: list[BaseException] = []
         """What ended earlier attempts, the latest last; the ten latest are kept."""
+        self.checkpoints: deque[CheckpointInfo] = deque(maxlen=HISTORY)
+        """Those completed in this process, savepoints among them, the latest last."""
+        self.plan: PhysicalPlan | None = None
+        """Of the current attempt, or the last one."""
+        self.stopping = False
+        """Whether it has been asked to stop."""
         self._spec = spec
         self._deploy = deploy
         self._clock = clock
         self._files = files
+        self._opened: Files | None = None
+        """By this job, to be closed at its end."""
         self._store: CheckpointStore | None = None
         self._policy = RestartPolicy.of(spec.config.effective_restart)
         self._attempt: Attempt | None = None
         self._last_metrics: dict[str, Any] = {}
-        self._stopping = False
         self.running = asyncio.Event()
         """Set while an attempt runs."""
         self.settled = asyncio.Event()
@@ -81,6 +94,10 @@ class Job:
     @property
     def name(self) -> str:
         return self._spec.name
+
+    @property
+    def config(self) -> Config:
+        return self._spec.config
 
     # ------------------------------------------------------------------------------------------------------ lifetime
     async def run(self) -> None:
@@ -99,10 +116,15 @@ class Job:
             self.running.clear()
             if self._store is not None:
                 await despite_cancellation(self._store.close())
+            if self._opened is not None:
+                await despite_cancellation(self._opened.close())
 
     async def _open_store(self) -> None:
         checkpoints = self._spec.config.checkpoints
         if checkpoints is not None:
+            if self._files is None:
+                options = checkpoints.storage_options
+                self._files = self._opened = open_files(checkpoints.storage, clock=self._clock, options=options)
             self._store = await CheckpointStore.open(
                 checkpoints.storage, self._spec.name, clock=self._clock, files=self._files
             )
@@ -114,6 +136,8 @@ class Job:
 
     async def _choose_restore(self) -> Restorable | None:
         store, restore = self._store, self._spec.restore
+        if self._spec.claim and (restore is None or self._spec.fresh):
+            raise InvalidConfig("claim=True goes with restore=<the URI of a checkpoint or savepoint>: name it")
         if store is None:
             return None
         if self._spec.fresh:
@@ -125,7 +149,7 @@ class Job:
             return await store.latest()
         if restore is not None:
             restored = await store.load(restore)
-            await store.record_base(restored)
+            await store.record_base(restored, claim=self._spec.claim)
             return restored
         if await store.holds_checkpoints():
             raise InvalidConfig(
@@ -173,7 +197,7 @@ class Job:
     async def _prepare(self, restored: Restorable | None) -> AttemptSpec:
         config = self._spec.config
         kept = stored_max_parallelism(restored.manifest) if restored is not None else None
-        plan = self._spec.plan(config.max_parallelism or kept)
+        self.plan = plan = self._spec.plan(config.max_parallelism or kept)
         restores, backlogs = {}, {}
         if restored is not None:
             restores = plan_restore(restored.manifest, plan, self._spec.drop_state)
@@ -183,7 +207,7 @@ class Job:
             sinks = {
                 uid: vertex.parallelism for uid, (vertex, node) in plan.node.items() if isinstance(node.spec, SinkSpec)
             }
-            attempt = await self._store.begin_attempt(sinks)
+            attempt = await self._store.begin_attempt(sinks, restored)
             run, widest = self._store.run, dict(self._store.widest)
         return AttemptSpec(
             plan,
@@ -209,6 +233,7 @@ class Job:
 
     def _now_checkpointed(self, info: CheckpointInfo) -> None:
         self.last_checkpoint = info
+        self.checkpoints.append(info)
         seconds = info.duration.total_seconds()
         log.info("%s: checkpoint %d complete in %.3f s, %d bytes", self.name, info.id, seconds, info.state_bytes)
 
@@ -244,7 +269,7 @@ class Job:
         await self._clock.sleep(delay)
 
     def _worth_a_restart(self, error: Exception) -> bool:
-        return not self._stopping and (not isinstance(error, StreamactorsError) or error.retryable)
+        return not self.stopping and (not isinstance(error, StreamactorsError) or error.retryable)
 
     # ------------------------------------------------------------------------------------------------------ requests
     async def checkpoint(self) -> CheckpointInfo:
@@ -273,7 +298,7 @@ class Job:
         if savepoint is not None:
             await self._check_target(savepoint)
         attempt = await self._current()
-        self._stopping = True
+        self.stopping = True
         answer = attempt.stop(drain=drain, savepoint=savepoint)
         return None if answer is None else await answer
 

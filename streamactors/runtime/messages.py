@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from streamactors.checkpoint.manifest import BlockRef, KeyedHandle, ListRef, ListsHandle, SubtaskState
+from streamactors.checkpoint.manifest import BlockRef, KeyedHandle, ListRef, ListsHandle, NativeHandle, SubtaskState
 from streamactors.elements import Barrier
 from streamactors.graph.physical import SubtaskId
 from streamactors.runtime.event_time import NodeTime
@@ -159,3 +159,5 @@ class NodeRestore:
     lists: tuple[ListPiece, ...] = ()
     list_schemas: Mapping[str, Any] = field(default_factory=dict)
     time: NodeTime = field(default_factory=NodeTime)
+    native: tuple[NativeHandle, ...] = ()
+    """Those that hold some of its key groups."""

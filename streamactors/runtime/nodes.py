@@ -1,15 +1,30 @@
 """One node of one subtask, as far as checkpoints and queries see it: its state, and how that is restored."""
 
+import contextlib
+import logging
 from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
 from streamactors.actors.governor import Governor
-from streamactors.errors import IncompatibleState, StateAccessError
+from streamactors.checkpoint import native_files
+from streamactors.clock import Clock
+from streamactors.elements import Barrier
+from streamactors.errors import (
+    CheckpointFailed,
+    IncompatibleState,
+    StateAccessError,
+    StorageFailed,
+    StreamactorsError,
+)
 from streamactors.runtime.messages import ListPiece, NodeRestore
+from streamactors.runtime.native import NativeStoring
 from streamactors.runtime.snapshot import SnapshotStorage
-from streamactors.state.backend import KeyedBackend, KeyedSnapshot, StateBlock
-from streamactors.state.operator_lists import ListBlock, ListsSnapshot, OperatorLists
+from streamactors.state.backend import KeyedBackend, KeyedSnapshot, StateBlock, native_of
+from streamactors.state.operator_lists import ListsSnapshot, OperatorLists
+from streamactors.state.unkeyed import ListBlock
+
+log = logging.getLogger("streamactors.checkpoint")
 
 
 class NodeRuntime:
@@ -26,6 +41,9 @@ class NodeRuntime:
         start: NodeRestore,
         storage: SnapshotStorage | None,
         governor: Governor,
+        clock: Clock,
+        max_parallelism: int,
+        incremental: bool,
     ) -> None:
         self.uid = uid
         self.is_source = is_source
@@ -34,21 +52,57 @@ class NodeRuntime:
         self._start = start
         self._storage = storage
         self._governor = governor
+        self._clock = clock
+        self._max_parallelism = max_parallelism
+        self._native = native_of(backend) if incremental else None
+        self._restored = False
+
+    def check(self) -> None:
+        """Whether what is stored fits: for all subtasks, before any of them runs. Raises IncompatibleState."""
+        if self._backend is None:
+            self._refuse_lost_keys()
+        else:
+            self._backend.check_schemas(self._start.schemas, allow_dropped=self._start.allow_dropped)
+        if self._lists is not None:
+            self._lists.check_schemas(self._start.list_schemas, allow_dropped=self._start.allow_dropped)
 
     async def restore(self) -> None:
-        """Check that the state fits, then read it, block by block in turn with other actors."""
+        """Read the state, which `check` has found to fit, block by block in turn with other actors."""
         if self._storage is not None:
             await self._restore_keyed(self._storage)
             await self._restore_lists(self._storage)
+        self._restored = True
 
     async def _restore_keyed(self, storage: SnapshotStorage) -> None:
         if self._backend is None:
-            self._refuse_lost_keys()
             return
-        self._backend.check_schemas(self._start.schemas, allow_dropped=self._start.allow_dropped)
+        await self._restore_native(self._backend, storage)
         for handle, refs in self._start.blocks:
             for ref, data in zip(refs, await storage.read(handle, refs), strict=True):
                 self._backend.restore([StateBlock(ref.state, ref.group, ref.entries, data)])
+                if self._governor.due():
+                    await self._governor.turn()
+
+    async def _restore_native(self, backend: KeyedBackend, storage: SnapshotStorage) -> None:
+        """First, since files are taken over into empty state only."""
+        native = native_of(backend)
+        readable = native.native_format if native is not None else None
+        own = [handle for handle in self._start.native if handle.format == readable]
+        if own and native is not None:
+            await native_files.restore_native(native, own, storage.fetch, self._clock)
+        blocks = native_files.converted(
+            [handle for handle in self._start.native if handle.format != readable],
+            backend.declarations,
+            backend.groups,
+            self._max_parallelism,
+            storage.fetch,
+            schemas=self._start.schemas,
+            uid=self.uid,
+            clock=self._clock,
+        )
+        async with contextlib.aclosing(blocks):
+            async for block in blocks:
+                backend.restore([block])
                 if self._governor.due():
                     await self._governor.turn()
 
@@ -62,18 +116,40 @@ class NodeRuntime:
     async def _restore_lists(self, storage: SnapshotStorage) -> None:
         if self._lists is None:
             return
-        self._lists.check_schemas(self._start.list_schemas, allow_dropped=self._start.allow_dropped)
         for _, group in groupby(self._start.lists, key=_file):
             pieces = list(group)
             blocks = await storage.read_lists(pieces[0].handle, [piece.ref for piece in pieces])
             for piece, data in zip(pieces, blocks, strict=True):
                 ref = piece.ref
-                self._lists.restore(ListBlock(ref.state, ref.union, ref.items, data), piece.start, piece.stop)
+                block = ListBlock(ref.state, ref.union, ref.items, data, ref.broadcast)
+                self._lists.restore(block, piece.start, piece.stop)
                 if self._governor.due():
                     await self._governor.turn()
 
-    def begin_snapshot(self, checkpoint: int) -> KeyedSnapshot | None:
-        return None if self._backend is None else self._backend.begin_snapshot(checkpoint)
+    async def ready_for_snapshot(self, barrier: Barrier) -> None:
+        """Wait until `begin_snapshot` can be as cheap as it should be."""
+        if self._native is not None and not barrier.savepoint:
+            await self._native.ready_for_native()
+
+    def begin_snapshot(self, barrier: Barrier) -> KeyedSnapshot | NativeStoring | None:
+        """The synchronous part. A savepoint is in the canonical format, which every backend reads."""
+        if self._backend is None:
+            return None
+        try:
+            native = None if barrier.savepoint else self._begin_native(self._backend, barrier.checkpoint)
+            return self._backend.begin_snapshot(barrier.checkpoint) if native is None else native
+        except StorageFailed as error:  # the snapshot's error, not that of the record in hand
+            return _Refused(barrier.checkpoint, error)
+
+    def _begin_native(self, backend: KeyedBackend, checkpoint: int) -> NativeStoring | None:
+        """None if that can't be done now, or never."""
+        if self._native is None:
+            return None
+        try:
+            return NativeStoring(self._native.begin_native_snapshot(checkpoint), backend.groups, self._clock)
+        except CheckpointFailed as error:
+            log.info("operator %r, checkpoint %d: stored in full: %s", self.uid, checkpoint, error)
+            return None
 
     def begin_lists_snapshot(self) -> ListsSnapshot | None:
         return None if self._lists is None else self._lists.begin_snapshot()
@@ -85,6 +161,8 @@ class NodeRuntime:
         return {} if self._backend is None else self._backend.schemas()
 
     def entries(self) -> Mapping[str, int]:
+        if not self._restored:
+            return {}  # a thread may be at work
         keyed = {} if self._backend is None else self._backend.entries()
         return keyed if self._lists is None else {**keyed, **self._lists.entries()}
 
@@ -105,5 +183,20 @@ class NodeRuntime:
             self._lists.close()
 
 
-def _file(piece: ListPiece) -> str:
-    return piece.handle.file.path
+class _Refused:
+    """See `KeyedSnapshot`: one that could not be begun."""
+
+    def __init__(self, checkpoint_id: int, error: StreamactorsError) -> None:
+        self.checkpoint_id = checkpoint_id
+        self._error = error
+
+    def next_block(self, budget_seconds: float = 0.0, *, max_entries: int | None = None) -> StateBlock | None:
+        raise self._error
+
+    def abort(self) -> None:
+        """There is nothing to let go of."""
+
+
+def _file(piece: ListPiece) -> tuple[str, int]:
+    """What small states are packed into is one file, and each begins elsewhere in it."""
+    return piece.handle.file.path, piece.handle.file.start

@@ -10,13 +10,14 @@ is refused by name.
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from streamactors.checkpoint.manifest import Manifest, NodeState, OperatorMeta
+from streamactors.checkpoint.manifest import Manifest, NativeHandle, NodeState, OperatorMeta
 from streamactors.errors import IncompatibleState
 from streamactors.graph.logical import SourceSpec
 from streamactors.graph.physical import PhysicalPlan, SubtaskId, Vertex
 from streamactors.runtime.messages import ListPiece, NodeRestore
 from streamactors.runtime.restore_lists import deal_lists
 from streamactors.runtime.restore_time import restored_time
+from streamactors.state.key_groups import KeyGroupRange
 
 Restores = dict[tuple[SubtaskId, str], NodeRestore]
 """By subtask and node uid."""
@@ -27,7 +28,7 @@ def plan_restore(manifest: Manifest, plan: PhysicalPlan, drop_state: Collection[
     stored = {operator.uid: operator for operator in manifest.operators}
     _check_known(manifest, plan, drop_state)
     restores: Restores = {}
-    keyed = {node.uid for _, node in manifest.nodes() if node.keyed or node.schemas}
+    keyed = {node.uid for _, node in manifest.nodes() if node.keyed or node.native or node.schemas}
     for uid, operator in stored.items():
         if uid in plan.node:
             vertex, node = plan.node[uid]
@@ -48,7 +49,7 @@ def _check_known(manifest: Manifest, plan: PhysicalPlan, drop_state: Collection[
 
 
 def _holds_state(node: NodeState) -> bool:
-    return bool(node.keyed or node.lists or node.positions or node.pending)
+    return bool(node.keyed or node.native or node.lists or node.positions or node.pending)
 
 
 def _check_same(stored: OperatorMeta, vertex: Vertex, kind: str, *, keyed: bool) -> None:
@@ -92,7 +93,12 @@ def _restore(
         _lists(manifest, uid, vertex, index),
         {name: schema for _, node in states for name, schema in node.list_schemas.items()},
         restored_time(manifest, plan, uid, index),
+        tuple(handle for _, node in states for handle in node.native if _groups_of(handle).intersect(groups)),
     )
+
+
+def _groups_of(handle: NativeHandle) -> KeyGroupRange:
+    return KeyGroupRange(handle.start, handle.stop)
 
 
 def _lists(manifest: Manifest, uid: str, vertex: Vertex, index: int) -> tuple[ListPiece, ...]:

@@ -1,8 +1,9 @@
-"""Which items of list state without a key each subtask starts from: a pure function.
+"""Which items of state without a key each subtask starts from: a pure function.
 
-Invariant: of a state that is dealt out, every stored item reaches exactly one subtask; of a union, every subtask. Items
-keep their order: by their old subtask, then as they stood in its list. At the parallelism of before, each subtask has
-its own again; at another, all are cut into contiguous runs whose lengths differ by one at most.
+Invariant: of a state that is dealt out, every stored item reaches exactly one subtask; of a union, every subtask; of a
+broadcast map, every subtask gets the copy of one old subtask, whose in-flight copies it gets as well. Items keep their
+order: by their old subtask, then as they stood in its list. At the parallelism of before, each subtask has its own
+again; at another, all are cut into contiguous runs whose lengths differ by one at most.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,8 +37,8 @@ def _by_state(handles: Mapping[int, ListsHandle]) -> Iterable[Sequence[_Stored]]
 def _share(blocks: Sequence[_Stored], index: int, before: int, now: int) -> Iterator[ListPiece]:
     if any(block.ref.union for block in blocks):
         return _whole(blocks)
-    if before == now:
-        return _whole([block for block in blocks if block.owner == index])
+    if before == now or any(block.ref.broadcast for block in blocks):
+        return _whole([block for block in blocks if block.owner == index % before])
     smallest, larger = divmod(sum(block.ref.items for block in blocks), now)
     first = index * smallest + min(index, larger)
     return _cut(blocks, first, first + smallest + (index < larger))

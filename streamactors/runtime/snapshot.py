@@ -25,6 +25,7 @@ from streamactors.checkpoint.manifest import (
     KeyedHandle,
     ListRef,
     ListsHandle,
+    NativeFileHandle,
     NodeState,
     SubtaskState,
 )
@@ -33,8 +34,10 @@ from streamactors.errors import StreamactorsError
 from streamactors.graph.physical import SubtaskId
 from streamactors.runtime.inflight import CHUNK_BYTES, Capture, Captures
 from streamactors.runtime.messages import Failed, Reports, SnapshotDeclined, SnapshotStored
+from streamactors.runtime.native import NativeStoring
 from streamactors.state.backend import KeyedSnapshot, StateBlock
-from streamactors.state.operator_lists import ListBlock, ListsSnapshot
+from streamactors.state.operator_lists import ListsSnapshot
+from streamactors.state.unkeyed import ListBlock
 
 log = logging.getLogger("streamactors.checkpoint")
 
@@ -58,7 +61,17 @@ class _Snapshot(Protocol[B_co]):
 class SnapshotStorage(Protocol):
     """Where the state of a checkpoint goes."""
 
-    async def write(self, barrier: Barrier, name: str, chunks: AsyncIterator[bytes]) -> FileHandle: ...
+    async def write(
+        self, barrier: Barrier, name: str, chunks: AsyncIterator[bytes], *, alone: bool = False
+    ) -> FileHandle:
+        """`alone`: nothing else is to be in that file."""
+
+    def reuse(self, barrier: Barrier, size: int, digest: bytes) -> FileHandle | None:
+        """What an earlier checkpoint has stored with this content; None if it has to be written."""
+
+    async def fetch(self, part: NativeFileHandle, receive: Callable[[bytes], None]) -> None:
+        """See `native_files.Fetch`."""
+
     async def read(self, handle: KeyedHandle, blocks: Sequence[BlockRef]) -> list[bytes]: ...
     async def read_lists(self, handle: ListsHandle, blocks: Sequence[ListRef]) -> list[bytes]: ...
     async def read_frames(self, handle: InFlightHandle, frames: Sequence[FrameRef]) -> list[bytes]: ...
@@ -69,7 +82,7 @@ class CapturedNode:
     """The synchronous part of one node's snapshot."""
 
     uid: str
-    keyed: KeyedSnapshot | None = None
+    keyed: KeyedSnapshot | NativeStoring | None = None
     schemas: dict[str, Any] = field(default_factory=dict)
     positions: dict[str, Any] = field(default_factory=dict)
     pending: tuple[Any, ...] = ()
@@ -201,7 +214,13 @@ class Snapshots:
                 self._reports(Failed(self._subtask, error))
 
     async def _store_nodes(self, pending: _Pending) -> None:
-        pending.states = tuple([await self._store_node(pending.barrier, node) for node in pending.nodes])
+        natives = [node.keyed for node in pending.nodes if isinstance(node.keyed, NativeStoring)]
+        async with contextlib.AsyncExitStack() as stack:
+            for native in natives:
+                stack.push_async_callback(native.release)
+            for native in natives:
+                await native.link()
+            pending.states = tuple([await self._store_node(pending.barrier, node) for node in pending.nodes])
 
     async def _store_in_flight(self, pending: _Pending, capture: Capture) -> None:
         chunks = capture.chunks(self._governor)
@@ -213,18 +232,15 @@ class Snapshots:
             pending.in_flight = capture.handle(file)
 
     async def _store_node(self, barrier: Barrier, node: CapturedNode) -> NodeState:
-        keyed: tuple[KeyedHandle, ...] = ()
-        if node.keyed is not None:
-            refs: list[BlockRef] = []
-
-            def note(block: StateBlock, offset: int) -> None:
-                refs.append(BlockRef(block.state, block.group, block.entries, offset, len(block.data)))
-
-            file = await self._store_blocks(barrier, node.uid, node.keyed, note)
-            keyed = () if file is None else (KeyedHandle(file, tuple(refs)),)
+        keyed, native = None, None
+        if isinstance(node.keyed, NativeStoring):
+            native = await node.keyed.store(self._storage, barrier, f"{node.uid}-{self._subtask.index}")
+        elif node.keyed is not None:
+            keyed = await self._store_keyed(barrier, node.uid, node.keyed)
         return NodeState(
             node.uid,
-            keyed=keyed,
+            keyed=() if keyed is None else (keyed,),
+            native=() if native is None else (native,),
             schemas=node.schemas,
             positions=node.positions,
             pending=node.pending,
@@ -235,11 +251,20 @@ class Snapshots:
             list_schemas=node.list_schemas,
         )
 
+    async def _store_keyed(self, barrier: Barrier, uid: str, keyed: KeyedSnapshot) -> KeyedHandle | None:
+        refs: list[BlockRef] = []
+
+        def note(block: StateBlock, offset: int) -> None:
+            refs.append(BlockRef(block.state, block.group, block.entries, offset, len(block.data)))
+
+        file = await self._store_blocks(barrier, uid, keyed, note)
+        return None if file is None else KeyedHandle(file, tuple(refs))
+
     async def _store_lists(self, barrier: Barrier, uid: str, lists: ListsSnapshot) -> ListsHandle | None:
         refs: list[ListRef] = []
 
         def note(block: ListBlock, offset: int) -> None:
-            refs.append(ListRef(block.state, block.items, offset, len(block.data), block.union))
+            refs.append(ListRef(block.state, block.items, offset, len(block.data), block.union, block.broadcast))
 
         file = await self._store_blocks(barrier, f"{uid}-lists", lists, note)
         return None if file is None else ListsHandle(file, tuple(refs))

@@ -52,6 +52,7 @@ from streamactors.runtime.messages import (
 )
 from streamactors.runtime.nodes import NodeRuntime
 from streamactors.runtime.routing import Outputs
+from streamactors.runtime.sweeping import Sweeper
 
 
 class Subtask:
@@ -74,6 +75,7 @@ class Subtask:
         checkpointing: bool,
         reports: Reports,
         governor: Governor,
+        sweeper: Sweeper,
     ) -> None:
         self.id = id
         self.mailbox = mailbox
@@ -91,6 +93,7 @@ class Subtask:
         self._checkpointing = checkpointing
         self._reports = reports
         self._governor = governor
+        self._sweeper = sweeper
         self._sinks = [slot.link for slot in chain.slots if isinstance(slot.link, SinkLink)]
         self._triggers: deque[Barrier] = deque()
         self._open_channels = max(1, source.channels)
@@ -101,6 +104,7 @@ class Subtask:
     async def run(self) -> None:
         """Open and work; returns when the data has ended (and, under checkpoints, the job says so)."""
         await self._open()
+        self._sweeper.start(str(self.id))
         await self._loop()
 
     async def _open(self) -> None:
@@ -130,6 +134,7 @@ class Subtask:
         """However far `run` got; raises the first error once all is closed."""
         async with contextlib.AsyncExitStack() as stack:  # the last one entered is closed first
             stack.callback(self.revoke_state)
+            stack.push_async_callback(self._sweeper.close)
             stack.push_async_callback(self.chain.close)
             stack.push_async_callback(self._input.close)
             stack.push_async_callback(self.barriers.close)
@@ -140,6 +145,7 @@ class Subtask:
 
     def revoke_state(self) -> None:
         """From now on, state raises StateAccessError."""
+        self._sweeper.stop()
         for node in self.nodes:
             node.close()
 

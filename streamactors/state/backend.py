@@ -5,7 +5,7 @@ never called from two threads at once.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 from streamactors.state.descriptors import Declaration
@@ -39,12 +39,14 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class StateBlock:
-    """Some entries of one key group of one state, in the canonical format that every backend reads."""
+    """Some entries of one key group of one state, in the canonical format that every backend reads. `rewritten`: under
+    today's schema, whatever the checkpoint's is."""
 
     state: str
     group: int
     entries: int
     data: bytes
+    rewritten: bool = False
 
 
 class KeyedSnapshot(Protocol):
@@ -82,6 +84,10 @@ class KeyedBackend(Protocol):
         Raises InvalidDataflow for a type that can't be stored, a default that does not fit, or a name taken.
         """
 
+    @property
+    def declarations(self) -> Mapping[str, Declaration]:
+        """Of the states bound, by name."""
+
     def begin_snapshot(self, checkpoint_id: int) -> KeyedSnapshot:
         """The synchronous part: takes time by the number of key groups, never of keys. Several may run at once."""
 
@@ -101,20 +107,29 @@ class KeyedBackend(Protocol):
         """
 
     def query(self, name: str, key: Any, group: int) -> Any:
-        """A copy of what a key holds: the value, a list, or a dict. Call it between records.
+        """A copy of what a key holds: the value, a list, a dict, an aggregate's result. Call it between records.
 
         A key without a value has the default, or None where that is a bare `object()`.
         Raises StateAccessError for an unknown state or a group outside `groups`.
         """
 
     def scan(self, name: str) -> Iterator[tuple[int, Any, Any]]:
-        """(group, key, copy of what it holds) of every entry of one state."""
+        """(group, key, copy of what it holds) of every entry of one state; of an aggregate, its accumulator."""
 
     def schemas(self) -> dict[str, Any]:
         """By state name, plain and msgpack-able; goes into the manifest."""
 
     def entries(self) -> dict[str, int]:
-        """How many keys each state holds, for metrics."""
+        """How many keys each state holds, for metrics. What has expired counts until it is swept."""
+
+    @property
+    def lifetimes(self) -> Mapping[str, float]:
+        """In seconds, of the states that have a ttl: those are to be swept."""
+
+    async def sweep(self, name: str, group: int, turn: Callable[[], Awaitable[None]]) -> None:
+        """Delete what has expired in one key group of one state. Works in slices of less than a millisecond, and awaits
+        `turn` between them; reads no disk on the loop. Snapshots that are running and what is cached stay as they are,
+        and so does the key in hand. Ends early, or raises StateAccessError, if the backend is closed meanwhile."""
 
     def close(self) -> None:
         """Abort snapshots and let go of all state; what is bound raises StateAccessError from now on."""
@@ -137,7 +152,7 @@ class NativeFile:
 class NativeSnapshot(Protocol):
     """The state as it was when it began, as files in the backend's own format. In this order:
 
-    `link` in a thread, `linked` on the loop, `files` in a thread; then store the files; then `abort`.
+    `link` in a thread, `linked` on the loop, `files` and `read` in a thread; then `abort`.
     """
 
     @property
@@ -146,6 +161,10 @@ class NativeSnapshot(Protocol):
     @property
     def format(self) -> str:
         """What can restore it."""
+
+    @property
+    def entries(self) -> Mapping[str, Mapping[int, int]]:
+        """Keys by state and key group, without zeros. Empty: there is no state, and there are no files."""
 
     def link(self) -> None:
         """Blocks. What is changed meanwhile stays in memory."""
@@ -156,25 +175,47 @@ class NativeSnapshot(Protocol):
     def files(self) -> list[NativeFile]:
         """Blocks: new files are read, to hash them."""
 
+    def read(self, file: NativeFile, offset: int, length: int) -> bytes:
+        """Some of a file's bytes. Blocks."""
+
     def abort(self) -> None:
-        """Let go of the files, stored or not. Not while `link` or `files` runs. No harm if it has ended."""
+        """Let go of the files, stored or not, and delete the links; in any thread. Not while another call runs. No harm
+        if it has ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class NativePart:
-    """Files of one native snapshot, in a local folder under their names; `groups` is what its subtask owned."""
+    """Files of one native snapshot, in a local folder under their names; `groups` is what its subtask owned. `digests`:
+    of shared files, as `NativeFile` has them, where they are known."""
 
     folder: str
     groups: KeyGroupRange
+    digests: dict[str, bytes] = field(default_factory=dict)
 
 
 @runtime_checkable
 class NativeBackend(Protocol):
     """What a backend offers besides, if it has a format of its own."""
 
+    @property
+    def native_format(self) -> str:
+        """Of the files that it writes and reads."""
+
+    async def ready_for_native(self) -> None:
+        """Wait until `begin_native_snapshot` is likely to be possible: the one before it is linked."""
+
     def begin_native_snapshot(self, checkpoint_id: int) -> NativeSnapshot:
-        """The synchronous part. Raises CheckpointFailed if another one is not `linked` yet, and what
-        `KeyedSnapshot.next_block` raises."""
+        """The synchronous part. Raises CheckpointFailed if it can't be done now: another one is not `linked` yet, or
+        the backend is too busy; and what `KeyedSnapshot.next_block` raises."""
+
+    def new_part(self, groups: KeyGroupRange) -> NativePart:
+        """An empty local folder to `receive` the files of a part in; it goes with the backend at the latest. Blocks."""
+
+    def receive(self, part: NativePart, name: str, data: bytes) -> None:
+        """More of a file. Blocks."""
+
+    def drop(self, part: NativePart) -> None:
+        """It has been restored. Blocks."""
 
     def restore_native(self, parts: Sequence[NativePart]) -> None:
         """Take over our key groups, into empty state. Blocks: for a thread. The files stay as they are.
@@ -182,6 +223,11 @@ class NativeBackend(Protocol):
         Raises IncompatibleState for another max parallelism or a newer format, CorruptCheckpoint for files that are
         missing, damaged or no snapshot. `check_schemas` comes first; state whose schema has changed is rewritten.
         """
+
+
+def native_of(backend: object) -> NativeBackend | None:
+    """The same backend, if it has a format of its own."""
+    return backend if isinstance(backend, NativeBackend) else None
 
 
 @runtime_checkable

@@ -1,16 +1,33 @@
 """The backend that the configuration names, for one operator subtask."""
 
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
 from streamactors.clock import Clock
 from streamactors.config import RocksDB, StateBackend
-from streamactors.state.backend import KeyedBackend
+from streamactors.errors import IncompatibleState, MissingExtra
+from streamactors.state.backend import KeyedBackend, NativeBackend
+from streamactors.state.descriptors import Declaration
 from streamactors.state.heap import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange
+
+_READ_CACHE = 1024
+"""Decoded entries: what is only read needs no more."""
+
+
+@runtime_checkable
+class MakesBackends(Protocol):
+    """A setting that opens its backends by itself: the simulation's, whose processes die without any clean-up."""
+
+    def make_backend(self, groups: KeyGroupRange, max_parallelism: int, *, uid: str, clock: Clock) -> KeyedBackend: ...
 
 
 def keyed_backend(
     setting: str | StateBackend, groups: KeyGroupRange, max_parallelism: int, *, uid: str, clock: Clock
 ) -> KeyedBackend:
     """Raises MissingExtra where the library that it needs is not installed."""
+    if isinstance(setting, MakesBackends):
+        return setting.make_backend(groups, max_parallelism, uid=uid, clock=clock)
     if setting == "rocksdb":
         setting = RocksDB()
     if not isinstance(setting, RocksDB):
@@ -28,3 +45,43 @@ def require_installed(setting: str | StateBackend) -> None:
         from streamactors.state.rocksdb_database import rocksdict
 
         rocksdict()
+
+
+class NativeReader(KeyedBackend, NativeBackend, Protocol):
+    """A backend of its own for reading native files."""
+
+
+def native_reader(
+    format: str,
+    declarations: Mapping[str, Declaration],
+    groups: KeyGroupRange,
+    max_parallelism: int,
+    *,
+    uid: str,
+    clock: Clock,
+) -> NativeReader:
+    """For a job whose backend has another format. Raises MissingExtra where the library that it needs is not installed,
+    IncompatibleState for an unknown format."""
+    if not format.startswith("rocksdb-"):
+        raise IncompatibleState(
+            f"operator {uid!r}: its state is stored as files in the format {format!r}, which this version can't read: "
+            "use the version that wrote it, or a newer one"
+        )
+    from streamactors.state.rocksdb import RocksDBBackend, RocksDBOptions
+    from streamactors.state.rocksdb_database import rocksdict
+
+    try:
+        rocksdict()
+    except MissingExtra as error:
+        raise MissingExtra(
+            f"operator {uid!r}: its state was stored as files of RocksDB, and rocksdict is needed to read them: pip "
+            "install 'streamactors[rocksdb]'. What any backend reads without it is a savepoint"
+        ) from error
+    backend = RocksDBBackend(groups, max_parallelism, uid=uid, clock=clock, options=RocksDBOptions(cache=_READ_CACHE))
+    try:
+        for name, declaration in declarations.items():
+            backend.bind(name, declaration)
+    except BaseException:
+        backend.close()
+        raise
+    return backend

@@ -3,16 +3,21 @@
 A block is a msgpack array `[version, keys, sizes, columns, singles]`: all keys at once; then the entries written
 together, as columns (values; or items and the number of items of each list; or keys and values and the number of each
 map); then the entries written one by one, which belong to the last keys. A backend that stores encoded entries writes
-singles only.
+singles only. Last comes whether times are stored with the values (`ttl`): a block tells by itself, so that a ttl may be
+given to state that had none, and taken away.
 """
 
+import copy
+import datetime as dt
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import chain, islice
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, Self, TypeVar
 
 import msgspec
 
+from streamactors.clock import SYSTEM
 from streamactors.errors import (
     CorruptCheckpoint,
     IncompatibleState,
@@ -20,13 +25,29 @@ from streamactors.errors import (
     StreamactorsError,
     UnserialisableValue,
 )
-from streamactors.state.descriptors import Declaration, ListState, MapState, ValueState
-from streamactors.state.schemas import Schema, problems, without_none
-from streamactors.state.serializers import KeySerializer, optional, serializer_for, shallow_copy
+from streamactors.state.aggregates import signature_of, signature_problems
+from streamactors.state.descriptors import (
+    AggregatingState,
+    Declaration,
+    ListState,
+    MapState,
+    ReducingState,
+    Ttl,
+    ValueState,
+)
+from streamactors.state.schemas import Schema, without_none
+from streamactors.state.serializers import KeySerializer, Serializer, optional, serializer_for
+from streamactors.state.ttl import UNSET, Lifetime, StampedSerializer
 
 EntryT = TypeVar("EntryT")
 
 _VERSION: Final = 1
+_ANY_TIME: Final = dt.timedelta(days=1)
+_LONG_AGO: Final = -(1 << 63)
+
+
+def _never() -> int:
+    return _LONG_AGO
 
 
 class _Layout(msgspec.Struct, array_like=True):
@@ -35,6 +56,7 @@ class _Layout(msgspec.Struct, array_like=True):
     sizes: list[int]
     columns: list[bytes]
     singles: list[bytes]
+    stamped: bool = False
 
 
 class EntryCodec(ABC, Generic[EntryT]):
@@ -48,8 +70,19 @@ class EntryCodec(ABC, Generic[EntryT]):
     detachable: bool
     """`detach` makes a copy that shares nothing that can be changed; otherwise `encode` has to do."""
 
+    parts: ClassVar[Mapping[str, str]]
+    """The attributes that hold its serializers, and what of its schema each of them reads."""
+
+    lifetime: Lifetime | None = None
+    """What an entry holds is stored with the time of its last write, in the way of `ttl`."""
+
     def __init__(self) -> None:
         self._keys = KeySerializer()
+        self.plain: EntryCodec[EntryT] = self
+        """The codec of what users see: without times."""
+        self._older: Schema | None = None
+        """What is stored was stored under this schema."""
+        self._readers: dict[bool, Self] = {}
 
     # ------------------------------------------------------------------------------------- what each kind does its way
     @abstractmethod
@@ -87,7 +120,52 @@ class EntryCodec(ABC, Generic[EntryT]):
     @abstractmethod
     def _entries(self, sizes: list[int], columns: list[bytes]) -> list[EntryT]: ...
 
+    @abstractmethod
+    def _stamp(self) -> None:
+        """Make the serializer one of stamped values."""
+
+    @abstractmethod
+    def with_time(self, entry: EntryT, time: int) -> Any:
+        """A plain entry as one of stamped values."""
+
+    @abstractmethod
+    def younger(self, entry: Any, limit: int) -> EntryT:
+        """What of an entry of stamped values was written after `limit`, without times; UNSET if nothing."""
+
     # ---------------------------------------------------------------------------------------------- the same for all
+    def stamped(self, lifetime: Lifetime, plain: "EntryCodec[Any]") -> Self:
+        """This codec, from now on of stamped values."""
+        self.lifetime, self.plain = lifetime, plain
+        self._stamp()
+        return self
+
+    def again(self, *, stamped: bool) -> Self:
+        """A codec of the same declaration, with times or without."""
+        codec: Self = self._make()
+        return codec.stamped(Lifetime(Ttl(_ANY_TIME), _never), self.plain) if stamped else codec
+
+    def made_by(self, make: Callable[[], Any]) -> Self:
+        self._make = make
+        return self
+
+    def seen(self, entry: EntryT) -> Any:
+        """What users see of an entry: what has not expired; UNSET if nothing."""
+        return entry if self.lifetime is None else self.plain.younger(entry, self.lifetime.limit())
+
+    def answer(self, seen: Any) -> Any:
+        """To a query, given a copy of what is `seen` of a key, or UNSET: what `get` would give."""
+        if seen is not UNSET:
+            return seen
+        default = self.plain.empty()
+        return None if type(default) is object else default
+
+    def _lifetime_schema(self) -> Schema:
+        return {} if self.lifetime is None else {"ttl": self.lifetime.schema()}
+
+    def use_keys(self, keys: KeySerializer) -> None:
+        """Read and write keys by this one, instead of finding their classes among those that are loaded."""
+        self._keys = keys
+
     def copy(self, entry: EntryT) -> EntryT:
         """Shares nothing that can be changed with the entry."""
         return self.detach(entry) if self.detachable else self.decode(self.encode(entry))
@@ -102,17 +180,40 @@ class EntryCodec(ABC, Generic[EntryT]):
         except UnserialisableValue:
             self._name_culprit(keys, entries)
             raise
-        return msgspec.msgpack.encode(_Layout(_VERSION, encoded_keys, sizes, columns, list(singles)))
+        stamped = self.lifetime is not None
+        return msgspec.msgpack.encode(_Layout(_VERSION, encoded_keys, sizes, columns, list(singles), stamped))
 
-    def decode_block(self, data: bytes) -> tuple[list[Any], list[EntryT]]:
-        """Keys and entries. Raises CorruptCheckpoint for what no version has written, IncompatibleState for another."""
+    def read_as(self, old: Schema) -> None:
+        """From now on, `decode_block` reads what was stored under `old`, in which `problems` has found none."""
+        self._older = None if old == self.schema() else old
+        self._readers.clear()
+
+    @property
+    def older(self) -> Self:
+        """The codec that reads what was stored, and writes as this one does, with times if what was stored has them."""
+        return self._reader(self.lifetime is not None if self._older is None else "ttl" in self._older)
+
+    def _reader(self, stamped: bool) -> Self:
+        if stamped not in self._readers:
+            codec = self if stamped == (self.lifetime is not None) else self.again(stamped=stamped)
+            self._readers[stamped] = codec if self._older is None else codec._reading(self._older)
+        return self._readers[stamped]
+
+    def _reading(self, old: Schema) -> Self:
+        made = copy.copy(self)
+        for name, part in self.parts.items():
+            setattr(made, name, getattr(self, name).reader(old[part]))
+        return made
+
+    def decode_block(self, data: bytes, *, rewritten: bool = False) -> tuple[list[Any], list[EntryT]]:
+        """Keys and entries. `rewritten`: by `older`. Raises CorruptCheckpoint for what no version has written,
+        IncompatibleState for another."""
         try:
             layout = msgspec.msgpack.decode(data, type=_Layout)
             if layout.version != _VERSION:
                 raise IncompatibleState(f"stored in format {layout.version}, this version reads {_VERSION}")
             keys = self._keys.decode_many(layout.keys)
-            entries = self._entries(layout.sizes, layout.columns) if layout.columns else []
-            entries += map(self.decode, layout.singles)
+            entries = self._decoded(layout, rewritten)
         except StreamactorsError:
             raise
         except Exception as error:
@@ -120,6 +221,21 @@ class EntryCodec(ABC, Generic[EntryT]):
         if len(keys) != len(entries):
             raise CorruptCheckpoint(f"a block of state holds {len(keys)} keys and {len(entries)} entries")
         return keys, entries
+
+    def _decoded(self, layout: _Layout, rewritten: bool) -> list[EntryT]:
+        if layout.stamped == (self.lifetime is not None):
+            return (self if rewritten else self._reader(layout.stamped))._as_stored(layout)
+        reader = self.again(stamped=layout.stamped) if rewritten else self._reader(layout.stamped)
+        entries = reader._as_stored(layout)
+        if self.lifetime is None:
+            return [self.younger(entry, _LONG_AGO) for entry in entries]
+        now = self.lifetime.now()
+        return [self.with_time(entry, now) for entry in entries]
+
+    def _as_stored(self, layout: _Layout) -> list[EntryT]:
+        entries = self._entries(layout.sizes, layout.columns) if layout.columns else []
+        entries += map(self.decode, layout.singles)
+        return entries
 
     def problems(self, old: Schema) -> list[str]:
         """Why blocks written under the schema `old` can't be read; empty if they can."""
@@ -138,13 +254,15 @@ class ValueCodec(EntryCodec[Any]):
     """An entry is the value. Where None is the default it can be stored, though it is not in the declared type."""
 
     kind = "value"
+    parts = {"serializer": "type"}  # noqa: RUF012 (never changed)
 
     def __init__(self, declaration: ValueState[Any]) -> None:
         super().__init__()
         tp = declaration.type
         declared = serializer_for(tp)
-        self._schema = without_none(declared.schema)
-        self.serializer = serializer_for(optional(tp)) if declaration.nullable else declared
+        self._declared = declared
+        self._nullable = declaration.nullable
+        self.serializer: Serializer[Any] = serializer_for(optional(tp)) if declaration.nullable else declared
         self.immutable = self.stable = self.serializer.immutable
         self.detachable = self.immutable or self.serializer.flat
         self._default = None if declaration.nullable else declaration.default
@@ -164,7 +282,7 @@ class ValueCodec(EntryCodec[Any]):
         return 1
 
     def detach(self, entry: Any) -> Any:
-        return entry if self.immutable else shallow_copy(entry)
+        return self.serializer.copy(entry)
 
     def empty(self) -> Any:
         """A default that can be changed in place is never handed out itself: it would change for all keys."""
@@ -176,10 +294,15 @@ class ValueCodec(EntryCodec[Any]):
         return more
 
     def schema(self) -> Schema:
-        return {"kind": self.kind, "type": self._schema}
+        return {"kind": self.kind, "type": without_none(self._declared.schema), **self._lifetime_schema()}
 
     def _problems(self, old: Schema) -> list[str]:
-        return problems(old["type"], self._schema)
+        return self._declared.check_compatible(old["type"])
+
+    def _reading(self, old: Schema) -> Self:
+        made = copy.copy(self)
+        made.serializer = self.serializer.reader(old["type"], nullable=self._nullable)
+        return made
 
     def _columns(self, entries: list[Any]) -> tuple[list[int], list[bytes]]:
         return [], [self.serializer.encode_many(entries)]
@@ -188,16 +311,60 @@ class ValueCodec(EntryCodec[Any]):
         (values,) = columns
         return self.serializer.decode_many(values)
 
+    def _stamp(self) -> None:
+        """Without a default: those of users are handed out by the bound state, which knows what has expired."""
+        self.serializer = StampedSerializer(self.serializer)
+        self._default, self._factory, self.fixed_default = UNSET, None, True
+
+    def with_time(self, entry: Any, time: int) -> Any:
+        return entry, time
+
+    def younger(self, entry: Any, limit: int) -> Any:
+        value, time = entry
+        return value if time > limit else UNSET
+
+
+class ReducingCodec(ValueCodec):
+    """An entry is the reduced value."""
+
+    kind = "reducing"
+
+    def __init__(self, declaration: ReducingState[Any] | AggregatingState[Any, Any]) -> None:
+        super().__init__(ValueState(declaration.type, default=UNSET))
+
+
+class AggregatingCodec(ReducingCodec):
+    """An entry is the accumulator."""
+
+    kind = "aggregating"
+
+    def __init__(self, declaration: AggregatingState[Any, Any]) -> None:
+        super().__init__(declaration)
+        self._aggregate = declaration.aggregate
+        self._signature = signature_of(declaration.aggregate)
+
+    def answer(self, seen: Any) -> Any:
+        aggregate = self._aggregate
+        return aggregate.result(aggregate.create() if seen is UNSET else seen)
+
+    def schema(self) -> Schema:
+        signature = {} if self._signature is None else {"aggregate": self._signature}
+        return super().schema() | signature
+
+    def _problems(self, old: Schema) -> list[str]:
+        return signature_problems(old.get("aggregate"), self._signature) or super()._problems(old)
+
 
 class ListCodec(EntryCodec[list[Any]]):
     """An entry is the list of items, never empty."""
 
     kind = "list"
+    parts = {"items": "type"}  # noqa: RUF012 (never changed)
     stable = False
 
     def __init__(self, declaration: ListState[Any]) -> None:
         super().__init__()
-        self.items = serializer_for(declaration.type)
+        self.items: Serializer[Any] = serializer_for(declaration.type)
         self.immutable = self.detachable = self.items.immutable
 
     def encode(self, entry: list[Any]) -> bytes:
@@ -219,7 +386,7 @@ class ListCodec(EntryCodec[list[Any]]):
         return entry + more
 
     def schema(self) -> Schema:
-        return {"kind": self.kind, "type": self.items.schema}
+        return {"kind": self.kind, "type": self.items.schema, **self._lifetime_schema()}
 
     def _problems(self, old: Schema) -> list[str]:
         return self.items.check_compatible(old["type"])
@@ -232,17 +399,27 @@ class ListCodec(EntryCodec[list[Any]]):
         items = iter(self.items.decode_many(column))
         return [list(islice(items, size)) for size in sizes]
 
+    def _stamp(self) -> None:
+        self.items = StampedSerializer(self.items)
+
+    def with_time(self, entry: list[Any], time: int) -> list[Any]:
+        return [(item, time) for item in entry]
+
+    def younger(self, entry: list[Any], limit: int) -> list[Any]:
+        return [item for item, time in entry if time > limit] or UNSET
+
 
 class MapCodec(EntryCodec[dict[Any, Any]]):
     """An entry is the dict, never empty."""
 
     kind = "map"
+    parts = {"keys": "key", "values": "type"}  # noqa: RUF012 (never changed)
     stable = False
 
     def __init__(self, declaration: MapState[Any, Any]) -> None:
         super().__init__()
         self.keys = serializer_for(declaration.key_type)
-        self.values = serializer_for(declaration.value_type)
+        self.values: Serializer[Any] = serializer_for(declaration.value_type)
         self.immutable = self.detachable = self.keys.immutable and self.values.immutable
 
     def encode(self, entry: dict[Any, Any]) -> bytes:
@@ -267,7 +444,8 @@ class MapCodec(EntryCodec[dict[Any, Any]]):
         return entry | more
 
     def schema(self) -> Schema:
-        return {"kind": self.kind, "key": self.keys.schema, "type": self.values.schema}
+        types = {"key": self.keys.schema, "type": self.values.schema}
+        return {"kind": self.kind, **types, **self._lifetime_schema()}
 
     def _problems(self, old: Schema) -> list[str]:
         keys = [f"key {problem}" for problem in self.keys.check_compatible(old["key"])]
@@ -283,9 +461,28 @@ class MapCodec(EntryCodec[dict[Any, Any]]):
         items = zip(self.keys.decode_many(keys), self.values.decode_many(values), strict=True)
         return [dict(islice(items, size)) for size in sizes]
 
+    def _stamp(self) -> None:
+        self.values = StampedSerializer(self.values)
 
-def codec_for(declaration: Declaration) -> ValueCodec | ListCodec | MapCodec:
-    """Raises InvalidDataflow for a type that can't be stored, or a default that does not fit it."""
+    def with_time(self, entry: dict[Any, Any], time: int) -> dict[Any, Any]:
+        return {key: (value, time) for key, value in entry.items()}
+
+    def younger(self, entry: dict[Any, Any], limit: int) -> dict[Any, Any]:
+        return {key: value for key, (value, time) in entry.items() if time > limit} or UNSET
+
+
+Codec = ValueCodec | ListCodec | MapCodec
+
+
+def codec_for(declaration: Declaration, time_ms: Callable[[], int] = SYSTEM.time_ms) -> Codec:
+    """`time_ms` is what a ttl is measured by. Raises InvalidDataflow for a type that can't be stored, or a default that
+    does not fit it."""
+    make = partial(_codec_for, declaration)
+    codec = make().made_by(make)
+    return codec if declaration.ttl is None else codec.stamped(Lifetime(declaration.ttl, time_ms), make().made_by(make))
+
+
+def _codec_for(declaration: Declaration) -> Codec:
     match declaration:
         case Declaration(keyed=False):
             raise InvalidDataflow(f"{type(declaration).__name__} belongs to no key")
@@ -298,4 +495,8 @@ def codec_for(declaration: Declaration) -> ValueCodec | ListCodec | MapCodec:
             return ListCodec(declaration)
         case MapState():
             return MapCodec(declaration)
+        case ReducingState():
+            return ReducingCodec(declaration)
+        case AggregatingState():
+            return AggregatingCodec(declaration)
     raise InvalidDataflow(f"{type(declaration).__name__} is no kind of keyed state")

@@ -1,5 +1,5 @@
-"""What users declare: `ValueState`, `ListState`, `MapState`, as class attributes of a keyed operator; and, on any
-operator, `OperatorListState` and `UnionListState`, which belong to no key.
+"""What users declare: `ValueState`, `ListState`, `MapState`, `ReducingState`, `AggregatingState`, as class attributes
+of a keyed operator; and, on any operator, `OperatorListState` and `UnionListState`, which belong to no key.
 
 A declaration holds no state. The runtime asks the backend to `bind` it and puts what it gets, an instance of the same
 class, into the operator's `__dict__`, where it shadows the declaration. Using a declaration itself raises
@@ -7,23 +7,34 @@ StateAccessError.
 """
 
 import datetime as dt
+import inspect
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, MutableMapping, ValuesView
 from typing import Any, ClassVar, Final, Generic, Literal, NoReturn, TypeVar, overload
 
 from streamactors.errors import InvalidDataflow, StateAccessError
+from streamactors.state.aggregates import Aggregate, accumulator_type, refuse_no_aggregate
+from streamactors.state.key_order import KeyOrder
 
 T = TypeVar("T")
 U = TypeVar("U")
+R = TypeVar("R")
 K = TypeVar("K")
 V = TypeVar("V")
+DeclarationT = TypeVar("DeclarationT", bound="Declaration")
+
+
+_MILLISECOND: Final = dt.timedelta(milliseconds=1)
 
 
 class Ttl:
-    """How long an entry lives after it was last written, or last written or read."""
+    """How long an entry lives after it was last written, or last written or read; in processing time.
+
+    `after`: from a millisecond up. Of a list each item has its own time, and of a map each entry.
+    """
 
     def __init__(self, after: dt.timedelta, *, refresh_on: Literal["write", "read-write"] = "write") -> None:
-        if after <= dt.timedelta(0):
-            raise InvalidDataflow(f"Ttl(after={after!r}): give a time above zero")
+        if after < _MILLISECOND:
+            raise InvalidDataflow(f"Ttl(after={after!r}): give a time above zero, at least a millisecond")
         if refresh_on not in ("write", "read-write"):
             raise InvalidDataflow(f"Ttl(refresh_on={refresh_on!r}): 'write' or 'read-write'")
         self.after = after
@@ -35,6 +46,8 @@ class Declaration:
 
     name: str = ""
     owner: str = ""
+    stored: str = ""
+    """What it is called where it is stored, if not as the attribute: see `stored_as`."""
     ttl: Ttl | None = None
     keyed: ClassVar[bool] = True
     """Bound to the key of the record in hand, and kept by the keyed backend; else it belongs to the subtask."""
@@ -44,11 +57,10 @@ class Declaration:
             self.name, self.owner = name, owner.__qualname__
 
     def _set_ttl(self, ttl: Ttl | None) -> None:
-        if ttl is not None:
-            raise InvalidDataflow(
-                f"{type(self).__name__}(ttl=…): time to live is not available in this version; clear the state by a "
-                "record or a timer of your own"
-            )
+        if ttl is None or isinstance(ttl, Ttl):
+            self.ttl = ttl
+        else:
+            raise InvalidDataflow(f"{type(self).__name__}(ttl={ttl!r}): give a Ttl, as in ttl=sa.Ttl(after=…)")
 
     def _unbound(self) -> NoReturn:
         where = f" {self.name!r}, declared on class {self.owner}," if self.name else ""
@@ -104,7 +116,8 @@ class ValueState(Declaration, Generic[T]):
         return self.default is None and self.default_factory is None
 
     def get(self) -> T:
-        """The value, or the default if it was never set or was cleared (a default_factory is called each time)."""
+        """The value, or the default if it was never set, was cleared or has expired (a default_factory is called each
+        time)."""
         self._unbound()
 
     def set(self, value: T) -> None:
@@ -116,7 +129,10 @@ class ValueState(Declaration, Generic[T]):
 
 
 class ListState(Declaration, Generic[T]):
-    """A list per key."""
+    """A list per key.
+
+    With a ttl, each item expires by itself; `refresh_on="read-write"` makes iterating over the list write all of it.
+    """
 
     def __init__(self, type: type[T], *, ttl: Ttl | None = None) -> None:
         self._set_ttl(ttl)
@@ -164,7 +180,11 @@ class UnionListState(_SubtaskListState[T]):
 
 
 class MapState(Declaration, MutableMapping[K, V]):
-    """A dict per key."""
+    """A dict per key.
+
+    With a ttl, each entry expires by itself, and `len` has to look at all of them. Reading a value counts as reading
+    (`[]`, `get`, `values`, `items`, `range`); `in`, `len` and the keys alone do not.
+    """
 
     def __init__(self, key_type: type[K], value_type: type[V], *, ttl: Ttl | None = None) -> None:
         self._set_ttl(ttl)
@@ -187,6 +207,21 @@ class MapState(Declaration, MutableMapping[K, V]):
     def __len__(self) -> int:
         return self._unbound()
 
+    def range(self, start: K | None = None, stop: K | None = None) -> Iterator[tuple[K, V]]:
+        """Entries from `start` up to (not with) `stop`, in the order of their keys; None: without that bound.
+
+        RocksDB reads those alone; the heap sorts them. Defined for keys that are numbers, strings, bytes, dates,
+        datetimes (those with a zone by the instant), durations, UUIDs, and tuples of these: others have no order, and
+        raise StateAccessError, as do bounds beyond 64 bits.
+        """
+        return self._order().between(self._current(), start, stop)
+
+    def _order(self) -> KeyOrder:
+        found: KeyOrder | None = vars(self).get("_key_order")
+        if found is None:
+            found = vars(self)["_key_order"] = KeyOrder(f"state {self.name!r}", self.key_type)
+        return found
+
     # A declaration stands in sets and is compared by identity; bound state is compared as the mapping that it is.
     __hash__ = object.__hash__
 
@@ -205,6 +240,55 @@ class MapState(Declaration, MutableMapping[K, V]):
 
     def _current(self) -> dict[K, V]:
         """The current key's entries, for reading only."""
+        self._unbound()
+
+
+class ReducingState(Declaration, Generic[T]):
+    """One value per key, into which others are folded by `fn(before, value)`: a plain function, since it may run for
+    every record without a pause."""
+
+    def __init__(self, type: type[T], fn: Callable[[T, T], T], *, ttl: Ttl | None = None) -> None:
+        self._set_ttl(ttl)
+        _refuse_no_function(fn)
+        self.type: Any = type
+        self.fn = fn
+
+    def add(self, value: T) -> None:
+        """The first value is kept as it is. Raises UnserialisableValue for a result of another class than the declared
+        one."""
+        self._unbound()
+
+    def get(self) -> T | None:
+        """None if nothing was added, or all of it has been cleared or has expired."""
+        self._unbound()
+
+    def clear(self) -> None:
+        self._unbound()
+
+
+def _refuse_no_function(fn: Any) -> None:
+    if not callable(fn) or inspect.iscoroutinefunction(fn):
+        raise InvalidDataflow(f"ReducingState(…, {fn!r}): give a plain function of two values")
+
+
+class AggregatingState(Declaration, Generic[T, R]):
+    """An accumulator per key, into which values are added, and from which a result is read: see `Aggregate`."""
+
+    def __init__(self, aggregate: Aggregate[T, Any, R], *, ttl: Ttl | None = None) -> None:
+        self._set_ttl(ttl)
+        refuse_no_aggregate(aggregate, "AggregatingState")
+        self.aggregate = aggregate
+        self.type: Any = accumulator_type(aggregate)
+
+    def add(self, value: T) -> None:
+        """Raises UnserialisableValue for an accumulator of another class than the declared one."""
+        self._unbound()
+
+    def get(self) -> R:
+        """The result; of an empty accumulator if nothing was added, or all of it has been cleared or has expired."""
+        self._unbound()
+
+    def clear(self) -> None:
         self._unbound()
 
 
@@ -262,6 +346,15 @@ def _refuse_made_in_init(operator: object, cls: type) -> None:
             raise InvalidDataflow(
                 f"{cls.__qualname__}.{name} is made in __init__: declare state as a class attribute, which names it"
             )
+
+
+def stored_as(name: str, state: DeclarationT) -> DeclarationT:
+    """A state whose attribute was renamed, under the name that checkpoints know it by:
+    `amount = stored_as("total", ValueState(float, default=0.0))`. Queries, too, find it by that name."""
+    if not name:
+        raise InvalidDataflow("stored_as('', …): give the name under which the state is stored")
+    state.stored = name
+    return state
 
 
 def stand_in(bound: Declaration, declaration: Declaration, name: str) -> None:

@@ -1,32 +1,28 @@
-"""List state that belongs to no key: one operator subtask's `OperatorListState` and `UnionListState`.
+"""State that belongs to no key: one operator subtask's `OperatorListState` and `UnionListState`, and (see `broadcast`)
+its `BroadcastState`.
 
-**Snapshots** cost nothing that depends on the number of items when they begin: a list only grows until `clear`, which
-puts a new one in its place, so that what a snapshot holds is the list and how long it was. Items that can be changed in
-place are *kept on touch*: as long as a snapshot has not written an item, iteration copies it for the snapshot before it
-hands the item out. Items are written in blocks of bounded time.
+**Snapshots** of lists cost nothing that depends on the number of items when they begin: a list only grows until
+`clear`, which puts a new one in its place, so that what a snapshot holds is the list and how long it was. Items that
+can be changed in place are *kept on touch*: as long as a snapshot has not written an item, iteration copies it for the
+snapshot before it hands the item out. Items are written in blocks of bounded time.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
 from streamactors.clock import SYSTEM, Clock
-from streamactors.errors import (
-    CorruptCheckpoint,
-    IncompatibleState,
-    InvalidDataflow,
-    StateAccessError,
-    StreamactorsError,
-    UnserialisableValue,
-)
+from streamactors.errors import InvalidDataflow, StreamactorsError, UnserialisableValue
 from streamactors.state.backend import BLOCK_SECONDS
+from streamactors.state.broadcast import BoundBroadcast, BroadcastState, BroadcastStore, WriteAccess
 from streamactors.state.descriptors import Declaration, ListState, OperatorListState, UnionListState, stand_in
 from streamactors.state.pace import Pace
 from streamactors.state.schemas import Schema
 from streamactors.state.serializers import serializer_for
 from streamactors.state.stored import Reader, check_schemas
+from streamactors.state.unkeyed import ListBlock, UnkeyedCapture, UnkeyedStore, check_version
 
 T = TypeVar("T")
 StateT = TypeVar("StateT", bound=Declaration)
@@ -34,51 +30,30 @@ StateT = TypeVar("StateT", bound=Declaration)
 _VERSION: Final = 1
 
 
-@dataclass(frozen=True, slots=True)
-class ListBlock:
-    """Consecutive items of one state. `union`: a restore gives them to every subtask."""
-
-    state: str
-    union: bool
-    items: int
-    data: bytes
-
-
 class _Layout(msgspec.Struct, array_like=True):
     version: int
     items: bytes
 
 
-class _Store:
-    """One state: its items, and how they become bytes and come back."""
-
+class _Store(UnkeyedStore):
     def __init__(self, uid: str, name: str, declaration: ListState[Any]) -> None:
-        self.name = name
-        self.where = f"operator {uid!r}, state {name!r}"
+        super().__init__(uid, name)
         self.union = isinstance(declaration, UnionListState)
         self.kind = "union list" if self.union else "operator list"
-        self.serializer = serializer_for(declaration.type)
+        self.serializer = self._stored = serializer_for(declaration.type)
         self.captures: list[_Capture] = []
         self._items: list[Any] = []
-        self._closed = False
 
     @property
     def items(self) -> list[Any]:
         """Append to it, and do nothing else: snapshots hold on to it."""
         if self._closed:
-            raise StateAccessError(f"{self.where}: the operator has been stopped")
+            self.check_open()
         return self._items
 
     @property
     def count(self) -> int:
-        """Also of a closed one."""
         return len(self._items)
-
-    def accept(self, value: Any) -> Any:
-        try:
-            return self.serializer.accept(value)
-        except UnserialisableValue as error:
-            raise UnserialisableValue(f"state {self.name!r}: {error}") from error
 
     def clear(self) -> None:
         if self.items:
@@ -89,18 +64,21 @@ class _Store:
             capture.touch(items, number)
 
     def close(self) -> None:
-        self._closed = True
+        super().close()
         self._items = []
 
     # ------------------------------------------------------------------------------------------------ to bytes and back
+    def begin(self) -> UnkeyedCapture | None:
+        return _Capture(self, self._items) if self._items else None
+
     def schema(self) -> Schema:
         return {"kind": self.kind, "type": self.serializer.schema}
 
-    def problems(self, old: Schema) -> list[str]:
-        kind = old.get("kind")
-        if kind != self.kind:
-            return [f"stored as {kind} state, now {self.kind} state"]
+    def _problems(self, old: Schema) -> list[str]:
         return self.serializer.check_compatible(old["type"])
+
+    def read_as(self, old: Schema) -> None:
+        self._stored = self.serializer.reader(old["type"])
 
     def encode(self, items: list[Any], first: int) -> bytes:
         """`first`: the number of the first of them, for errors."""
@@ -117,18 +95,13 @@ class _Store:
             except UnserialisableValue as error:
                 raise UnserialisableValue(f"{self.where}, item {number}: {error}") from error
 
-    def decode(self, data: bytes) -> list[Any]:
-        try:
-            layout = msgspec.msgpack.decode(data, type=_Layout)
-            if layout.version != _VERSION:
-                raise IncompatibleState(f"stored in format {layout.version}, this version reads {_VERSION}")
-            return self.serializer.decode_many(layout.items)
-        except StreamactorsError as error:
-            raise type(error)(f"{self.where}: {error}") from error
-        except Exception as error:
-            raise CorruptCheckpoint(
-                f"{self.where}: a block of items can't be read: {type(error).__name__}: {error}"
-            ) from error
+    def restore(self, block: ListBlock, start: int, stop: int) -> None:
+        with self.reading():
+            layout = msgspec.msgpack.decode(block.data, type=_Layout)
+            check_version(layout.version, _VERSION)
+            items = self._stored.decode_many(layout.items)
+        self.check_count(len(items), block)
+        self._items.extend(items[start:stop])
 
 
 # --------------------------------------------------------------------------------------------------------- bound states
@@ -140,14 +113,14 @@ class _Bound(ListState[T]):
     def append(self, value: T) -> None:
         store = self._store
         if type(value) not in store.serializer.types:
-            value = store.accept(value)
+            value = store.accept(store.serializer, value)
         store.items.append(value)
 
     def extend(self, values: Iterable[T]) -> None:
         store = self._store
         items = list(values)
         if not store.serializer.types.issuperset(map(type, items)):
-            items = list(map(store.accept, items))
+            items = [store.accept(store.serializer, item) for item in items]
         store.items.extend(items)
 
     def __iter__(self) -> Iterator[T]:
@@ -177,14 +150,13 @@ class _BoundUnionList(_Bound[T], UnionListState[T]):
 
 
 # ------------------------------------------------------------------------------------------------------------ snapshots
-class _Capture:
-    """One state as it was when the snapshot began: the first `_length` items of `_items`, those in `_kept` instead of
-    the ones that were handed out since."""
+class _Capture(UnkeyedCapture):
+    """The first `_length` items of `_items`, those in `_kept` instead of the ones that were handed out since."""
 
-    def __init__(self, store: _Store) -> None:
+    def __init__(self, store: _Store, items: list[Any]) -> None:
         self.store = store
-        self._items = store.items
-        self._length = len(store.items)
+        self._items = items
+        self._length = len(items)
         self._written = 0
         self._kept: dict[int, Any] = {}
         self._error: StreamactorsError | None = None
@@ -218,10 +190,10 @@ class _Capture:
 class ListsSnapshot:
     """The items as they were when it began, given out bit by bit while processing goes on."""
 
-    def __init__(self, stores: Iterable[_Store], monotonic: Callable[[], float]) -> None:
+    def __init__(self, stores: Iterable[UnkeyedStore], monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self._pace = Pace()
-        self._waiting = [_Capture(store) for store in stores if store.items]
+        self._waiting = [capture for store in stores if (capture := store.begin()) is not None]
         self._waiting.reverse()
 
     def next_block(self, budget_seconds: float = BLOCK_SECONDS) -> ListBlock | None:
@@ -259,7 +231,8 @@ class OperatorLists:
     def __init__(self, uid: str = "", *, clock: Clock = SYSTEM) -> None:
         self._uid = uid
         self._monotonic = clock.monotonic
-        self._stores: dict[str, _Store] = {}
+        self._stores: dict[str, UnkeyedStore] = {}
+        self._writes = WriteAccess()
 
     def __contains__(self, name: str) -> bool:
         return name in self._stores
@@ -270,20 +243,35 @@ class OperatorLists:
         where = f"operator {self._uid!r}, state {name!r}"
         if name in self._stores:
             raise InvalidDataflow(f"operator {self._uid!r}: two states have the name {name!r}")
-        if not isinstance(declaration, OperatorListState | UnionListState):
-            raise InvalidDataflow(f"{where}: {type(declaration).__name__} is no list state without a key")
         try:
-            store = _Store(self._uid, name, declaration)
+            store, bound = self._made(name, declaration)
         except InvalidDataflow as error:
             raise InvalidDataflow(f"{where}: {error}") from error
         self._stores[name] = store
-        bound = _BoundUnionList[Any](store) if store.union else _BoundOperatorList[Any](store)
         stand_in(bound, declaration, name)
         return cast(StateT, bound)
 
+    def _made(self, name: str, declaration: Declaration) -> tuple[UnkeyedStore, Declaration]:
+        if isinstance(declaration, BroadcastState):
+            entries = BroadcastStore(self._uid, name, declaration, self._writes)
+            return entries, BoundBroadcast[Any, Any](entries)
+        if not isinstance(declaration, OperatorListState | UnionListState):
+            raise InvalidDataflow(f"{type(declaration).__name__} is no state without a key")
+        items = _Store(self._uid, name, declaration)
+        return items, _BoundUnionList[Any](items) if items.union else _BoundOperatorList[Any](items)
+
+    @contextlib.contextmanager
+    def broadcasting(self) -> Iterator[None]:
+        """What every subtask is sent is processed: broadcast state may be written."""
+        self._writes.allowed = True
+        try:
+            yield
+        finally:
+            self._writes.allowed = False
+
     def begin_snapshot(self) -> ListsSnapshot | None:
         """The synchronous part: takes no longer for more items. Several may run at once; None where all is empty."""
-        if not any(store.items for store in self._stores.values()):
+        if not any(store.count for store in self._stores.values()):
             return None
         return ListsSnapshot(self._stores.values(), self._monotonic)
 
@@ -297,21 +285,16 @@ class OperatorLists:
         Raises IncompatibleState naming operator, state and both types. `allow_dropped` gives up stored states that are
         no longer declared.
         """
-        readers = {name: Reader(store.where, store.problems) for name, store in self._stores.items()}
+        readers = {name: Reader(store.where, store.problems, store.read_as) for name, store in self._stores.items()}
         check_schemas(stored, readers, self._uid, allow_dropped=allow_dropped)
 
     def restore(self, block: ListBlock, start: int, stop: int) -> None:
-        """Append the items `start` to `stop` of what a block holds; blocks of states that are not bound are skipped.
+        """Add the items `start` to `stop` of what a block holds; blocks of states that are not bound are skipped.
 
         Raises IncompatibleState for items that do not fit, CorruptCheckpoint for what can't be read at all.
         """
-        store = self._stores.get(block.state)
-        if store is None:
-            return
-        items = store.decode(block.data)
-        if len(items) != block.items:
-            raise CorruptCheckpoint(f"{store.where}: a block holds {len(items)} items, and should hold {block.items}")
-        store.items.extend(items[start:stop])
+        if (store := self._stores.get(block.state)) is not None:
+            store.restore(block, start, stop)
 
     def entries(self) -> dict[str, int]:
         """How many items each state holds, for metrics."""

@@ -8,7 +8,6 @@ Reading an entry that is not cached blocks: call `prefetch` for a batch before i
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -21,18 +20,22 @@ from streamactors.errors import (
 )
 from streamactors.state.backend import Cursor, NativePart, StateBlock, StateT
 from streamactors.state.blocks import codec_for
-from streamactors.state.descriptors import stand_in
+from streamactors.state.bound import dressed
+from streamactors.state.descriptors import Declaration, stand_in
 from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.pace import Pace
 from streamactors.state.rocksdb_database import WRITE_ROWS, Database, RocksDBOptions
 from streamactors.state.rocksdb_fetch import Fetch
-from streamactors.state.rocksdb_folder import LocalFolder, remove
+from streamactors.state.rocksdb_folder import LocalFolder, append, empty, remove
 from streamactors.state.rocksdb_native import (
+    FORMAT,
     RocksNativeSnapshot,
     base_of,
     check_max_parallelism,
     counts_in,
+    counts_of,
     keep_only,
+    known_tables,
     open_part,
     rows_of,
     same_rows,
@@ -41,7 +44,9 @@ from streamactors.state.rocksdb_native import (
 from streamactors.state.rocksdb_snapshot import RocksSnapshot
 from streamactors.state.rocksdb_states import bound_state
 from streamactors.state.rocksdb_stores import MISSING, Shared, Store, group_start, store_for
+from streamactors.state.rocksdb_sweep import sweep_group
 from streamactors.state.stored import Reader, check_keys, check_own, check_schemas
+from streamactors.state.ttl import UNSET, Turn, lifetimes_of
 
 __all__ = ["RocksDBBackend", "RocksDBOptions"]
 
@@ -92,6 +97,8 @@ class RocksDBBackend:
         self._native: list[RocksNativeSnapshot] = []
         self._native_digests: dict[str, tuple[int, bytes]] = {}
         self._native_made = 0
+        self._opened: list[Database] = []
+        """Databases that are being read from for a restore."""
         self._pace = Pace()
         self._limit = self.options.dirty
         self._closed = False
@@ -99,6 +106,14 @@ class RocksDBBackend:
     @property
     def _database(self) -> Database:
         return self._shared.database
+
+    @property
+    def native_format(self) -> str:
+        return FORMAT
+
+    @property
+    def declarations(self) -> dict[str, Declaration]:
+        return {state.name: state for state in self._bound}
 
     def attach(self, cursor: Cursor) -> None:
         self.cursor = cursor
@@ -111,11 +126,13 @@ class RocksDBBackend:
         if len(name.encode()) > 255:
             raise InvalidDataflow(f"operator {self._uid!r}, state {name!r}: the name is longer than 255 bytes")
         try:
-            codec = codec_for(declaration)
+            codec = codec_for(declaration, self._clock.time_ms)
         except InvalidDataflow as error:
             raise InvalidDataflow(f"operator {self._uid!r}, state {name!r}: {error}") from error
         store = self._stores[name] = store_for(codec, name, self._shared, self.options.cache)
-        bound = bound_state(store, self.cursor)
+        kept = bound_state(store, self.cursor)
+        stand_in(kept, declaration, name)
+        bound = dressed(declaration, name, kept, codec, self.cursor)
         stand_in(bound, declaration, name)
         self._bound.append(bound)
         self._share_cache()
@@ -196,22 +213,43 @@ class RocksDBBackend:
         if snapshot in self._snapshots:
             self._snapshots.remove(snapshot)
 
+    async def ready_for_native(self) -> None:
+        while (self._database.held or self._database.waiting) and not self._closed:
+            await self._settle()
+
     def begin_native_snapshot(self, checkpoint_id: int) -> RocksNativeSnapshot:
         """See `NativeSnapshot`. Raises CheckpointFailed while another one has not written its files yet, and the error
         of an entry that can't be written."""
         error = self._write_all()
         if error is not None:
             raise error
-        write_meta(self._database, self.schemas(), self._stores.values(), self._max_parallelism)
+        counts = counts_of(self._stores.values())
+        if counts:
+            write_meta(self._database, self.schemas(), counts, self._max_parallelism)
         self._native_made += 1
-        path = self._folder.path / f"native-{self._native_made}"
-        snapshot = RocksNativeSnapshot(checkpoint_id, self._database, path, self._native_digests, self._native_ended)
+        name = f"native-{self._native_made}"
+        snapshot = RocksNativeSnapshot(
+            checkpoint_id, counts, self._database, self._folder, name, self._native_digests, self._native_ended
+        )
         self._native.append(snapshot)
         return snapshot
 
     def _native_ended(self, snapshot: RocksNativeSnapshot) -> None:
         if snapshot in self._native:
             self._native.remove(snapshot)
+
+    def new_part(self, groups: KeyGroupRange) -> NativePart:
+        self._native_made += 1
+        with self._folder.in_use():
+            return NativePart(str(empty(self._folder.path / f"fetched-{self._native_made}")), groups)
+
+    def receive(self, part: NativePart, name: str, data: bytes) -> None:
+        with self._folder.in_use():
+            append(Path(part.folder) / name, data)
+
+    def drop(self, part: NativePart) -> None:
+        with self._folder.in_use():
+            remove(Path(part.folder))
 
     def restore_native(self, parts: Sequence[NativePart]) -> None:
         """Take over our key groups from files of native snapshots, before anything else is restored. Blocks: for a
@@ -223,6 +261,14 @@ class RocksDBBackend:
         """
         if any(store.count() for store in self._stores.values()):
             raise IncompatibleState(f"operator {self._uid!r}: native files can only be restored into empty state")
+        with self._folder.in_use():
+            try:
+                self._restore_native(parts)
+            finally:
+                if self._closed:  # meanwhile, by whoever waits for this thread no longer
+                    self._database.close()
+
+    def _restore_native(self, parts: Sequence[NativePart]) -> None:
         wanted = [part for part in parts if part.groups.intersect(self.groups)]
         base = base_of(wanted, self.groups)
         if base is not None and self._open(base):
@@ -234,6 +280,7 @@ class RocksDBBackend:
         """Go on with a part's files; False if they have to be rewritten."""
         path = self._folder.path / f"{DATABASE}-restored"
         database, meta = open_part(part, path, self.options, self._where)
+        self._opened.append(database)
         try:
             check_max_parallelism(meta, self._max_parallelism, self._where)
             if not same_rows(meta, self.schemas()):
@@ -243,8 +290,11 @@ class RocksDBBackend:
         except BaseException:
             database.close()
             raise
+        finally:
+            self._opened.remove(database)
         self._shared.database.close()
         self._shared.database = database
+        self._native_digests.update(known_tables(part))
         for state, counts in counts_in(meta, self.groups):
             self._stores[state].counts.update(counts)
         return True
@@ -252,6 +302,7 @@ class RocksDBBackend:
     def _copy(self, part: NativePart, path: Path) -> None:
         groups = part.groups.intersect(self.groups)
         source, meta = open_part(part, path, self.options, self._where)
+        self._opened.append(source)
         try:
             check_max_parallelism(meta, self._max_parallelism, self._where)
             if same_rows(meta, self.schemas()):
@@ -261,13 +312,14 @@ class RocksDBBackend:
             else:
                 self._rewrite(source, groups)
         finally:
+            self._opened.remove(source)
             source.close()
             remove(path)
 
     def _rewrite(self, source: Database, groups: KeyGroupRange) -> None:
         stores = {store.state: store for store in self._stores.values()}
         reader = rows_of(source, groups)
-        snapshot = RocksSnapshot(0, stores, reader, None, lambda _: None, self._clock.monotonic)
+        snapshot = RocksSnapshot(0, stores, reader, None, lambda _: None, self._clock.monotonic, older=True)
         while (block := snapshot.next_block()) is not None:
             self.restore([block])
 
@@ -275,7 +327,10 @@ class RocksDBBackend:
         return {name: store.codec.schema() for name, store in self._stores.items()}
 
     def check_schemas(self, stored: Mapping[str, Any], *, allow_dropped: bool = False) -> None:
-        readers = {name: Reader(store.where, store.codec.problems) for name, store in self._stores.items()}
+        readers = {
+            name: Reader(store.where, store.codec.problems, store.codec.read_as)
+            for name, store in self._stores.items()
+        }
         check_schemas(stored, readers, self._uid, allow_dropped=allow_dropped)
 
     def restore(self, blocks: Iterable[StateBlock]) -> None:
@@ -286,7 +341,7 @@ class RocksDBBackend:
 
     def _add(self, store: Store[Any], block: StateBlock) -> None:
         try:
-            keys, entries = store.codec.decode_block(block.data)
+            keys, entries = store.codec.decode_block(block.data, rewritten=block.rewritten)
         except StreamactorsError as error:
             raise type(error)(f"{store.where}: {error}") from error
         check_keys(keys, block.group, self._max_parallelism, store.where)
@@ -299,20 +354,26 @@ class RocksDBBackend:
         if group not in self.groups:
             raise StateAccessError(f"{store.where}: key group {group} is not among the {self.groups} of this subtask")
         found = store.copy_of(key, group)
-        if found is not MISSING:
-            return found
-        default = store.codec.empty()
-        return None if type(default) is object else default
+        return store.codec.answer(UNSET if found is MISSING else store.codec.seen(found))
 
     def scan(self, name: str) -> Iterator[tuple[int, Any, Any]]:
         store = self._store(name)
-        return chain.from_iterable(((group, key, held) for key, held in store.scan(group)) for group in self.groups)
+        held = ((group, key, store.codec.seen(entry)) for group in self.groups for key, entry in store.scan(group))
+        return (each for each in held if each[2] is not UNSET)
 
     def _store(self, name: str) -> Store[Any]:
         if name not in self._stores:
             known = ", ".join(self._stores) or "none"
             raise StateAccessError(f"operator {self._uid!r} has no state {name!r}; it declares: {known}")
         return self._stores[name]
+
+    # ------------------------------------------------------------------------------------------------- what has expired
+    @property
+    def lifetimes(self) -> dict[str, float]:
+        return lifetimes_of((name, store.codec) for name, store in self._stores.items())
+
+    async def sweep(self, name: str, group: int, turn: Turn) -> None:
+        await sweep_group(self._store(name), group, self._shared, self.cursor, self._clock.run_blocking, turn)
 
     def entries(self) -> dict[str, int]:
         return {name: store.count() for name, store in self._stores.items()}
@@ -334,6 +395,7 @@ class RocksDBBackend:
         for store in self._stores.values():
             store.close()
         try:
-            self._database.close()
+            for database in (*self._opened, self._database):
+                database.close()
         finally:
             self._folder.delete()

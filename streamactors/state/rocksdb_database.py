@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, TypeVar
 
 from streamactors.errors import (
+    CheckpointFailed,
     CorruptCheckpoint,
     InvalidConfig,
     MissingExtra,
@@ -45,7 +46,7 @@ class RocksDBOptions:
     compression: Literal["none", "lz4", "zstd"] = "lz4"
     bloom_bits: float = 10.0
     block_size: int = 16 << 10
-    compaction: Literal["level", "universal"] = "universal"
+    compaction: Literal["level", "universal", "none"] = "universal"
     dirty: int = 8192
     """Entries changed and not yet written, at most (but for those of the record in hand)."""
 
@@ -90,6 +91,7 @@ def _set_compaction(made: Any, options: RocksDBOptions) -> None:
     upload."""
     library = rocksdict()
     made.set_level_compaction_dynamic_level_bytes(options.compaction == "level")
+    made.set_disable_auto_compactions(options.compaction == "none")
     if options.compaction == "universal":
         made.set_compaction_style(library.DBCompactionStyle.universal())
         how = library.UniversalCompactOptions()
@@ -297,12 +299,15 @@ class Database:
 
     # ---------------------------------------------------------------------------------------------- points in time
     def hold(self) -> None:
-        """From now on, writes wait: a native snapshot must not see them. Writes all that waits so far."""
+        """From now on, writes wait: a native snapshot must not see them. Writes all that waits so far. Raises
+        CheckpointFailed if that can't be done now."""
         while self.waiting and not self._holds:
             before = len(self.waiting)
             self.settle(before)
             if len(self.waiting) == before:
-                raise StorageFailed(f"{self.where}: RocksDB is too busy for a snapshot; the next one may succeed")
+                raise CheckpointFailed(f"{self.where}: RocksDB is too busy for a native snapshot")
+        if self._holds:
+            raise CheckpointFailed(f"{self.where}: the snapshot before this one has not written its files yet")
         self._holds += 1
 
     def release(self) -> None:

@@ -28,7 +28,10 @@ class LocalFolder:
 
     def __init__(self, path: Path, lock: int) -> None:
         self.path = path
-        self._lock: int | None = lock
+        self._lock = [lock]
+        """Empty once it is deleted: whoever takes the lock out does that."""
+        self._users: set[object] = set()
+        self._doomed = False
 
     @classmethod
     def make(cls, base: str | None, token: Callable[[], str]) -> "LocalFolder":
@@ -44,13 +47,31 @@ class LocalFolder:
                 if lock is not None:
                     return cls(path, lock)
 
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """While a thread works in it: it is deleted only then."""
+        user = object()
+        self._users.add(user)
+        try:
+            yield
+        finally:
+            self._users.discard(user)
+            if self._doomed:
+                self._delete_if_unused()
+
     def delete(self) -> None:
-        """No matter if it is gone."""
-        if self._lock is None:
-            return
-        lock, self._lock = self._lock, None
-        shutil.rmtree(self.path, ignore_errors=True)
-        os.close(lock)
+        """Now, or when nobody uses it any more. No matter if it is gone."""
+        self._doomed = True
+        self._delete_if_unused()
+
+    def _delete_if_unused(self) -> None:
+        if not self._users:
+            try:
+                lock = self._lock.pop()
+            except IndexError:
+                return
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.close(lock)
 
 
 def _acquire(path: Path, *, create: bool) -> int | None:
@@ -102,6 +123,19 @@ def digest(path: Path) -> bytes:
         while chunk := file.read(_CHUNK):
             found.update(chunk)
     return found.digest()
+
+
+def read(path: Path, offset: int, length: int) -> bytes:
+    """Some of a file's bytes."""
+    with _refusals(f"{path} can't be read"), open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(length)
+
+
+def append(path: Path, data: bytes) -> None:
+    """To a file that is made if there is none."""
+    with _refusals(f"{path} can't be written"), open(path, "ab") as file:
+        file.write(data)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

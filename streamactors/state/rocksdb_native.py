@@ -10,11 +10,11 @@ from typing import Any, Final
 
 import msgspec
 
-from streamactors.errors import CheckpointFailed, CorruptCheckpoint, IncompatibleState
+from streamactors.errors import CorruptCheckpoint, IncompatibleState
 from streamactors.state.backend import NativeFile, NativePart
 from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.rocksdb_database import Database, RocksDBOptions, RowReader
-from streamactors.state.rocksdb_folder import copy, digest, empty, link_or_copy, remove, sizes
+from streamactors.state.rocksdb_folder import LocalFolder, copy, digest, empty, link_or_copy, read, remove, sizes
 from streamactors.state.rocksdb_stores import Store, group_start
 
 FORMAT: Final = "rocksdb-1"
@@ -22,6 +22,8 @@ _META: Final = b"\xff\xffmeta"
 """Behind all key groups, of which there are at most 32768."""
 _TABLE: Final = ".sst"
 _NOT_STORED: Final = (".log", ".dbtmp", "LOCK", "LOG")
+_OPTIONS: Final = "OPTIONS-"
+"""How whoever wrote it had opened it: larger than all else that is new each time, and never read."""
 _ESSENTIAL: Final = "CURRENT"
 
 
@@ -34,10 +36,15 @@ class _Meta(msgspec.Struct, forbid_unknown_fields=False):
     counts: dict[str, dict[int, int]]
 
 
-def write_meta(
-    database: Database, schemas: Mapping[str, Any], stores: Iterable[Store[Any]], max_parallelism: int
-) -> None:
+def counts_of(stores: Iterable[Store[Any]]) -> dict[str, dict[int, int]]:
+    """Keys by state and key group, without zeros, where nothing is dirty."""
     counts = {store.name: {group: count for group, count in store.counts.items() if count} for store in stores}
+    return {name: held for name, held in counts.items() if held}
+
+
+def write_meta(
+    database: Database, schemas: Mapping[str, Any], counts: dict[str, dict[int, int]], max_parallelism: int
+) -> None:
     database.write({_META: msgspec.msgpack.encode(_Meta(FORMAT, max_parallelism, dict(schemas), counts))})
 
 
@@ -50,24 +57,29 @@ class RocksNativeSnapshot:
     def __init__(
         self,
         checkpoint_id: int,
+        entries: Mapping[str, Mapping[int, int]],
         database: Database,
-        folder: Path,
+        place: LocalFolder,
+        name: str,
         digests: dict[str, tuple[int, bytes]],
         on_end: Callable[["RocksNativeSnapshot"], None],
     ) -> None:
-        if database.held:
-            raise CheckpointFailed(f"{database.where}: the snapshot before this one has not written its files yet")
         self.checkpoint_id = checkpoint_id
+        self.entries = entries
         self._database = database
-        self._folder = folder
+        self._place = place
+        self._folder = place.path / name
         self._digests = digests
         self._on_end = on_end
         self._ended = False
-        database.hold()
-        self._holding = True
+        self._holding = bool(entries)
+        if entries:
+            database.hold()
 
     def link(self) -> None:
-        self._database.checkpoint(self._folder)
+        if self.entries:
+            with self._place.in_use():
+                self._database.checkpoint(self._folder)
 
     def linked(self) -> None:
         if self._holding:
@@ -75,9 +87,16 @@ class RocksNativeSnapshot:
             self._database.release()
 
     def files(self) -> list[NativeFile]:
-        found = sizes(self._folder)
-        stored = {name: size for name, size in found.items() if not name.endswith(_NOT_STORED)}
-        return [self._file(name, size) for name, size in sorted(stored.items())]
+        if not self.entries:
+            return []
+        with self._place.in_use():
+            found = sizes(self._folder)
+            stored = {name: size for name, size in found.items() if _is_stored(name)}
+            return [self._file(name, size) for name, size in sorted(stored.items())]
+
+    def read(self, file: NativeFile, offset: int, length: int) -> bytes:
+        with self._place.in_use():
+            return read(Path(file.path), offset, length)
 
     def _file(self, name: str, size: int) -> NativeFile:
         path = self._folder / name
@@ -94,8 +113,13 @@ class RocksNativeSnapshot:
         self.linked()
         if not self._ended:
             self._ended = True
-            remove(self._folder)
+            if self.entries:
+                remove(self._folder)
             self._on_end(self)
+
+
+def _is_stored(name: str) -> bool:
+    return not name.endswith(_NOT_STORED) and not name.startswith(_OPTIONS)
 
 
 # -------------------------------------------------------------------------------------------------------------- restore
@@ -116,6 +140,12 @@ def open_part(part: NativePart, path: Path, options: RocksDBOptions, where: str)
         raise
 
 
+def known_tables(part: NativePart) -> dict[str, tuple[int, bytes]]:
+    """Size and digest by name, of those that need not be hashed again."""
+    found = sizes(Path(part.folder))
+    return {name: (found[name], digest) for name, digest in part.digests.items() if name in found}
+
+
 def _meta_of(database: Database) -> _Meta:
     data = database.get(_META)
     if data is None:
@@ -132,7 +162,12 @@ def _meta_of(database: Database) -> _Meta:
 def same_rows(meta: _Meta, schemas: Mapping[str, Any]) -> bool:
     """Whether the rows are what would be written now. What changed is rewritten when it is restored: rows of several
     versions in one database could not be told apart later."""
-    return all(schemas.get(name) == stored for name, stored in meta.schemas.items())
+    return all(name in schemas and _rows(schemas[name]) == _rows(stored) for name, stored in meta.schemas.items())
+
+
+def _rows(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What of a schema the rows depend on: whether there is a ttl, but not how long it is."""
+    return {**schema, "ttl": "ttl" in schema}
 
 
 def check_max_parallelism(meta: _Meta, max_parallelism: int, where: str) -> None:

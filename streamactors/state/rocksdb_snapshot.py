@@ -16,8 +16,9 @@ _GROUP_BYTES: Final = 2
 class _Part:
     """The rows of one state and key group that make one block."""
 
-    def __init__(self, store: Store[Any], group: int) -> None:
+    def __init__(self, store: Store[Any], codec: Any, group: int) -> None:
         self.store = store
+        self.codec = codec
         self.group = group
         self.entries = 0
         self.keys: list[Any] = []
@@ -30,16 +31,18 @@ class _Part:
             return None
         try:
             if isinstance(self.store, MapStore):
-                data = self.store.codec.encode_block(self.keys, self.maps)
+                data = self.codec.encode_block(self.keys, self.maps)
             else:
-                data = self.store.codec.encode_block([], [], self.keys, self.singles)
+                data = self.codec.encode_block([], [], self.keys, self.singles)
         except StreamactorsError as error:
             raise type(error)(f"{self.store.where}, {error}") from error
-        return StateBlock(self.store.name, self.group, self.entries, data)
+        rewritten = self.codec is not self.store.codec and isinstance(self.store, MapStore)
+        return StateBlock(self.store.name, self.group, self.entries, data, rewritten)
 
 
 class RocksSnapshot:
-    """See `KeyedSnapshot`. `error`: what an entry could not be written for, which is this snapshot's error."""
+    """See `KeyedSnapshot`. `error`: what an entry could not be written for, which is this snapshot's error. `older`:
+    the rows were written under what the codecs' `read_as` was told."""
 
     def __init__(
         self,
@@ -49,7 +52,10 @@ class RocksSnapshot:
         error: StreamactorsError | None,
         on_end: Callable[["RocksSnapshot"], None],
         monotonic: Callable[[], float],
+        *,
+        older: bool = False,
     ) -> None:
+        self._older = older
         self.checkpoint_id = checkpoint_id
         self._stores = stores
         self._reader: RowReader | None = reader
@@ -113,7 +119,8 @@ class RocksSnapshot:
         store = self._stores.get(prefix[_GROUP_BYTES:])
         if store is None:
             return None, 1
-        part = _Part(store, int.from_bytes(prefix[:_GROUP_BYTES], "big"))
+        codec = store.codec.older if self._older else store.codec
+        part = _Part(store, codec, int.from_bytes(prefix[:_GROUP_BYTES], "big"))
         take, cut = self._taker(part), len(prefix)
         take(first[0][cut:], first[1])
         rows = 1
@@ -184,7 +191,7 @@ class RocksSnapshot:
             if not part.keys or part.keys[-1] is not self._key:
                 self._add_key(part)
                 part.maps.append({})
-            part.maps[-1][inner] = store.codec.values.decode(value)
+            part.maps[-1][inner] = part.codec.values.decode(value)
 
 
 def _is_head(data: bytes) -> bool:

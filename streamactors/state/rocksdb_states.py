@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, cast, overload
 
-from streamactors.errors import UnserialisableValue
 from streamactors.state.backend import Cursor
+from streamactors.state.bound import naming
 from streamactors.state.descriptors import ListState, MapState, ValueState
 from streamactors.state.rocksdb_stores import (
     ABSENT,
@@ -23,24 +23,12 @@ V = TypeVar("V")
 D = TypeVar("D")
 
 
-def _naming(store: Store[Any], accept: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """`accept`, whose refusal also names the state: the value alone does not tell which one it was meant for."""
-
-    def accept_for_state(value: Any) -> Any:
-        try:
-            return accept(value)
-        except UnserialisableValue as error:
-            raise UnserialisableValue(f"state {store.name!r}: {error}") from error
-
-    return accept_for_state
-
-
 class RocksValue(ValueState[T]):
     """`get` and `set` are closures, as those of the heap are: with the entry in the cache they cost about the same."""
 
     def __init__(self, store: ValueStore, cursor: Cursor) -> None:
         self._store = store
-        self._accept = _naming(store, store.codec.serializer.accept)
+        self._accept = naming(store.name, store.codec.serializer.accept)
         self.attach(cursor)
 
     def attach(self, cursor: Cursor) -> None:
@@ -79,6 +67,25 @@ class RocksValue(ValueState[T]):
 
         return set_
 
+    def folder(self, first: Callable[[Any], T], fold: Callable[[T, Any], T]) -> Callable[[Any], None]:
+        store, cursor = self._store, self._cursor
+        tables, dirty, mark, load = store.tables, store.dirty, store.mark, store.load
+        types, accept = store.codec.serializer.types, self._accept
+
+        def add(value: Any) -> None:
+            key, group = cursor.key, cursor.group
+            if key not in dirty:
+                mark(key, group)  # first: the fold may change what is cached in place
+            before: Any = tables[group].get(key, MISSING)
+            if before is MISSING:
+                before = load(key, group)
+            after = first(value) if before is ABSENT else fold(before, value)
+            if type(after) not in types:
+                after = accept(after)
+            tables[group][key] = after
+
+        return add
+
     def clear(self) -> None:
         store, cursor = self._store, self._cursor
         if store.entry(cursor.key, cursor.group) is not ABSENT:
@@ -90,7 +97,7 @@ class RocksValue(ValueState[T]):
 class RocksList(ListState[T]):
     def __init__(self, store: ListStore, cursor: Cursor) -> None:
         self._store = store
-        self._accept = _naming(store, store.codec.items.accept)
+        self._accept = naming(store.name, store.codec.items.accept)
         self._types = store.codec.items.types
         self.attach(cursor)
 
@@ -137,8 +144,8 @@ class RocksMap(MapState[K, V]):  # noqa: PLW1641 (compared by what it holds, so 
 
     def __init__(self, store: MapStore, cursor: Cursor) -> None:
         self._store = store
-        self._accept_key = _naming(store, store.codec.keys.accept)
-        self._accept_value = _naming(store, store.codec.values.accept)
+        self._accept_key = naming(store.name, store.codec.keys.accept)
+        self._accept_value = naming(store.name, store.codec.values.accept)
         self._key_types = store.codec.keys.types
         self._value_types = store.codec.values.types
         self.attach(cursor)
@@ -182,11 +189,11 @@ class RocksMap(MapState[K, V]):  # noqa: PLW1641 (compared by what it holds, so 
         value = self._find(key)
         return default if value is ABSENT else value
 
-    def range(self, start: K, stop: K) -> Iterator[tuple[K, V]]:
-        """Entries from `start` up to `stop`, in the order of their keys, without reading others."""
+    def range(self, start: K | None = None, stop: K | None = None) -> Iterator[tuple[K, V]]:
+        first, last = self._order().bounds(start, stop)
         store, cursor = self._store, self._cursor
         cell = store.entry(cursor.key, cursor.group)
-        return store.in_order(cursor.key, cursor.group, cell, start, stop)
+        return store.in_order(cursor.key, cursor.group, cell, first, last)
 
     def clear(self) -> None:
         self._store.clear(self._cursor.key, self._cursor.group)

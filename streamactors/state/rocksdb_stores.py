@@ -4,7 +4,8 @@ Rows, each beginning with the key group (2 bytes, big endian) and the state's na
 
 - value: the key → the value.
 - list: the key → how many chunks there are, and the last items; the key and a chunk's number → its items. Appending
-  rewrites the last items only, of which there are fewer than `TAIL`.
+  rewrites the last items only, of which there are fewer than `TAIL`. Where chunks have expired, the number of the first
+  one left stands there too.
 - map: the key → how many entries; the key and the map's key → the value. In the order of the map's keys.
 
 A row of a key that its bytes do not give back in its own type (True, a tuple, an instance) carries it.
@@ -15,10 +16,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import merge
 from itertools import chain, islice
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
-from streamactors.errors import CorruptCheckpoint, StateAccessError, StreamactorsError, UnserialisableKey
+from streamactors.errors import CorruptCheckpoint, StreamactorsError, UnserialisableKey
 from streamactors.state.blocks import EntryCodec, ListCodec, MapCodec, ValueCodec
+from streamactors.state.bound import closed_tables, no_tables
 from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.rocksdb_database import Database, Rows
 from streamactors.state.rocksdb_keys import LENGTH, StorageKeys
@@ -42,23 +44,11 @@ LOADED: Final = 512
 
 _CARRIED: Final = ord("K")
 _HEAD: Final = ord("H")
+_HEAD_AND_FIRST: Final = ord("F")
 _LIST_HEAD: Final = struct.Struct(">BIQ")
+_LIST_HEAD_AND_FIRST: Final = struct.Struct(">BIQI")
 _MAP_HEAD: Final = struct.Struct(">BQ")
 _GROUP: Final = struct.Struct(">H")
-
-
-class NoTable:
-    """Stands where there is nothing to reach: no key in hand, a group of another subtask, a closed backend."""
-
-    __slots__ = ("_why",)
-
-    def __init__(self, why: str) -> None:
-        self._why = why
-
-    def _refuse(self, *_: Any) -> Any:
-        raise StateAccessError(self._why)
-
-    get = pop = __getitem__ = __setitem__ = _refuse
 
 
 def group_start(group: int) -> bytes:
@@ -107,14 +97,7 @@ class Store(ABC, Generic[EntryT]):
         self.young: dict[Any, Any] = {}
         self.old: dict[Any, Any] = {}
         self._dropped: dict[Any, Any] = {}
-        foreign = NoTable(
-            f"{self.where}: the key belongs to another subtask; this one has the key groups {self.groups}"
-        )
-        inactive = NoTable(
-            f"{self.where}: there is no current key. State is reachable only during process, for the key of the record "
-            "in hand: not in open, close or another task"
-        )
-        self.tables: list[Any] = [foreign] * shared.max_parallelism + [inactive]  # INACTIVE is the index -1
+        self.tables = no_tables(self.where, self.groups, shared.max_parallelism)
         self._use(self.young)
 
     @property
@@ -139,6 +122,15 @@ class Store(ABC, Generic[EntryT]):
 
     @abstractmethod
     def erase(self, key: Any, group: int, entry: EntryT, rows: Rows) -> None: ...
+
+    @abstractmethod
+    def prune(self, key: Any, group: int, entry: EntryT, found: Any, limit: int) -> EntryT | None:
+        """The entry without what was written until `limit`; None if there is nothing of it. `found`: where to look, as
+        `unsaved` gives it, or a sweep of the rows."""
+
+    @abstractmethod
+    def unsaved(self, key: Any, limit: int) -> Any:
+        """What has expired of a dirty entry, as far as it is in memory."""
 
     @abstractmethod
     def whole(self, key: Any, group: int, entry: EntryT) -> Any:
@@ -267,6 +259,29 @@ class Store(ABC, Generic[EntryT]):
         for told in self._shared.on_flush:
             told(self.name, keys)
 
+    def expire(self, group: int, found: Iterable[tuple[Any, Any, EntryT | None]], limit: int) -> None:
+        """Prune keys. With each comes what was found, and its entry as it is stored (None for a dirty key). What is not
+        in the cache is written without it."""
+        rows: Rows = {}
+        gone = 0
+        for key, what, stored in found:
+            if self.cached(key) is not MISSING:
+                self._expire_cached(key, group, what, limit)
+            elif stored is not None and (left := self.prune(key, group, stored, what, limit)) is not None:
+                holds = self.holds(left)
+                (self.write if holds else self.erase)(key, group, left, rows)
+                gone += not holds
+        if rows:
+            self.database.write(rows)
+            self.counts[group] -= gone
+
+    def _expire_cached(self, key: Any, group: int, found: Any, limit: int) -> None:
+        if key not in self.dirty:
+            self.mark(key, group)
+        left = self.prune(key, group, self.entry(key, group), found, limit)
+        if left is not None:
+            self.tables[group][key] = left
+
     def retry(self) -> None:
         """What was stuck may have been mended."""
         self.stuck.clear()
@@ -313,8 +328,7 @@ class Store(ABC, Generic[EntryT]):
         return row[5 + LENGTH.unpack_from(row, 1)[0] :] if row[0] == _CARRIED else row
 
     def close(self) -> None:
-        closed = NoTable(f"{self.where}: the operator has been stopped")
-        self.tables[:] = [closed] * len(self.tables)
+        self.tables[:] = closed_tables(self.where, len(self.tables))
         self.young, self.old, self._dropped, self.dirty = {}, {}, {}, {}
         self.counts = {}
 
@@ -339,6 +353,12 @@ class ValueStore(Store[Any]):
 
     def erase(self, key: Any, group: int, entry: Any, rows: Rows) -> None:
         rows[self.row_of(key, group)] = None
+
+    def prune(self, key: Any, group: int, entry: Any, found: None, limit: int) -> Any:
+        return ABSENT if entry is not ABSENT and entry[1] <= limit else None
+
+    def unsaved(self, key: Any, limit: int) -> None:
+        return None
 
     def whole(self, key: Any, group: int, entry: Any) -> Any:
         return self.codec.copy(entry)
@@ -382,13 +402,14 @@ class _ManyRows(Store[EntryT]):
 
 # ---------------------------------------------------------------------------------------------------------------- lists
 class ListCell:
-    """`chunks` of the list are in the database, with `sealed` items; `tail` comes after them. `stored` chunks are
-    there, some of which may be left from before it was cleared."""
+    """The chunks from `first` up to `chunks` make up the list, with `sealed` items; `tail` comes after them. The
+    database has those from `oldest` up to `stored`: some may be left from before it was cleared, or have expired."""
 
-    __slots__ = ("chunks", "sealed", "stored", "tail")
+    __slots__ = ("chunks", "first", "oldest", "sealed", "stored", "tail")
 
-    def __init__(self, chunks: int, sealed: int, tail: list[Any]) -> None:
+    def __init__(self, chunks: int, sealed: int, tail: list[Any], first: int = 0) -> None:
         self.chunks = self.stored = chunks
+        self.first = self.oldest = first
         self.sealed = sealed
         self.tail = tail
 
@@ -396,8 +417,15 @@ class ListCell:
         return self.sealed + len(self.tail)
 
     def clear(self) -> None:
-        self.chunks = self.sealed = 0
+        self.first = self.chunks = self.sealed = 0
         self.tail = []
+
+
+class ExpiredChunks(NamedTuple):
+    """Of one list, one after another: the number of the first, and how many items are in each."""
+
+    first: int
+    sizes: Sequence[int]
 
 
 class ListStore(_ManyRows[ListCell]):
@@ -407,9 +435,9 @@ class ListStore(_ManyRows[ListCell]):
         if row is None:
             return ListCell(0, 0, [])
         data = self.without_key(row)
-        chunks, sealed = head_of_list(data)
-        tail = data[_LIST_HEAD.size :]
-        return ListCell(chunks, sealed, self.codec.items.decode_many(tail) if tail else [])
+        chunks, sealed, first = head_of_list(data)
+        tail = tail_of_list(data)
+        return ListCell(chunks, sealed, self.codec.items.decode_many(tail) if tail else [], first)
 
     def holds(self, entry: ListCell) -> bool:
         return len(entry) > 0
@@ -428,29 +456,46 @@ class ListStore(_ManyRows[ListCell]):
         chunks = [encode(items) for items in sealing]
         last = encode(tail) if tail else b""
         count, sealed = entry.chunks + len(chunks), entry.sealed + sum(map(len, sealing))
-        rows[head] = self.carrying(key, _LIST_HEAD.pack(_HEAD, count, sealed) + last)
+        rows[head] = self.carrying(key, _packed_head(count, sealed, entry.first) + last)
+        rows.update((head + LENGTH.pack(number), None) for number in range(entry.oldest, entry.first))
         rows.update((head + LENGTH.pack(number), data) for number, data in enumerate(chunks, entry.chunks))
-        rows.update((head + LENGTH.pack(number), None) for number in range(count, entry.stored))
+        rows.update((head + LENGTH.pack(number), None) for number in range(max(count, entry.oldest), entry.stored))
         entry.chunks = entry.stored = count
+        entry.oldest = entry.first
         entry.sealed, entry.tail = sealed, tail
 
     def erase(self, key: Any, group: int, entry: ListCell, rows: Rows) -> None:
         head = self.row_of(key, group)
         rows[head] = None
-        rows.update((head + LENGTH.pack(number), None) for number in range(entry.stored))
-        entry.stored = 0
+        rows.update((head + LENGTH.pack(number), None) for number in range(entry.oldest, entry.stored))
+        entry.first = entry.oldest = entry.chunks = entry.stored = 0
 
     def items(self, key: Any, group: int, entry: ListCell) -> Iterator[Any]:
         """Chunk by chunk; the items of chunks are made anew each time."""
-        return chain(self._sealed(key, group, entry.chunks), entry.tail) if entry.chunks else iter(entry.tail)
+        return chain(self._sealed(key, group, entry), entry.tail) if entry.sealed else iter(entry.tail)
 
-    def _sealed(self, key: Any, group: int, chunks: int) -> Iterator[Any]:
+    def _sealed(self, key: Any, group: int, entry: ListCell) -> Iterator[Any]:
         head = self.row_of(key, group)
-        reader = self.database.rows(head + LENGTH.pack(0), head + LENGTH.pack(chunks))
+        reader = self.database.rows(head + LENGTH.pack(entry.first), head + LENGTH.pack(entry.chunks))
         return chain.from_iterable(self.codec.items.decode_many(row) for _, row in reader)
 
     def whole(self, key: Any, group: int, entry: ListCell) -> list[Any]:
-        return [*self._sealed(key, group, entry.chunks), *self.codec.copy(entry.tail)]
+        return [*self._sealed(key, group, entry), *self.codec.copy(entry.tail)]
+
+    def prune(self, key: Any, group: int, entry: ListCell, found: ExpiredChunks, limit: int) -> ListCell | None:
+        """From its start on, which is the oldest but for a clock that was turned back: whole chunks, and once there are
+        none, of the tail."""
+        before = len(entry)
+        if found.first == entry.first and found.first + len(found.sizes) <= entry.chunks:
+            entry.first += len(found.sizes)
+            entry.sealed -= sum(found.sizes)
+        if not entry.sealed:
+            young = next((number for number, (_, time) in enumerate(entry.tail) if time > limit), len(entry.tail))
+            del entry.tail[:young]
+        return entry if len(entry) < before else None
+
+    def unsaved(self, key: Any, limit: int) -> ExpiredChunks:
+        return ExpiredChunks(0, ())
 
     def add(self, key: Any, group: int, entry: list[Any]) -> None:
         self.extend(key, group, entry)
@@ -465,16 +510,25 @@ class ListStore(_ManyRows[ListCell]):
             self.write_out([key])
 
 
-def head_of_list(data: bytes) -> tuple[int, int]:
-    """Chunks, and items in them."""
+def _packed_head(chunks: int, sealed: int, first: int) -> bytes:
+    if first:
+        return _LIST_HEAD_AND_FIRST.pack(_HEAD_AND_FIRST, chunks, sealed, first)
+    return _LIST_HEAD.pack(_HEAD, chunks, sealed)
+
+
+def head_of_list(data: bytes) -> tuple[int, int, int]:
+    """The number behind the last chunk, the items in all chunks, and the number of the first one."""
+    if data[0] == _HEAD_AND_FIRST:
+        _, chunks, sealed, first = _LIST_HEAD_AND_FIRST.unpack_from(data)
+        return chunks, sealed, first
     mark, chunks, sealed = _LIST_HEAD.unpack_from(data)
     _check_head(mark)
-    return chunks, sealed
+    return chunks, sealed, 0
 
 
 def tail_of_list(data: bytes) -> bytes:
     """The last items, encoded; empty if all are in chunks."""
-    return data[_LIST_HEAD.size :]
+    return data[(_LIST_HEAD_AND_FIRST if data[0] == _HEAD_AND_FIRST else _LIST_HEAD).size :]
 
 
 def _check_head(mark: int) -> None:
@@ -502,11 +556,16 @@ class MapStore(_ManyRows[MapCell]):
     def read(self, key: Any, group: int, row: bytes | None) -> MapCell:
         if row is None:
             return MapCell(0, {}, complete=True)
+        cell = self.bare(row)
+        if cell.size > WHOLE:
+            return cell
+        return MapCell(cell.size, {inner: value for _, inner, value in self._stored_entries(key, group)}, complete=True)
+
+    def bare(self, row: bytes) -> MapCell:
+        """Nothing of it in memory."""
         mark, size = _MAP_HEAD.unpack_from(self.without_key(row))
         _check_head(mark)
-        if size > WHOLE:
-            return MapCell(size, {}, complete=False)
-        return MapCell(size, {inner: value for _, inner, value in self._stored_entries(key, group)}, complete=True)
+        return MapCell(size, {}, complete=False)
 
     def _stored_entries(self, key: Any, group: int, start: bytes = b"\0") -> Iterator[tuple[bytes, Any, Any]]:
         """Bytes of the map's key, the key, its value; in order."""
@@ -545,6 +604,19 @@ class MapStore(_ManyRows[MapCell]):
         entry.changed = {}
         if len(entry.known) > LOADED:  # a new dict: somebody may be walking over the other
             entry.known, entry.complete = {}, False
+
+    def prune(self, key: Any, group: int, entry: MapCell, found: Mapping[Any, Any], limit: int) -> MapCell | None:
+        """`found`: by the map's keys, as they are stored."""
+        before = entry.size
+        for inner, stored in found.items():
+            value = entry.known.get(inner, ABSENT if entry.complete or inner in entry.changed else stored)
+            if value is not ABSENT and value[1] <= limit:
+                self._remove(entry, inner)
+        return entry if entry.size < before else None
+
+    def unsaved(self, key: Any, limit: int) -> dict[Any, Any]:
+        known = self.cached(key).known
+        return {inner: value for inner, value in known.items() if value is not ABSENT and value[1] <= limit}
 
     def whole(self, key: Any, group: int, entry: MapCell) -> dict[Any, Any]:
         return self.codec.copy(dict(self.items(key, group, entry)))
@@ -591,13 +663,16 @@ class MapStore(_ManyRows[MapCell]):
             return False
         cell = self._changing(key, group)
         self.find(key, group, cell, inner)  # again: it may have been dropped meanwhile
+        self._remove(cell, inner)
+        return True
+
+    def _remove(self, cell: MapCell, inner: Any) -> None:
         cell.changed.setdefault(inner, True)
         if cell.complete:
             del cell.known[inner]
         else:
             cell.known[inner] = ABSENT
         cell.size -= 1
-        return True
 
     def clear(self, key: Any, group: int) -> None:
         if self.entry(key, group).size == 0:
@@ -617,11 +692,9 @@ class MapStore(_ManyRows[MapCell]):
         return cell.known.items() if cell.complete else self.in_order(key, group, cell)
 
     def in_order(
-        self, key: Any, group: int, cell: MapCell, start: Any = MISSING, stop: Any = MISSING
+        self, key: Any, group: int, cell: MapCell, first: bytes = b"\0", last: bytes = b"\xff"
     ) -> Iterator[tuple[Any, Any]]:
-        """Entries from `start` up to `stop`, in the order of their keys' bytes, without reading others."""
-        first = b"\0" if start is MISSING else self._inner(start)
-        last = b"\xff" if stop is MISSING else self._inner(stop)
+        """Entries from `first` up to `last`, in the order of their keys' bytes, without reading others."""
         known, changed = dict(cell.known), dict(cell.changed)
         new = [
             (data, inner, known[inner])

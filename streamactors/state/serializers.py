@@ -7,6 +7,7 @@ A serialised value begins with one byte for how the rest was written:
   integers beyond 64 bits.
 - `T` self-describing (`tagged`): for types that hold `Any`, numpy arrays and the like, and for keys.
 - `P` pickle, only where the user said so by `Pickle`.
+- `F` a format of the user's own, given by `Custom`.
 
 A type chooses its way once; every serializer reads all of the first three, so that a field added later may change the
 way.
@@ -25,14 +26,27 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, Final, Generic, Optional, TypeVar, cast
+from typing import Any, Final, Generic, Optional, Protocol, TypeVar, cast
 from uuid import UUID
 
 import msgspec
 from msgspec import inspect as info
 
 from streamactors.errors import IncompatibleState, InvalidDataflow, UnserialisableKey, UnserialisableValue
-from streamactors.state.schemas import Schema, class_name, class_of, describe, problems, schema_of
+from streamactors.formats import Decoder, Encoder
+from streamactors.state.aliases import refuse_misplaced
+from streamactors.state.evolution import converter
+from streamactors.state.schemas import (
+    Schema,
+    attribute,
+    class_name,
+    class_of,
+    describe,
+    for_manifest,
+    problems,
+    schema_of,
+    with_none,
+)
 from streamactors.state.tagged import TaggedCodec, field_names, is_record_class, place_of
 
 T = TypeVar("T")
@@ -41,6 +55,7 @@ _NATIVE: Final = b"N"
 _WIDE: Final = b"W"
 _TAGGED: Final = b"T"
 _PICKLE: Final = b"P"
+_FORMAT: Final = b"F"
 
 
 class _Everything(frozenset[Any]):
@@ -66,6 +81,7 @@ class Serializer(ABC, Generic[T]):
     """What a value holds can't be changed in place: a shallow copy is as good as a deep one."""
 
     schema: Schema
+    """For the manifest."""
 
     def accept(self, value: Any) -> T:
         """The value as it is to be stored. Raises UnserialisableValue if it is of another class."""
@@ -99,14 +115,24 @@ class Serializer(ABC, Generic[T]):
         """Why values stored under the schema `old` can't be read; empty if they can."""
         return problems(old, self.schema)
 
+    def reader(self, old: Schema, *, nullable: bool = False) -> "Serializer[T]":
+        """Reads what was stored under `old`, in which `check_compatible` has found no problem; writes as this one.
+        `nullable`: or None, which `old` does not tell."""
+        return self
+
 
 def serializer_for(tp: Any) -> Serializer[Any]:
     """For a type expression, or what `Pickle` returned. Raises InvalidDataflow for a type that can't be stored."""
+    if isinstance(tp, Serializer):  # of a type that is only known by its stored schema
+        return tp
     if isinstance(tp, Pickled):
         return _PickleSerializer(tp)
+    if isinstance(tp, Formatted):
+        return _FormatSerializer(tp)
     if tp is Any or tp is object:
         return AnySerializer()
     try:
+        refuse_misplaced(tp)
         kind = info.type_info(tp)
         return _TypedSerializer(tp, kind, _Facts(kind))
     except (TypeError, NameError) as error:
@@ -115,7 +141,7 @@ def serializer_for(tp: Any) -> Serializer[Any]:
 
 def optional(tp: Any) -> Any:
     """`tp | None`."""
-    if isinstance(tp, Pickled):
+    if isinstance(tp, Pickled | Formatted):
         return dataclasses.replace(tp, nullable=True)
     return tp if tp is Any or tp is object else Optional[tp]  # noqa: UP045 (`|` does not take every type form)
 
@@ -135,6 +161,7 @@ class AnySerializer(Serializer[Any]):
     def __init__(self) -> None:
         self._codec = TaggedCodec()
         self._typed: dict[type, _TypedSerializer | None] = {}
+        self._readers: dict[bytes, Serializer[Any]] = {}
 
     def encode(self, value: Any) -> bytes:
         return _TAGGED + self._codec.encode(value)
@@ -148,13 +175,22 @@ class AnySerializer(Serializer[Any]):
     def decode_many(self, data: bytes) -> list[Any]:
         if data[:1] == _TAGGED:
             return cast(list[Any], self._codec.decode(data[1:]))
-        place, fields, rest = msgspec.msgpack.decode(data[1:])
-        found = self._class_serializer(self._codec.classes.find(place, frozenset(fields)))
+        stored = _RECORDS.decode(data[1:])
+        reader = self._readers.get(stored.head)
+        if reader is None:
+            reader = self._readers[stored.head] = self._reader(*msgspec.msgpack.decode(stored.head))
+        return reader.decode_many(stored.data)
+
+    def _reader(self, place: str, schema: Schema) -> Serializer[Any]:
+        """Of records of the class that was at `place`, and had this schema."""
+        found = self._class_serializer(self._codec.classes.find(place, frozenset(map(attribute, schema["fields"]))))
         if found is None:
             raise IncompatibleState(
                 f"stored records of class {place} can't be read: its fields have types of no serialiser"
             )
-        return found.decode_many(rest)
+        if problems := found.check_compatible(schema):
+            raise IncompatibleState(f"stored records of class {place} can't be read: {'; '.join(problems)}")
+        return found.reader(schema)
 
     def _encode_one_class(self, values: list[Any]) -> bytes | None:
         """The fast way for a whole batch of Structs; None where it does not apply."""
@@ -166,8 +202,8 @@ class AnySerializer(Serializer[Any]):
             data = serializer.encode_many(values)
         except UnserialisableValue:  # not what its fields declare: the slow way keeps it as it is
             return None
-        cls = type(values[0])
-        return _NATIVE + msgspec.msgpack.encode((place_of(cls), sorted(field_names(cls)), data))
+        head = msgspec.msgpack.encode((place_of(type(values[0])), serializer.schema))
+        return _NATIVE + msgspec.msgpack.encode(_Records(head, data))
 
     def _class_serializer(self, cls: type) -> "_TypedSerializer | None":
         if cls not in self._typed:
@@ -183,6 +219,16 @@ class AnySerializer(Serializer[Any]):
         except InvalidDataflow:
             return None
         return serializer if isinstance(serializer, _TypedSerializer) and not serializer.tagged else None
+
+
+class _Records(msgspec.Struct, array_like=True):
+    """Of one class. `head`: its place and its schema."""
+
+    head: bytes
+    data: bytes
+
+
+_RECORDS: Final = msgspec.msgpack.Decoder(_Records)
 
 
 class KeySerializer(AnySerializer):
@@ -210,12 +256,13 @@ class _TypedSerializer(Serializer[Any]):
         self.immutable = facts.immutable
         self.flat = facts.flat
         self.tagged = facts.tagged
-        self.schema = schema_of(kind, by_name=facts.tagged)
-        self._tp, self._list = tp, list[tp]
+        self.today = schema_of(kind)
+        self.schema = for_manifest(self.today)
+        self.type, self._list = tp, list[tp]
         self._exact = facts.exact
         self._codec = TaggedCodec(facts.classes)
         self._write = self._tagged if facts.tagged else self._wide if facts.wide else self._native
-        self._decode_one = msgspec.msgpack.Decoder(self._tp).decode
+        self._decode_one = msgspec.msgpack.Decoder(self.type).decode
         self._decode_many = msgspec.msgpack.Decoder(self._list).decode
 
     def encode(self, value: Any) -> bytes:
@@ -241,10 +288,28 @@ class _TypedSerializer(Serializer[Any]):
         return data
 
     def decode(self, data: bytes) -> Any:
-        return self._read(data, self._decode_one, self._tp)
+        return self._read(data, self._decode_one, self.type)
 
     def decode_many(self, data: bytes) -> list[Any]:
         return cast(list[Any], self._read(data, self._decode_many, self._list))
+
+    # ------------------------------------------------------------------------------------------- what is stored already
+    def check_compatible(self, old: Schema) -> list[str]:
+        return problems(old, self.today)
+
+    def reader(self, old: Schema, *, nullable: bool = False) -> Serializer[Any]:
+        stored = with_none(old) if nullable else old
+        return self if stored == self.schema else _OlderReader(self, stored)
+
+    def read_older(self, data: bytes, convert: Callable[[Any], Any], tp: Any) -> Any:
+        """`convert` brings what was stored into the shape of `tp`."""
+        try:
+            stored = msgspec.msgpack.decode(data[1:]) if data[:1] == _NATIVE else self._codec.decode_parts(data[1:])
+            return msgspec.convert(convert(stored), tp)
+        except msgspec.ValidationError as error:
+            raise self._unreadable(error) from error
+        except (IncompatibleState, TypeError) as error:  # a TypeError: keys that msgpack can't have without a type
+            raise IncompatibleState(f"a stored value can't be read as {describe(self.schema)}: {error}") from error
 
     # ------------------------------------------------------------------------------------------------- one way there
     def _native(self, value: Any) -> bytes:
@@ -265,7 +330,10 @@ class _TypedSerializer(Serializer[Any]):
                 return native(data[1:])
             return msgspec.convert(self._codec.decode(data[1:]), tp)
         except msgspec.ValidationError as error:
-            raise IncompatibleState(f"a stored value is not of type {describe(self.schema)}: {error}") from error
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: msgspec.ValidationError) -> IncompatibleState:
+        return IncompatibleState(f"a stored value is not of type {describe(self.schema)}: {error}")
 
     # ----------------------------------------------------------------------------------------------------- and back
     def _compare(self, values: list[Any], decoded: list[Any]) -> None:
@@ -280,6 +348,31 @@ class _TypedSerializer(Serializer[Any]):
         if isinstance(why, IncompatibleState) and why.__cause__ is not None:
             why = why.__cause__  # that it can't be read is no news about a value that is just being stored
         return UnserialisableValue(f"a value does not fit its type {describe(self.schema)}: {why}")
+
+
+class _OlderReader(Serializer[Any]):
+    """A serializer that reads what was stored under an older schema."""
+
+    def __init__(self, today: _TypedSerializer, old: Schema) -> None:
+        self.types, self.immutable, self.flat, self.schema = today.types, today.immutable, today.flat, today.schema
+        self._today = today
+        self._convert = converter(old, today.today)
+
+    def encode(self, value: Any) -> bytes:
+        return self._today.encode(value)
+
+    def encode_many(self, values: list[Any]) -> bytes:
+        return self._today.encode_many(values)
+
+    def decode(self, data: bytes) -> Any:
+        return self._today.read_older(data, self._convert, self._today.type)
+
+    def decode_many(self, data: bytes) -> list[Any]:
+        found = self._today.read_older(data, self._convert_all, list[self._today.type])  # type: ignore[name-defined]
+        return cast(list[Any], found)
+
+    def _convert_all(self, values: list[Any]) -> list[Any]:
+        return list(map(self._convert, values))
 
 
 _MISFITS: Final = (TypeError, ValueError, RecursionError, IncompatibleState)
@@ -487,6 +580,121 @@ class _PickleSerializer(Serializer[Any]):
 
     def decode_many(self, data: bytes) -> list[Any]:
         return list(map(self.decode, msgspec.msgpack.decode(data[1:], type=list[bytes])))
+
+
+# ------------------------------------------------------------------------------------------------ formats of the user's
+FormatT = TypeVar("FormatT")
+
+
+class Format(Encoder[FormatT], Decoder[FormatT], Protocol[FormatT]):
+    """How a user writes values of a type: `Json(Model)`, or anything with `encode` and `decode`.
+
+    Whoever changes what `encode` writes gives the format a `version` (an int, 1 if there is none), and a method
+    `decode_version(data, version)`, which is called for what older ones wrote.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Formatted:
+    """What `Custom` returned."""
+
+    type: Any
+    format: Format[Any]
+    nullable: bool = False
+
+
+def Custom(type: builtins.type[T], format: Format[T]) -> builtins.type[T]:  # noqa: N802 (used like a type)
+    """A state type stored in a format of one's own: `ValueState(Custom(Model, ModelFormat()))`.
+
+    What the class looks like is the format's business; that it is the same format, by the name of its class and its
+    version, is checked on restore. Values are copied by encoding and decoding them.
+    """
+    return cast(builtins.type[T], Formatted(type, format))
+
+
+class _FormatSerializer(Serializer[Any]):
+    """None, where that may be stored, is an empty value behind the mark."""
+
+    immutable = False
+    flat = False
+
+    def __init__(self, declared: Formatted) -> None:
+        self._declared = declared
+        self._format = declared.format
+        self._class = object if declared.type is Any else class_of(declared.type)
+        self._version = getattr(declared.format, "version", 1)
+        if not isinstance(self._version, int):
+            raise InvalidDataflow(f"the version of {_name(type(self._format))} is {self._version!r}: make it an int")
+        self.types = frozenset({self._class, type(None)} if declared.nullable else {self._class})
+        format = type(declared.format).__name__
+        self.schema = {"kind": "format", "name": class_name(self._class), "format": format, "version": self._version}
+
+    def accept(self, value: Any) -> Any:
+        """Subclasses too: what they come back as is the format's business."""
+        return value if isinstance(value, self._class) else super().accept(value)
+
+    def encode(self, value: Any) -> bytes:
+        return _FORMAT + msgspec.msgpack.encode(self._written(self.accept(value)))
+
+    def encode_many(self, values: list[Any]) -> bytes:
+        return _FORMAT + msgspec.msgpack.encode([self._written(self.accept(value)) for value in values])
+
+    def _written(self, value: Any) -> bytes | None:
+        if value is None and self._declared.nullable:
+            return None
+        try:
+            data = self._format.encode(value)
+        except Exception as error:  # whatever a user's code raises
+            raise UnserialisableValue(f"{_shown(value)}: {self._called()} can't write it: {error}") from error
+        if not isinstance(data, bytes):
+            raise UnserialisableValue(f"{self._called()} gave {_shown(data)} for {_shown(value)}: give bytes")
+        return data
+
+    def decode(self, data: bytes) -> Any:
+        return self._read(self._format.decode, msgspec.msgpack.decode(data[1:], type=bytes | None))
+
+    def decode_many(self, data: bytes) -> list[Any]:
+        stored = msgspec.msgpack.decode(data[1:], type=list[bytes | None])
+        return [self._read(self._format.decode, each) for each in stored]
+
+    def _read(self, decode: Callable[[bytes], Any], data: bytes | None) -> Any:
+        if data is None:
+            return None
+        try:
+            return decode(data)
+        except Exception as error:  # whatever a user's code raises
+            raise IncompatibleState(f"{self._called()} can't read a stored {self.schema['name']}: {error}") from error
+
+    def _called(self) -> str:
+        return f"the format {_name(type(self._format))}"
+
+    def check_compatible(self, old: Schema) -> list[str]:
+        if (old["kind"], old.get("format")) != ("format", self.schema["format"]):
+            return [f"stored as {describe(old)}, now {describe(self.schema)}"]
+        if old["version"] == self._version:
+            return []
+        versions = f"stored by version {old['version']} of {self._called()}, which is version {self._version} now"
+        if old["version"] > self._version:
+            return [f"{versions}: use the newer one"]
+        return (
+            [] if hasattr(self._format, "decode_version") else [f"{versions}, and has no decode_version(data, version)"]
+        )
+
+    def reader(self, old: Schema, *, nullable: bool = False) -> Serializer[Any]:
+        return self if old["version"] == self._version else _OlderFormat(self._declared, old["version"])
+
+
+class _OlderFormat(_FormatSerializer):
+    def __init__(self, declared: Formatted, version: int) -> None:
+        super().__init__(declared)
+        self._stored_version = version
+
+    def _read(self, decode: Callable[[bytes], Any], data: bytes | None) -> Any:
+        return super()._read(self._decode_older, data)
+
+    def _decode_older(self, data: bytes) -> Any:
+        format: Any = self._format
+        return format.decode_version(data, self._stored_version)
 
 
 # --------------------------------------------------------------------------------------------------------- for messages

@@ -11,17 +11,19 @@ _BUILTIN: Final = frozenset({str, int, bytes, float, bool})
 
 
 class Reader(NamedTuple):
-    """A state bound now: how it is named in errors, and what hinders it from reading a stored schema."""
+    """A state bound now: how it is named in errors, what hinders it from reading a stored schema, and how it is told
+    to, if nothing does."""
 
     where: str
     problems: Callable[[Any], Sequence[str]]
+    read_as: Callable[[Any], None] = lambda _: None
 
 
 def check_schemas(
     stored: Mapping[str, Any], readers: Mapping[str, Reader], uid: str, *, allow_dropped: bool = False
 ) -> None:
     """Raises IncompatibleState naming operator, state and both types. `allow_dropped` gives up stored states that are
-    no longer declared."""
+    no longer declared. If all fit, they are told to read what was stored so."""
     for name, schema in stored.items():
         reader = readers.get(name)
         if reader is not None:
@@ -32,6 +34,9 @@ def check_schemas(
                 f"operator {uid!r}, state {name!r}: stored in the checkpoint, but no longer declared. "
                 "Declare it again, or allow dropping state"
             )
+    for name, schema in stored.items():
+        if name in readers:
+            readers[name].read_as(schema)
 
 
 def check_own(block: StateBlock, groups: KeyGroupRange, uid: str) -> None:

@@ -4,14 +4,20 @@ Plain msgpack, with extension types for what msgpack can't tell apart (tuple fro
 for instances of dataclasses, msgspec Structs, NamedTuples and enums. Those carry their class's name and field names, by
 which it is found again among the classes loaded in the decoding process: a script's `__main__.Order` is `orders.Order`
 under `streamactors run orders:flow`. The one exception: bytearray and memoryview come back as bytes.
+
+With an instance goes a fingerprint of its class's fields and their types. Where that is what it was, the instance comes
+back as it was, whatever it held. Else the stored fields are brought into today's: by name or alias, and only if each
+value is one of its field's type (an integer also where a float is wanted).
 """
 
 import dataclasses
 import datetime as dt
 import enum
+import functools
 import importlib
 import io
 import sys
+import typing
 import uuid
 import zoneinfo
 from collections import deque
@@ -19,12 +25,14 @@ from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import PurePath
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgpack  # type: ignore[import-untyped]
 import msgspec
 
 from streamactors.errors import IncompatibleState, UnserialisableValue
+from streamactors.state.aliases import Names, aliases_of, pair_up
+from streamactors.state.schemas import fingerprint
 
 # Extension codes: part of the stored format. Never change or reuse one.
 _TUPLE: Final = 1
@@ -160,14 +168,12 @@ class TaggedCodec:
         self._packers: list[msgpack.Packer] = []  # idle: each packs one value at a time, and a value may hold others
         self._writers: dict[type, Callable[[Any], tuple[int, bytes]]] = dict(_EXTENSIONS)
         self._writers |= {tuple: self._items(_TUPLE), set: self._items(_SET), frozenset: self._items(_FROZENSET)}
-        self._readers: dict[int, Callable[[bytes], Any]] = dict(_READERS)
-        self._readers |= {
-            _TUPLE: lambda data: tuple(self.decode(data)),
-            _SET: lambda data: set(self.decode(data)),
-            _FROZENSET: lambda data: frozenset(self.decode(data)),
-            _INSTANCE: self._read_instance,
-            _ENUM: self._read_enum,
+        self._readers = self._containers(self.decode) | {_INSTANCE: self._read_instance, _ENUM: self._read_enum}
+        self._part_readers = self._containers(self.decode_parts) | {
+            _INSTANCE: self._stored_instance,
+            _ENUM: self._stored_enum,
         }
+        self._builders: dict[tuple[Any, ...], Callable[[dict[str, Any]], Any]] = {}
 
     def encode(self, value: Any) -> bytes:
         """Raises UnserialisableValue for a value, or a part of one, of an unknown class."""
@@ -185,6 +191,10 @@ class TaggedCodec:
         """Raises IncompatibleState if an instance's class is not loaded."""
         return msgpack.unpackb(data, ext_hook=self._read, strict_map_key=False, unicode_errors="surrogatepass")
 
+    def decode_parts(self, data: bytes) -> Any:
+        """Without classes: instances are `StoredInstance`s, and members of enums `StoredEnum`s."""
+        return msgpack.unpackb(data, ext_hook=self._read_part, strict_map_key=False, unicode_errors="surrogatepass")
+
     def encode_list(self, values: list[Any]) -> bytes:
         """The same bytes as `encode`, faster for strings, bytes and floats."""
         if _PLAIN.issuperset(map(type, values)):
@@ -201,10 +211,18 @@ class TaggedCodec:
         return msgpack.ExtType(*writer(value))
 
     def _read(self, code: int, data: bytes) -> Any:
-        reader = self._readers.get(code)
-        if reader is None:
-            raise IncompatibleState(f"stored state holds a value of unknown kind {code}: written by a newer version?")
-        return reader(data)
+        return _reader(self._readers, code)(data)
+
+    def _read_part(self, code: int, data: bytes) -> Any:
+        return _reader(self._part_readers, code)(data)
+
+    @staticmethod
+    def _containers(decode: Callable[[bytes], Any]) -> dict[int, Callable[[bytes], Any]]:
+        return _READERS | {
+            _TUPLE: lambda data: tuple(decode(data)),
+            _SET: lambda data: set(decode(data)),
+            _FROZENSET: lambda data: frozenset(decode(data)),
+        }
 
     def _items(self, code: int) -> Callable[[Any], tuple[int, bytes]]:
         return lambda value: (code, self.encode(list(value)))
@@ -222,29 +240,157 @@ class TaggedCodec:
         place = place_of(cls)
         if issubclass(cls, enum.Enum):
             return lambda value: (_ENUM, self.encode([place, value.value]))
-        names = sorted(field_names(cls))
-        return lambda value: (_INSTANCE, self.encode([place, {name: getattr(value, name) for name in names}]))
+        names, stamp = sorted(field_names(cls)), fingerprint(cls)
+        return lambda value: (_INSTANCE, self.encode([place, {name: getattr(value, name) for name in names}, stamp]))
 
     def _read_instance(self, data: bytes) -> Any:
-        place, fields = self.decode(data)
-        return build(self.classes.find(place, frozenset(fields)), fields)
+        place, fields, *stamp = self.decode(data)
+        which = place, frozenset(fields), *stamp
+        builder = self._builders.get(which)
+        if builder is None:
+            cls = self.classes.find(place, which[1])
+            same = stamp == [fingerprint(cls)] and which[1] == field_names(cls)
+            builder = self._builders[which] = functools.partial(_made if same else build, cls)
+        return builder(fields)
 
     def _read_enum(self, data: bytes) -> Any:
         place, value = self.decode(data)
-        return self.classes.find(place, frozenset())(value)
+        try:
+            return self.classes.find(place, frozenset())(value)
+        except ValueError as error:
+            raise IncompatibleState(
+                f"stored state holds the value {value!r} of the enum {place}, which is gone"
+            ) from error
+
+    def _stored_instance(self, data: bytes) -> "StoredInstance":
+        place, fields, *_ = self.decode_parts(data)
+        return StoredInstance(place, fields, self, data)
+
+    def _stored_enum(self, data: bytes) -> "StoredEnum":
+        place, value = self.decode(data)
+        return StoredEnum(place, value, self, data)
 
 
+def _reader(readers: dict[int, Callable[[bytes], Any]], code: int) -> Callable[[bytes], Any]:
+    if code not in readers:
+        raise IncompatibleState(f"stored state holds a value of unknown kind {code}: written by a newer version?")
+    return readers[code]
+
+
+# ----------------------------------------------------------------------------------------------- instances, unassembled
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class StoredInstance:
+    """What is stored of an instance, whatever has become of its class. Its fields may hold others."""
+
+    place: str
+    fields: dict[str, Any]
+    codec: TaggedCodec
+    data: bytes
+
+    @property
+    def name(self) -> str:
+        return self.place.rpartition(".")[2]
+
+    def build(self) -> Any:
+        return self.codec._read_instance(self.data)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class StoredEnum:
+    """A member of an enum, likewise."""
+
+    place: str
+    value: Any
+    codec: TaggedCodec
+    data: bytes
+
+    @property
+    def name(self) -> str:
+        return self.place.rpartition(".")[2]
+
+    def build(self) -> Any:
+        return self.codec._read_enum(self.data)
+
+
+def built(value: Any) -> Any:
+    """With instances in place of all that `decode_parts` left unassembled."""
+    match value:
+        case StoredInstance() | StoredEnum():
+            return value.build()
+        case list() | tuple() | set() | frozenset():
+            return type(value)(map(built, value))
+        case dict():
+            return {built(key): built(each) for key, each in value.items()}
+    return value
+
+
+# ----------------------------------------------------------------------------------------------------------- assembling
 def build(cls: Any, fields: dict[str, Any]) -> Any:
-    """An instance from stored fields: fields that are gone are dropped, new ones take their default."""
-    known = field_names(cls)
-    kept = {name: value for name, value in fields.items() if name in known}
+    """An instance from fields stored of another version of the class: those that are gone are dropped, new ones take
+    their default. Raises IncompatibleState for what can't be told, or is not of its field's type."""
+    traits = _Traits.of(cls)
+    found, clashes = pair_up(traits.names, {name: name for name in fields})
+    if clashes:
+        raise IncompatibleState(f"stored state holds an instance of {cls.__name__}: {'; '.join(clashes.values())}")
+    kept = {name: traits.fitting(name, fields[stored]) for name, stored in found.items()}
+    return _made(cls, kept, stored=fields)
+
+
+def _made(cls: Any, fields: dict[str, Any], *, stored: Iterable[str] = ()) -> Any:
     try:
-        return _build_dataclass(cls, kept) if dataclasses.is_dataclass(cls) else cls(**kept)
+        return _build_dataclass(cls, fields) if dataclasses.is_dataclass(cls) else cls(**fields)
     except TypeError as error:
         raise IncompatibleState(
-            f"stored state holds an instance of {cls.__name__} with the fields ({', '.join(sorted(fields))}), which "
-            f"the class no longer takes: {error}; give new fields a default"
+            f"stored state holds an instance of {cls.__name__} with the fields "
+            f"({', '.join(sorted(stored or fields))}), which the class no longer takes: {error}; "
+            "give new fields a default"
         ) from error
+
+
+class _Traits(NamedTuple):
+    """What is known of a class's fields: under which names they may be stored, and of which type each is, where that
+    can be told."""
+
+    cls: str
+    names: dict[str, Names]
+    types: dict[str, Any]
+
+    @classmethod
+    def of(cls, record: Any) -> "_Traits":
+        fields = field_names(record)
+        try:
+            types = typing.get_type_hints(record)
+            aliases = aliases_of(record)
+        except (TypeError, NameError):  # names that only a type checker knows
+            types, aliases = {}, {}
+        names = {name: Names(aliases.get(name, ()), _encoded(record, name)) for name in fields}
+        return cls(record.__name__, names, types)
+
+    def fitting(self, name: str, value: Any) -> Any:
+        if name not in self.types:
+            return value
+        try:
+            found = msgspec.convert(value, self.types[name])
+        except msgspec.ValidationError as error:
+            raise self._misfit(name, value, error) from error
+        except TypeError:  # a type that msgspec does not know
+            return value
+        if found is value or ((type(found) is type(value) or type(value) is int) and found == value):
+            return found
+        raise self._misfit(name, value, f"it would come back as {found!r}")
+
+    def _misfit(self, name: str, value: Any, why: object) -> IncompatibleState:
+        return IncompatibleState(
+            f"stored state holds an instance of {self.cls} whose field {name!r} is of another type now: {value!r} does "
+            f"not fit ({why})"
+        )
+
+
+def _encoded(cls: Any, name: str) -> str:
+    """The field's name in encoded data."""
+    if not issubclass(cls, msgspec.Struct):
+        return name
+    return str(cls.__struct_encode_fields__[cls.__struct_fields__.index(name)])
 
 
 def _build_dataclass(cls: Any, fields: dict[str, Any]) -> Any:

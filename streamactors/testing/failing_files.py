@@ -198,3 +198,6 @@ class FailingFiles:
     async def lock(self, path: str, what: str, owner: str) -> Lock:
         await self._obey("lock", path)
         return await self._inner.lock(path, what, owner)
+
+    async def close(self) -> None:
+        await self._inner.close()

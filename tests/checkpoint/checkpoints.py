@@ -8,6 +8,7 @@ from streamactors.checkpoint.manifest import (
     NodeState,
     OperatorMeta,
     SubtaskState,
+    requirements,
 )
 from streamactors.checkpoint.restorable import Restorable
 from streamactors.checkpoint.store import CheckpointStore
@@ -31,6 +32,7 @@ def manifest_of(
     savepoint: bool = False,
 ) -> Manifest:
     node = NodeState("totals", keyed=tuple(KeyedHandle(file, BLOCKS) for file in files))
+    subtasks = (SubtaskState("totals", 0, (node,)),)
     return Manifest(
         flow=store.flow,
         run=store.run,
@@ -38,7 +40,8 @@ def manifest_of(
         checkpoint=checkpoint,
         time_ms=checkpoint,
         operators=(OperatorMeta("totals", "process", 1, 128),),
-        subtasks=(SubtaskState("totals", 0, (node,)),),
+        subtasks=subtasks,
+        requires=requirements(subtasks),
         transactional=transactional,
         final=final,
         savepoint=savepoint,

@@ -135,6 +135,12 @@ def test_lists_come_back_and_an_older_reader_is_told_of_them() -> None:
         encode_manifest(msgspec.structs.replace(content, requires=()))
 
 
+def test_broadcast_state_is_no_list_to_an_older_reader() -> None:
+    content = with_lists(ListRef("held", 3, 0, 20), ListRef("rules", 2, 20, 10, broadcast=True))
+    assert decode_manifest(encode_manifest(content), FILE) == content
+    assert content.requires == ("operator-lists", "broadcast-state")
+
+
 @pytest.mark.parametrize(
     "ref", [ListRef("held", 1, 20, 11), ListRef("held", 1, -1, 5), ListRef("held", 1, 5, -1), ListRef("held", 0, 0, 9)]
 )
@@ -163,6 +169,16 @@ def test_what_is_in_flight_comes_back() -> None:
     assert content.state_bytes == example().state_bytes + 30
     assert (content.in_flight_records, content.in_flight_bytes) == (7, 30)
     assert [(edge, frame) for _, edge, frame in content.in_flight()] == list(zip((KEYED, SIDE), FRAMES, strict=True))
+
+
+def test_records_on_their_way_to_a_second_input() -> None:
+    """To an older reader all would lie on one edge."""
+    right = InFlightEdge(EdgeKey("orders", "totals", side=1), "broadcast")
+    content = with_in_flight(*FRAMES, edges=(KEYED, right))
+    assert decode_manifest(encode_manifest(content), FILE) == content
+    assert content.requires == ("in-flight", "second-inputs-in-flight")
+    stored = msgspec.msgpack.encode(("orders", "totals", None, 1))
+    assert msgspec.msgpack.decode(stored, type=EdgeKey) == EdgeKey("orders", "totals", None, 1, side=0)
 
 
 def test_only_what_is_in_flight_is_a_requirement() -> None:

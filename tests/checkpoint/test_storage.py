@@ -387,14 +387,28 @@ def test_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("file://relative/path", "three slashes"),
         ("file:relative", "three slashes"),
         ("file://", "three slashes"),
-        ("s3://key:secret@bucket/x", r"s3://… is not supported by this version.*file:///absolute/path"),
-        ("memory://x", "not supported"),
+        ("s3://key:secret@bucket/x", r"credentials and options don't belong into a URI.*storage_options"),
+        ("s3://bucket/x?versionId=secret", "don't belong into a URI"),
+        ("abfs://user:secret@account/x", "don't belong into a URI"),
+        ("hdfs://secret@host/x", r"hdfs://… is not supported: 'hdfs' is none of s3, gs.*file:///absolute/path"),
+        ("s3://", "names no bucket and path: write s3://bucket/path"),
+        ("s3://bucket//x", "names no bucket and path"),
+        ("s3://bucket/a/../x", "names no bucket and path"),
+        ("s3://bucket/x", "s3://bucket/x is no local folder"),
     ],
 )
 def test_refused_uris(uri: str, message: str) -> None:
     with pytest.raises(InvalidConfig, match=message) as caught:
         LocalFiles(uri)
     assert "secret" not in str(caught.value)
+
+
+def test_uris_of_object_stores() -> None:
+    assert normalise_uri("s3://bucket") == normalise_uri("s3://bucket/") == "s3://bucket"
+    assert normalise_uri("S3A://bucket/a b/c%20d/") == "s3://bucket/a b/c%20d"
+    assert normalise_uri("gcs://bucket/a") == "gs://bucket/a"
+    azure = "abfs://container@account.dfs.core.windows.net/a"
+    assert normalise_uri(azure) == azure
 
 
 # ------------------------------------------------------------------------------------------------------------ ownership

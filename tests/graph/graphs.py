@@ -1,5 +1,6 @@
 """Graphs for the tests of the planner: a short way to write one, and random ones."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,12 +24,21 @@ from streamactors.operators.base import Context, Operator, OperatorSpec
 from streamactors.operators.process import ProcessSpec
 from streamactors.operators.sink import SinkSpec
 from streamactors.operators.stateless import FunctionSpec
+from streamactors.operators.two_inputs import CoOperator, CoProcessSpec
 
 DEAD = OutputTag("dead", DeadLetter)
 
 
 class Passing(Operator[Any, Any]):
     def process(self, value: Any, ctx: Context[None, Any], /) -> None:
+        ctx.emit(value)
+
+
+class Joining(CoOperator[Any, Any, Any]):
+    def process_left(self, value: Any, ctx: Context[None, Any], /) -> None:
+        ctx.emit(value)
+
+    def process_right(self, value: Any, ctx: Context[None, Any], /) -> None:
         ctx.emit(value)
 
 
@@ -41,6 +51,7 @@ SPECS: dict[str, SourceSpec | OperatorSpec] = {
     "map": FunctionSpec("map", identity),
     "process": ProcessSpec(Passing, keyed=False),
     "routed": ProcessSpec(Passing, keyed=False, on_error=DEAD),
+    "connected": CoProcessSpec(Joining, keyed=False),
     "sink": SinkSpec(ListSink()),
 }
 
@@ -52,12 +63,21 @@ class Graph:
         self._nodes: list[Node] = []
 
     def add(
-        self, uid: str, kind: str | SourceSpec | OperatorSpec, *inputs: str | tuple[str, Partitioning], **options: Any
+        self,
+        uid: str,
+        kind: str | SourceSpec | OperatorSpec,
+        *inputs: str | tuple[str, Partitioning],
+        right: Sequence[str | tuple[str, Partitioning]] = (),
+        **options: Any,
     ) -> "Graph":
+        """`right`: what goes into its second input."""
         spec = SPECS[kind] if isinstance(kind, str) else kind
-        edges = tuple(self._edge(*(item if isinstance(item, tuple) else (item, Forward()))) for item in inputs)
+        edges = *self._edges(inputs), *(replace(edge, side=1) for edge in self._edges(right))
         self._nodes.append(Node(len(self._nodes), uid, uid, spec, edges, **options))
         return self
+
+    def _edges(self, inputs: Sequence[str | tuple[str, Partitioning]]) -> list[Edge]:
+        return [self._edge(*(item if isinstance(item, tuple) else (item, Forward()))) for item in inputs]
 
     def _edge(self, origin: str, partitioning: Partitioning) -> Edge:
         uid, _, tag = origin.partition(".")
@@ -87,13 +107,16 @@ WIDTHS = st.sampled_from([None, None, None, 1, 2, 3])
 
 @st.composite
 def graphs(draw: st.DrawFn) -> LogicalGraph:
-    """Any valid graph: unions (of a stream with itself too), side outputs, fans, sinks, steps that nothing consumes."""
+    """Any valid graph: unions and connected streams (of one with itself too), side outputs, fans, sinks, steps that
+    nothing consumes."""
     nodes: list[Node] = []
     for _ in range(draw(st.integers(1, 3))):
         nodes.append(Node(len(nodes), f"n{len(nodes)}", "", SPECS["source"], (), draw(WIDTHS), draw(st.booleans())))
     for _ in range(draw(st.integers(1, 10))):
         edges = draw(st.lists(_edge(nodes), min_size=1, max_size=3))
-        kind = draw(st.sampled_from(["map", "process", "process", "sink"]))
+        kind = draw(st.sampled_from(["map", "process", "process", "connected", "sink"]))
+        if kind == "connected":
+            edges += [replace(edge, side=1) for edge in draw(st.lists(_edge(nodes), min_size=1, max_size=2))]
         chain = draw(st.sampled_from([True, True, True, False]))
         nodes.append(Node(len(nodes), f"n{len(nodes)}", "", SPECS[kind], tuple(edges), draw(WIDTHS), chain))
     return LogicalGraph("random", tuple(_with_unused_sources_in(nodes)))

@@ -16,12 +16,12 @@ def expected(graph: LogicalGraph) -> list[EdgeKey]:
     """From the logical graph alone: every input of every step, told from the others that are alike by its number."""
     keys: list[EdgeKey] = []
     for node in graph.nodes:
-        seen: dict[tuple[str, str | None], int] = {}
+        seen: dict[tuple[str, str | None, int], int] = {}
         for edge in node.inputs:
             upstream = graph.nodes[edge.upstream].uid
-            ordinal = seen.get((upstream, edge.tag), 0)
-            seen[upstream, edge.tag] = ordinal + 1
-            keys.append(EdgeKey(upstream, node.uid, edge.tag, ordinal))
+            ordinal = seen.get((upstream, edge.tag, edge.side), 0)
+            seen[upstream, edge.tag, edge.side] = ordinal + 1
+            keys.append(EdgeKey(upstream, node.uid, edge.tag, ordinal, edge.side))
     return keys
 
 
@@ -36,10 +36,11 @@ def test_every_edge_has_one_name_in_every_plan(graph: LogicalGraph, parallelism:
         assert sorted(edges.by_key, key=str) == sorted(expected(graph), key=str)
         assert len(edges.by_key) == len(edges.exits) + len(edges.chained)
         for exit, edge in zip(planned.edges, edges.exits, strict=True):
-            assert (leaving(planned, exit).uid, exit.downstream, exit.tag) == (
+            assert (leaving(planned, exit).uid, exit.downstream, exit.tag, exit.side) == (
                 edge.key.upstream,
                 edge.key.downstream,
                 edge.key.tag,
+                edge.key.side,
             )
             assert (edge.vertex, edge.place, edge.partitioning) == (exit.downstream, 0, exit.partitioning)
         for (vertex, place), edge in edges.chained.items():

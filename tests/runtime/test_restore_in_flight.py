@@ -254,6 +254,48 @@ async def test_edges_that_are_alike_are_told_apart() -> None:
         plan_backlogs(captured.manifest(), union(Rebalance()))
 
 
+@given(st.data(), widths, widths, widths, widths)
+def test_both_inputs_of_a_step_get_their_own_at_any_parallelism(
+    data: st.DataObject, senders: int, before: int, up: int, after: int
+) -> None:
+    """Also where both come from one step; on one side by key, on the other every subtask's copies."""
+
+    def connected(senders: int, receivers: int) -> PhysicalPlan:
+        graph = Graph().add("up", "source", parallelism=senders)
+        graph.add("down", "connected", ("up", KEYED), right=[("up", Broadcast())], parallelism=receivers)
+        return plan(graph.build(), max_parallelism=GROUPS)
+
+    keyed = data.draw(channels(two_steps(KEYED, senders, before)))
+    copied = data.draw(channels(two_steps(Broadcast(), senders, before)))
+    captured = Captured(connected(senders, before)).add("up", "down", keyed).add("up", "down", copied, side=1)
+    by_side: dict[int, Restored] = {0: {}, 1: {}}
+    for subtask, batches in asyncio.run(captured.restored(connected(up, after))).items():
+        for restored in batches:
+            by_side[restored.edge.key.side].setdefault(subtask, []).append(restored)
+    left, right = (received(found) for found in by_side.values())
+    check_each_once(left, records(keyed))
+    check_order(left)
+    check_order(right)
+    assert all(owner(record, after) == index for index, got in left.items() for record in got)
+    for index in range(after):
+        copies = [record for record in records(copied) if record.receiver == index % before]
+        assert Counter(right.get(index, [])) == Counter(copies)
+
+
+async def test_records_do_not_change_sides_with_the_flow() -> None:
+    def connected(left: str, right: str) -> PhysicalPlan:
+        graph = Graph().add("a", "source").add("b", "source")
+        return plan(graph.add("down", "connected", left, right=[right]).build())
+
+    captured = Captured(connected("a", "b")).add("b", "down", [Channel(0, 0, [Batch([1])])], side=1)
+    with pytest.raises(
+        IncompatibleState, match=r"1 records in flight on the edge 'b' → 'down' \(second input\), which the"
+    ):
+        plan_backlogs(captured.manifest(), connected("b", "a"))
+    [batches] = (await captured.restored(connected("a", "b"))).values()
+    assert [(restored.edge.key.side, *restored.batch.values) for restored in batches] == [(1, 1)]
+
+
 def test_nothing_in_flight_nothing_to_give_back() -> None:
     old = two_steps(KEYED, 2, 2)
     assert plan_backlogs(Captured(old).manifest(), two_steps(Broadcast(), 1, 3)) == {}

@@ -34,8 +34,10 @@ Item = tuple[int, int, int]
 blocks = st.lists(st.integers(1, 7), max_size=4)
 
 
-def handle(owner: int, sizes: list[int], *, state: str = "held", union: bool = False) -> ListsHandle:
-    refs = tuple(ListRef(state, size, number, 1, union) for number, size in enumerate(sizes))
+def handle(
+    owner: int, sizes: list[int], *, state: str = "held", union: bool = False, broadcast: bool = False
+) -> ListsHandle:
+    refs = tuple(ListRef(state, size, number, 1, union, broadcast) for number, size in enumerate(sizes))
     return ListsHandle(FileHandle(f"{owner}", 99, b""), refs)
 
 
@@ -47,9 +49,9 @@ def all_items(stored: list[list[int]]) -> list[Item]:
     return [(i, j, number) for i, sizes in enumerate(stored) for j, size in enumerate(sizes) for number in range(size)]
 
 
-def dealt(stored: list[list[int]], now: int, *, union: bool = False) -> list[list[Item]]:
+def dealt(stored: list[list[int]], now: int, **mode: Any) -> list[list[Item]]:
     """By subtask of now. Subtasks without items have left no file; and the last ones come first."""
-    handles = {owner: handle(owner, sizes, union=union) for owner, sizes in enumerate(stored) if sizes}
+    handles = {owner: handle(owner, sizes, **mode) for owner, sizes in enumerate(stored) if sizes}
     handles = dict(reversed(handles.items()))
     return [
         [item for piece in deal_lists(handles, index, len(stored), now) for item in items_of(piece)]
@@ -75,6 +77,13 @@ def test_at_the_parallelism_of_before_each_has_its_own_again(stored: list[list[i
 @given(st.lists(blocks, min_size=1, max_size=6), st.integers(1, 9))
 def test_every_subtask_has_all_items_of_a_union(stored: list[list[int]], now: int) -> None:
     assert dealt(stored, now, union=True) == [all_items(stored)] * now
+
+
+@given(st.lists(blocks, min_size=1, max_size=6), st.integers(1, 9))
+def test_every_subtask_has_one_old_subtasks_copy_of_a_broadcast_map(stored: list[list[int]], now: int) -> None:
+    """The same one whose in-flight copies it gets."""
+    own = [[item for item in all_items(stored) if item[0] == owner] for owner in range(len(stored))]
+    assert dealt(stored, now, broadcast=True) == [own[index % len(stored)] for index in range(now)]
 
 
 def test_states_are_dealt_out_one_by_one() -> None:

@@ -28,6 +28,9 @@ class SteppingClock:
         self.now += self.step
         return self.now
 
+    def time_ms(self) -> int:
+        return round(self.now * 1000)
+
 
 def filled(keys: int, clock: Any = None) -> tuple[HeapBackend, ValueState[Any], ListState[Any]]:
     backend = HeapBackend(KeyGroupRange(0, 1), 1, uid="totals", **({"clock": clock} if clock else {}))

@@ -21,8 +21,9 @@ from streamactors.errors import (
 from streamactors.state.descriptors import ListState, OperatorListState, Ttl, UnionListState, ValueState
 from streamactors.state.heap import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange
-from streamactors.state.operator_lists import ListBlock, ListsSnapshot, OperatorLists
+from streamactors.state.operator_lists import ListsSnapshot, OperatorLists
 from streamactors.state.serializers import Pickle
+from streamactors.state.unkeyed import ListBlock
 
 TINY = 1e-9
 """A budget for one item."""
@@ -126,7 +127,7 @@ class TestDeclarations:
     def test_keyed_and_other_state_are_kept_apart(self) -> None:
         with pytest.raises(InvalidDataflow, match="state 'own': OperatorListState belongs to no key"):
             HeapBackend(KeyGroupRange(0, 1), 1).bind("own", OperatorListState(int))
-        with pytest.raises(InvalidDataflow, match="state 'total': ValueState is no list state without a key"):
+        with pytest.raises(InvalidDataflow, match="state 'total': ValueState is no state without a key"):
             OperatorLists().bind("total", ValueState(int))
 
     def test_a_type_that_can_not_be_stored(self) -> None:

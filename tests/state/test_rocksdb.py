@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from streamactors.errors import InvalidConfig, MissingExtra, StateAccessError, StorageFailed, UnserialisableValue
+from streamactors.errors import (
+    CheckpointFailed,
+    InvalidConfig,
+    MissingExtra,
+    StateAccessError,
+    StorageFailed,
+    UnserialisableValue,
+)
 from streamactors.state.backend import KeyedBackend
 from streamactors.state.descriptors import ListState, MapState, ValueState
 from streamactors.state.heap import HeapBackend
@@ -174,6 +181,8 @@ class TestPrefetch:
     async def test_it_waits_while_too_much_waits_to_be_written(self, make: Make) -> None:
         backend = make(dirty=8)
         total = backend.bind("total", ValueState(int, default=0))
+        stand_on(backend.cursor, "held", 1)
+        total.set(1)
         snapshot = backend.begin_native_snapshot(1)
         for key in range(100):
             stand_on(backend.cursor, key, 1)
@@ -191,6 +200,8 @@ class TestPrefetch:
         backend = make()
         total, events = backend.bind("total", ValueState(int, default=0)), backend.bind("events", ListState(int))
         keys = list(range(50))
+        stand_on(backend.cursor, "held", 1)
+        total.set(1)
         snapshot = backend.begin_native_snapshot(1)
         for key in keys:
             stand_on(backend.cursor, key, 1)
@@ -438,7 +449,7 @@ def test_what_rocksdb_does_not_take_at_once_waits(make: Make, monkeypatch: pytes
             stand_on(backend.cursor, key, 1)
             total.set(key)
         found = drained(backend.begin_snapshot(1))
-        with pytest.raises(StorageFailed, match="RocksDB is too busy for a snapshot"):
+        with pytest.raises(CheckpointFailed, match="RocksDB is too busy for a native snapshot"):
             backend.begin_native_snapshot(2)
     assert len(backend._database.waiting) > 90
     backend.begin_native_snapshot(3).abort()

@@ -206,6 +206,7 @@ def test_the_backend_says_what_it_can(make: Make) -> None:
 
 def test_one_at_a_time(make: Make) -> None:
     backend = make()
+    fill(backend)
     first = backend.begin_native_snapshot(1)
     with pytest.raises(CheckpointFailed, match="the snapshot before this one has not written its files yet"):
         backend.begin_native_snapshot(2)

@@ -1,17 +1,10 @@
-"""Deliberate bugs of the protocols, each a small patch, to prove that the simulation can fail.
+"""Mutants of the protocols: barriers, data in flight, event time, coordinator, storage, sinks."""
 
-A mutant is caught when a run of the simulation fails by an invariant: its `symptom`, so that a patch which merely
-crashes proves nothing. Runs begin with seed 0, dealt out over the mutant's scenarios; no seed is picked.
-"""
-
-import asyncio
-import contextlib
 import datetime as dt
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
-import msgspec
 import pytest
 
 import streamactors as sa
@@ -23,7 +16,6 @@ from streamactors.checkpoint.protocol import Action, Forward, UnblockAll
 from streamactors.checkpoint.storage import LocalFiles, is_temporary
 from streamactors.checkpoint.store import CheckpointStore
 from streamactors.elements import Barrier, Batch, Element
-from streamactors.errors import SimulationFailed
 from streamactors.runtime import inflight, restore, restore_in_flight, restore_time
 from streamactors.runtime.attempt import Attempt
 from streamactors.runtime.backlog import All
@@ -33,14 +25,14 @@ from streamactors.runtime.inputs import SourceInput
 from streamactors.runtime.messages import CheckpointAborted, CheckpointComplete
 from streamactors.runtime.snapshot import _Pending
 from streamactors.runtime.subtask import Subtask
-from streamactors.state import heap
+from streamactors.state import heap_tables
 from streamactors.state.key_groups import KeyGroupRange, subtask_range
-from streamactors.testing.simulation import Faults, Outcome, Scenario, World, scenario, simulate
+from streamactors.testing.simulation import Faults, Outcome, Scenario, World
 from streamactors.testing.simulation.sink import SimulatedWriter
 from streamactors.testing.simulation.storage import SimulatedDisk
+from streamactors.testing.simulation.timed import event_time, judged_as_ever
+from tests.testing.mutants import COUNTS, DECLINED, DISORDER, LOST, TWICE, UNDECIDED, mutant
 
-SEEDS: Final = 300
-"""A mutant must be caught within so many."""
 RESCALED: Final = Faults(
     kills=8,
     power_losses=0,
@@ -56,149 +48,10 @@ UNALIGNED: Final = sa.Config(
     restart=sa.Restart.exponential(dt.timedelta(milliseconds=10), dt.timedelta(seconds=2)),
     checkpoints=sa.Checkpoints("file:///simulation", interval=dt.timedelta(seconds=0.1), alignment="unaligned"),
 )
-LOST: Final = "are lost"
-TWICE: Final = "came twice"
-DISORDER: Final = r"came after|counted \[|its state holds"
-COUNTS: Final = r"counted \[|its state holds the counts"
-UNDECIDED: Final = "neither committed nor aborted"
-DECLINED: Final = "a later checkpoint's barrier came first"
-"""Of a checkpoint that nobody had given up."""
 SWITCHED: Final = Faults(modes=("aligned", "aligned-timeout", "unaligned"))
-
-Plant = Callable[[pytest.MonkeyPatch], None]
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """`places`: (topology, mode), in turn. `faults`: where they differ from the scenario's."""
-
-    name: str
-    plant: Plant
-    places: tuple[tuple[str, str], ...]
-    symptom: str
-    faults: str = ""
-
-    @contextlib.contextmanager
-    def planted(self) -> Iterator[None]:
-        with pytest.MonkeyPatch.context() as patch:
-            self.plant(patch)
-            yield
-
-    def place(self, seed: int) -> tuple[str, str]:
-        return self.places[seed % len(self.places)]
-
-
-MUTANTS: Final[dict[str, Mutant]] = {}
-
-
-def mutant(*places: str, symptom: str, faults: str = "") -> Callable[[Plant], Plant]:
-    """`places` as "topology mode". `symptom`: a pattern that the failure's message must match."""
-
-    def add(plant: Plant) -> Plant:
-        name = plant.__name__
-        pairs = [place.split() for place in places]
-        MUTANTS[name] = Mutant(name, plant, tuple((topology, mode) for topology, mode in pairs), symptom, faults)
-        return plant
-
-    return add
-
-
-# ------------------------------------------------------------------------------------------------------------- hunting
-@dataclass(frozen=True)
-class Catch:
-    """`runs` made until it was caught, the last of them being this one. `symptom` is what the simulation said."""
-
-    topology: str
-    mode: str
-    seed: int
-    runs: int
-    symptom: str
-
-
-def hunt(name: str) -> Catch | None:
-    """Seed after seed until the mutant is caught; None if it never is."""
-    hunted = MUTANTS[name]
-    with hunted.planted():
-        for seed in range(SEEDS):
-            topology, mode = hunted.place(seed)
-            symptom = run(topology, mode, seed, hunted.faults)
-            if symptom is not None:
-                return Catch(topology, mode, seed, seed + 1, symptom)
-    return None
-
-
-def run(topology: str, mode: str, seed: int, faults: str) -> str | None:
-    """What the simulation found wrong; None if nothing."""
-    made = replace(OWN[topology], mode=mode) if topology in OWN else scenario(topology, mode)
-    try:
-        simulate(made, seed=seed, faults=Faults.from_options(faults, made.faults))
-    except SimulationFailed as failure:
-        return str(failure).splitlines()[0].partition(": ")[2]
-    return None
 
 
 # ---------------------------------------------------------------------------------------------------- flows of our own
-class Timed(msgspec.Struct, frozen=True):
-    number: int
-    key: str
-    time: int
-
-
-class Verdict(msgspec.Struct, frozen=True):
-    number: int
-    late: bool
-
-
-class Judge(sa.KeyedOperator[str, Timed, Verdict]):
-    """Tells what is late. It keeps state, so that its event time is that of key groups; and takes its time, so that
-    its subtasks are not equally far, and much is in flight."""
-
-    seen = sa.ValueState(int, default=0)
-
-    async def process(self, event: Timed, ctx: sa.Context[str, Verdict], /) -> None:
-        await asyncio.sleep(0.01 * (7 * event.number % 11))
-        self.seen.set(self.seen.get() + 1)
-        ctx.emit(Verdict(event.number, event.time <= ctx.watermark))
-
-
-LATE_BY: Final = 9
-"""Records; a source gives at most 8 at a time, and tells the watermark after these."""
-
-
-def timed_events(world: World) -> list[Timed]:
-    """Of each, it is certain whether it is late, however they are read: two of three never are, and one always is."""
-    draw = world.random("timed")
-    late = [number > LATE_BY and number % 3 == 2 for number in range(draw.randint(30, 80))]
-    times = [100 * (number - LATE_BY * late) for number, late in enumerate(late)]
-    return [Timed(number, f"k{draw.randrange(12)}", time) for number, time in enumerate(times)]
-
-
-def event_time(world: World) -> sa.Dataflow:
-    flow = sa.Dataflow("event-time")
-    watermarks = sa.Watermarks.bounded(_time_of, dt.timedelta(milliseconds=50))
-    source = flow.source("events", world.source([timed_events(world)]), watermarks=watermarks, parallelism=1)
-    source.key_by(_key_of).process("judge", Judge).sink("out", world.sink())
-    return flow
-
-
-def _time_of(event: Timed) -> int:
-    return event.time
-
-
-def _key_of(event: Timed) -> str:
-    return event.key
-
-
-def judged_as_ever(outcome: Outcome) -> None:
-    wanted = {event.number: event.time != 100 * event.number for event in timed_events(outcome.world)}
-    found: list[Verdict] = outcome.output()
-    assert sorted(verdict.number for verdict in found) == sorted(wanted), "records are lost or came twice"
-    wrong = [verdict for verdict in found if verdict.late != wanted[verdict.number]]
-    late, missed = [each.number for each in wrong if each.late], [each.number for each in wrong if not each.late]
-    assert not late, f"records {late} became late"
-    assert not missed, f"late records {missed} were taken for punctual ones"
-
-
 def marked_in_place(world: World) -> sa.Dataflow:
     """Its steps change the records that they get, as users should not, but may."""
     flow = sa.Dataflow("marked-in-place")
@@ -415,7 +268,7 @@ def wrong_key_groups_on_restore(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("pipeline aligned", "two-input unaligned", symptom=COUNTS)
 def snapshot_sees_later_changes(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(heap._GuardedTable, "_touch", lambda self, key: None)
+    patch.setattr(heap_tables.GuardedTable, "_touch", lambda self, key: None)
 
 
 @mutant("pipeline aligned", "union unaligned", "broadcast aligned", "two-input unaligned", symptom=LOST)

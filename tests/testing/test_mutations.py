@@ -11,7 +11,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 
 import pytest
 
-from tests.testing.mutations import MUTANTS, SEEDS, Catch, hunt, run
+from tests.testing.hunting import SEEDS, Catch, hunt, run
+from tests.testing.mutants import MUTANTS
 
 pytestmark = pytest.mark.slow
 

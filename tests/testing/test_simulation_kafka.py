@@ -14,7 +14,8 @@ from streamactors.testing import World, simulate
 from streamactors.testing.simulation import MODES, scenario
 from streamactors.testing.simulation import broker as model
 from streamactors.testing.simulation.broker import BrokerClient
-from streamactors.testing.simulation.topologies import Count, events, key_of
+from streamactors.testing.simulation.events import events, key_of
+from streamactors.testing.simulation.topologies import Count
 
 pytestmark = pytest.mark.slow
 

@@ -37,6 +37,8 @@ class Transaction:
     begun: float
     outcome: Literal["open", "committed", "aborted"] = "open"
     records: int = 0
+    checkpoint: int | None = None
+    """Whose state lists it first, for who looks in."""
 
 
 @dataclass
@@ -112,6 +114,17 @@ class Broker:
             producer.current = None
 
     # ------------------------------------------------------------------------------------------------------ looking in
+    def prepared(self, session: Session, checkpoint: int) -> None:
+        """What the session has open belongs to this checkpoint."""
+        producer = self._producers.get(session.transactional_id)
+        if producer is not None and producer.epoch == session.epoch and producer.current is not None:
+            producer.current.checkpoint = checkpoint
+
+    def go_back(self, checkpoint: int) -> None:
+        """Take out of the log what was committed after that checkpoint. What is open is whoever's comes next."""
+        for entries in self.topics.values():
+            entries[:] = [(value, each) for value, each in entries if each is None or _before(each, checkpoint)]
+
     def read_committed(self, topic: str) -> list[Any]:
         """In the order of offsets."""
         entries = self.topics.get(topic, [])
@@ -121,6 +134,12 @@ class Broker:
         """What is neither committed nor aborted: readers of committed records wait behind it."""
         entries = self.topics.get(topic, [])
         return [value for value, transaction in entries if transaction is not None and transaction.outcome == "open"]
+
+
+def _before(transaction: Transaction, checkpoint: int) -> bool:
+    if transaction.outcome != "committed":
+        return True
+    return transaction.checkpoint is not None and transaction.checkpoint <= checkpoint
 
 
 class BrokerClient:
@@ -145,6 +164,11 @@ class BrokerClient:
         now = self._process.loop.time
         what = f"{'Commit' if commit else 'Abort'} {session}"
         return await self._ask(what, lambda: self._broker.end(session, commit=commit, now=now()))
+
+    def prepared(self, session: Session, checkpoint: int) -> None:
+        """No request: for who looks in."""
+        self._process.check_alive()
+        self._broker.prepared(session, checkpoint)
 
     async def _ask(self, what: str, request: Callable[[], R]) -> R:
         process = self._process

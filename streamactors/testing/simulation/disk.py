@@ -25,7 +25,8 @@ class File:
 
     def lose(self, chance: random.Random) -> None:
         tail = self.content[len(self.durable) :]
-        self.content = bytearray(self.durable) + tail[: chance.randint(0, len(tail))]
+        # One draw however long it is: the size of a table may differ from run to run.
+        self.content = bytearray(self.durable) + tail[: int(chance.random() * (len(tail) + 1))]
 
 
 Names = dict[str, Union[File, "Folder"]]
@@ -36,6 +37,13 @@ class Folder:
     names: Names = field(default_factory=dict)
     durable: Names = field(default_factory=dict)
     changes: list[Callable[[Names], object]] = field(default_factory=list)
+
+    def find(self, path: str) -> "File | Folder | None":
+        """By a path from here."""
+        node: File | Folder | None = self
+        for name in filter(None, path.split("/")):
+            node = node.names.get(name) if isinstance(node, Folder) else None
+        return node
 
     def change(self, change: Callable[[Names], object]) -> None:
         change(self.names)
@@ -82,11 +90,7 @@ class VolatileDisk:
 
     # -------------------------------------------------------------------------------------------------------- looking
     def find(self, path: str) -> File | Folder | None:
-        node: File | Folder | None = self._root
-        for name in path.split("/"):
-            if name:
-                node = node.names.get(name) if isinstance(node, Folder) else None
-        return node
+        return self._root.find(path)
 
     def folder(self, path: str) -> Folder:
         match self.find(path):

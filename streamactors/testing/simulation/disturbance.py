@@ -15,10 +15,13 @@ from streamactors.graph.logical import Forward, LogicalGraph, Node
 from streamactors.operators.base import KeyedOperator, is_async
 from streamactors.operators.process import ProcessSpec, ReduceSpec
 from streamactors.operators.stateless import FunctionSpec
+from streamactors.operators.two_inputs import KeyedBroadcastOperator, KeyedCoOperator
 from streamactors.testing.simulation.process import Process
 from streamactors.testing.simulation.watching import StateWatch
 
 PONDER_SECONDS: Final = 3.0
+HOOKS: Final = ("process", "process_left", "process_right", "process_broadcast")
+KEYED: Final = (KeyedOperator, KeyedCoOperator, KeyedBroadcastOperator)
 
 
 def disturbed(graph: LogicalGraph, process: Process) -> LogicalGraph:
@@ -39,10 +42,11 @@ def _disturbed(node: Node, process: Process, draw: Random) -> Node:
 
         def make() -> Any:
             operator = factory()
-            process_record = operator.process
-            if isinstance(operator, KeyedOperator):
-                process_record = _watched(process_record, operator, node.uid)
-            operator.process = _around(process_record, process, node.uid, suspended=suspended)
+            keyed = _watch(node.uid, operator)
+            for name in HOOKS:
+                if (hook := getattr(operator, name, None)) is not None:
+                    watched = keyed(hook) if _has_keys(operator, name) else hook
+                    setattr(operator, name, _around(watched, process, node.uid, suspended=suspended))
             return operator
 
         return replace(node, spec=replace(spec, factory=make))
@@ -71,8 +75,13 @@ def _around(fn: Callable[..., Any], process: Process, uid: str, *, suspended: bo
     return suspendable
 
 
-def _watched(fn: Callable[..., Any], operator: Any, uid: str) -> Callable[..., Any]:
-    """Fails where a stored value is changed in place. State is bound only after the operator was made."""
+def _has_keys(operator: Any, hook: str) -> bool:
+    """Whether this hook is called for records with a key."""
+    return isinstance(operator, KEYED) and hook != "process_broadcast"
+
+
+def _watch(uid: str, operator: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Around hooks: fails where a stored value is changed in place. State is bound only after the operator was made."""
     watch: StateWatch | None = None
 
     def begin(key: Any) -> StateWatch:
@@ -81,17 +90,20 @@ def _watched(fn: Callable[..., Any], operator: Any, uid: str) -> Callable[..., A
         watch.begin(key)
         return watch
 
-    def plain(value: Any, ctx: Any) -> None:
-        watching = begin(ctx.key)
-        fn(value, ctx)
-        watching.end()
+    def watched(fn: Callable[..., Any]) -> Callable[..., Any]:
+        def plain(value: Any, ctx: Any) -> None:
+            watching = begin(ctx.key)
+            fn(value, ctx)
+            watching.end()
 
-    async def suspendable(value: Any, ctx: Any) -> None:
-        watching = begin(ctx.key)
-        await fn(value, ctx)
-        watching.end()
+        async def suspendable(value: Any, ctx: Any) -> None:
+            watching = begin(ctx.key)
+            await fn(value, ctx)
+            watching.end()
 
-    return suspendable if is_async(fn) else plain
+        return suspendable if is_async(fn) else plain
+
+    return watched
 
 
 def rescaled(graph: LogicalGraph, widths: dict[str, int]) -> LogicalGraph:

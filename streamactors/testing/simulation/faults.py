@@ -16,6 +16,8 @@ COUNTED: Final = {
     "kills": 6000,
     "power_losses": 6000,
     "stops": 6000,
+    "savepoints": 4000,
+    "rewinds": 3,
     "actor_crashes": 4000,
     "operator_failures": 300,
     "source_failures": 100,
@@ -26,8 +28,8 @@ COUNTED: Final = {
     "slow_records": 150,
     "channel_stalls": 300,
 }
-"""Opportunities among which the next one is drawn: steps of the loop, records, reads, requests, operations of the disk,
-looks into a channel."""
+"""Opportunities among which the next one is drawn: steps of the loop, starts, records, reads, requests, operations of
+the disk, looks into a channel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,12 @@ class Faults:
     power_losses: int = 2
     """Of the machine: each write and name since the last fsync is lost or not, one by one."""
     stops: int = 1
-    """In peace, by `JobHandle.stop`, to be started again."""
+    """In peace, by `JobHandle.stop`, to be started again; half of them with a savepoint, if there may be any."""
+    savepoints: int = 1
+    """Taken while the job goes on."""
+    rewinds: int = 0
+    """Starts from an earlier savepoint or checkpoint, named by its URI. What was committed after that is taken out of
+    the log: only for flows whose sinks are `World.sink`."""
     actor_crashes: int = 2
     """Cancelled from within, at any await."""
     operator_failures: int = 1
@@ -64,6 +71,8 @@ class Faults:
     """Capacities, likewise."""
     modes: tuple[str, ...] = ()
     """Checkpointing modes to switch between at restarts, by name (see `MODES`). Empty: as configured."""
+    backends: tuple[str, ...] = ()
+    """State backends, likewise: `heap`, `rocksdb`."""
     spread: float = 1.0
 
     def __post_init__(self) -> None:
@@ -104,7 +113,7 @@ def _text(value: Any) -> str:
 
 def _value(name: str, text: str) -> Any:
     try:
-        if name == "modes":
+        if name in ("modes", "backends"):
             return tuple(filter(None, text.split("/")))
         if name in ("parallelism", "mailboxes"):
             return tuple(int(part) for part in text.split("/") if part)

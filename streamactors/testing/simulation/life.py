@@ -2,10 +2,15 @@
 
 import asyncio
 import gc
-from collections.abc import Iterator
-from typing import Final, Literal
+from collections.abc import Coroutine, Iterator
+from typing import Any, Final, Literal
 
-from streamactors.errors import CheckpointFailed, StreamactorsError
+from streamactors.errors import (
+    CheckpointFailed,
+    JobFailed,
+    JobNotRunning,
+    StorageFailed,
+)
 from streamactors.launch import JobHandle
 from streamactors.runtime.job import Job
 from streamactors.testing.simulation.faults import MARK
@@ -20,8 +25,11 @@ IDLE_STEPS: Final = 20_000
 COLLECT_STEPS: Final = 4000
 """A garbage collection comes at most every so many steps."""
 LEAVING_STEPS: Final = 1000
-OWN: Final = frozenset({"main", "job", "stop"})
-"""Tasks that are not the attempt's."""
+REQUEST: Final = "request: "
+OUTSIDE: Final = ("main", "job", REQUEST, "Job.")
+"""How the names of tasks begin that are not the attempt's: a request may wait for the next one."""
+REFUSALS: Final = (CheckpointFailed, JobFailed, JobNotRunning, StorageFailed)
+"""How requests to a job that is disturbed may end."""
 
 
 class Life:
@@ -35,6 +43,7 @@ class Life:
         self._job = job
         self._actors: frozenset[str] = frozenset()
         self._stopper: asyncio.Task[None] | None = None
+        self._requests: list[asyncio.Task[None]] = []
         self._running: asyncio.Task[None] | None = None
         self._draw = process.fate.random(f"life {process.number}")
         self._next_look = 1
@@ -53,8 +62,8 @@ class Life:
     async def _main(self) -> None:
         self._running = self._loop.create_task(self._job.run(), name="job")
         await asyncio.wait([self._running])
-        if self._stopper is not None:
-            await asyncio.wait([self._stopper])
+        if self._requests:
+            await asyncio.wait(self._requests)
         for _ in range(LEAVING_STEPS):
             if len(self._loop.unfinished()) == 1:
                 break
@@ -83,6 +92,8 @@ class Life:
             self._crash_actor()
         if strikes("stops"):
             self._stop()
+        if strikes("savepoints"):
+            self._take_savepoint()
         if self._loop.steps >= self._next_look:
             self._look()
         if self._world.broken:
@@ -106,17 +117,53 @@ class Life:
         victim.cancel(MARK)
 
     def _stop(self) -> None:
-        if self._stopper is None and self._running is not None and not self._running.done():
-            self._process.note("stop")
-            self._stopper = self._loop.create_task(self._stop_in_peace(self._running), name="stop")
-        else:
+        if self._stopper is not None or (handle := self._handle()) is None:
             self._process.fate.struck["stops"] -= 1
+            return
+        savepoint = None
+        if self._process.fate.faults.savepoints and self._draw.random() < 0.5:
+            savepoint = self._world.timeline.new_savepoint()
+        self._process.note(f"stop, savepoint {savepoint}")
+        self._stopper = self._request("stop", self._stop_in_peace(handle, savepoint))
 
-    async def _stop_in_peace(self, running: "asyncio.Task[None]") -> None:
+    async def _stop_in_peace(self, handle: JobHandle, savepoint: str | None) -> None:
+        self._taken(savepoint, await handle.stop(savepoint))
+
+    def _take_savepoint(self) -> None:
+        """At any moment, also while checkpoints or other savepoints are in flight."""
+        if (handle := self._handle()) is None:
+            self._process.fate.struck["savepoints"] -= 1
+            return
+        uri = self._world.timeline.new_savepoint()
+        self._process.note(f"savepoint {uri}")
+        self._request(f"savepoint {uri}", self._save(handle, uri))
+
+    async def _save(self, handle: JobHandle, uri: str) -> None:
+        self._taken(uri, await handle.savepoint(uri))
+
+    def _taken(self, asked: str | None, answer: str | None) -> None:
+        if asked is None or answer is None:
+            return
+        self._process.note(f"{answer} is taken")
+        if answer == asked:
+            self._world.timeline.told(asked)
+        else:
+            self._world.broken.append(f"a savepoint in {asked} was asked for, and the answer is {answer}")
+
+    def _handle(self) -> JobHandle | None:
+        running = self._running
+        return None if running is None or running.done() else JobHandle(self._job, running)
+
+    def _request(self, name: str, request: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(self._refusable(name, request), name=f"{REQUEST}{name}")
+        self._requests.append(task)
+        return task
+
+    async def _refusable(self, name: str, request: Coroutine[Any, Any, None]) -> None:
         try:
-            await JobHandle(self._job, running).stop()
-        except StreamactorsError as error:
-            self._process.note(f"stop ended with {type(error).__name__}")
+            await request
+        except REFUSALS as error:
+            self._process.note(f"{name} ended with {type(error).__name__}: {error}")
 
     def _look(self) -> None:
         """Now and then: collect garbage, and see that it gets on."""
@@ -138,14 +185,15 @@ class Life:
         if self.unexpected() is not None:
             self._loop.stop()
         self._actors = frozenset(actors)
-        left = self._left(OWN)
+        self._world.timeline.attempt_begins()
+        left = self._left(OUTSIDE)
         if left and self._stopper is None and not self._process.lingering:
             self._world.broken.append(f"tasks of an earlier attempt are still there when the next begins: {left}")
 
-    def _left(self, but: frozenset[str]) -> list[str]:
+    def _left(self, but: tuple[str, ...]) -> list[str]:
         """Whose end a job has to wait for. An async generator that the garbage collector found is asyncio's affair."""
         names = [task.get_name() for task in self._loop.unfinished()]
-        return [name for name in names if name not in but and not name.startswith(FINALIZER)]
+        return [name for name in names if not name.startswith((FINALIZER, *but))]
 
     # ---------------------------------------------------------------------------------------------------------- verdict
     def problems(self) -> list[str]:
@@ -154,7 +202,7 @@ class Life:
         found = list(self._world.broken) + loop.complaints
         if loop.stuck:
             found.append(f"nothing is ready, no timer is set, and the job has not ended: {self._waiting()}")
-        elif self.crash is None and not found and not self._process.lingering and (left := self._left(frozenset())):
+        elif self.crash is None and not found and not self._process.lingering and (left := self._left(())):
             found.append(f"the job has ended, and left tasks: {left}")
         return found
 

@@ -19,6 +19,19 @@ from streamactors.testing.simulation.topologies import TOPOLOGIES, scenario
 
 CHUNK = 10
 """Runs that a worker takes at a time."""
+COUNTED = (
+    "processes",
+    "attempts",
+    "restores",
+    "rescales",
+    "mode_switches",
+    "backend_switches",
+    "checkpoints",
+    "savepoints",
+    "reused_files",
+    "steps",
+)
+"""Of a result, summed up."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +101,7 @@ class Totals:
         self.faults.update(result.faults)
         self.virtual_seconds += result.virtual_seconds
         self.cpu_seconds += result.cpu_seconds
-        for name in ("processes", "attempts", "restores", "rescales", "mode_switches", "checkpoints", "steps"):
+        for name in COUNTED:
             self.counts[name.replace("_", " ")] += getattr(result, name)
 
 

@@ -6,6 +6,7 @@ from typing import Final
 from streamactors.errors import Crashed, Disturbed
 from streamactors.testing.simulation.clock import SimulatedClock
 from streamactors.testing.simulation.faults import MARK, Fate
+from streamactors.testing.simulation.local_state import LocalState
 from streamactors.testing.simulation.loop import Order, SimulationLoop, VirtualTime
 from streamactors.testing.simulation.trace import Trace
 
@@ -33,6 +34,7 @@ class Process:
         time = VirtualTime(fate.random(f"time {number}"), now, step_seconds)
         self.loop = SimulationLoop(fate.random(f"schedule {number}"), trace, time, order=order)
         self.clock = SimulatedClock(time, fate.random(f"clock {number}"))
+        self.local = LocalState(fate.random(f"local state {number}"))
         self._draw: Random = fate.random(f"latency {number}")
         trace.note(f"process {number} begins at {now:.6f}, order {order}, step {step_seconds}")
 

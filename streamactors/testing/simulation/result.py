@@ -10,7 +10,8 @@ from streamactors.testing.simulation.world import World
 
 @dataclass(frozen=True, kw_only=True)
 class SimulationResult:
-    """The same seed gives the same `trace_hash`. `faults` counts by kind what has struck."""
+    """The same seed gives the same `trace_hash`. `faults` counts by kind what has struck; `reused_files`, of the local
+    disk, what checkpoints have in common with earlier ones."""
 
     seed: int
     trace_hash: str
@@ -20,7 +21,10 @@ class SimulationResult:
     restores: int
     rescales: int
     mode_switches: int
+    backend_switches: int
     checkpoints: int
+    savepoints: int
+    reused_files: int
     steps: int
     virtual_seconds: float
     cpu_seconds: float

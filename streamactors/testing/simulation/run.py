@@ -1,6 +1,7 @@
 """One run: process after process in one world, until the flow has read all its input and ended; then the verdict."""
 
 import asyncio
+import functools
 import gc
 import inspect
 import logging
@@ -18,6 +19,8 @@ from streamactors.config import Config
 from streamactors.deploy.local import LocalAttempt, deploy_locally
 from streamactors.errors import InvalidConfig, SimulationFailed
 from streamactors.graph.logical import LogicalGraph
+from streamactors.graph.physical import PhysicalPlan
+from streamactors.graph.planner import plan
 from streamactors.launch import _job
 from streamactors.runtime.assembly import AttemptSpec
 from streamactors.runtime.messages import Reports
@@ -26,10 +29,18 @@ from streamactors.testing.simulation.channels import StallingChannel
 from streamactors.testing.simulation.disturbance import disturbed, drawn_widths, rescaled
 from streamactors.testing.simulation.faults import Fate, Faults
 from streamactors.testing.simulation.life import Life
+from streamactors.testing.simulation.local_state import scratch
 from streamactors.testing.simulation.process import Process
 from streamactors.testing.simulation.result import Check, Outcome, SimulationResult
 from streamactors.testing.simulation.scenario import FlowFactory, Scenario, replay
-from streamactors.testing.simulation.settings import drawn_config, mode_of, next_config
+from streamactors.testing.simulation.settings import (
+    backend_of,
+    drawn_config,
+    mode_of,
+    next_config,
+    on_local_disk,
+)
+from streamactors.testing.simulation.timeline import Start
 from streamactors.testing.simulation.trace import Trace
 from streamactors.testing.simulation.verdict import last_states, same_as
 from streamactors.testing.simulation.world import World
@@ -37,6 +48,11 @@ from streamactors.testing.simulation.world import World
 PROCESSES: Final = 60
 """So many starts, and still not finished: it never will be."""
 ATTEMPTS: Final = 100
+STARTED_AGAIN: Final = 0.1
+FIRST: Final = 1.0
+AT_A_START: Final = 0.5
+AT_AN_ATTEMPT: Final = 0.2
+"""How often another parallelism is drawn."""
 DOWN_SECONDS: Final = 5.0
 
 
@@ -63,7 +79,7 @@ def simulate(
         scenario, config=config or scenario.config, faults=faults or scenario.faults, check=check or scenario.check
     )
     _refuse_running_loop()
-    with _own_garbage(), _quiet(logs=listen is not None):
+    with scratch(), _own_garbage(), _quiet(logs=listen is not None):
         return Run(scenario, seed, Trace(listen)).to_the_end()
 
 
@@ -89,6 +105,9 @@ class Run:
     def to_the_end(self) -> SimulationResult:
         begun = time.process_time()
         self._run()
+        self._clear_up()
+        if deleted := self._world.timeline.deleted():
+            raise self._failed(f"savepoints, or what was started from unclaimed, were deleted: {', '.join(deleted)}")
         outcome = self._outcome()
         self._judge(outcome)
         counts = self._counts
@@ -101,6 +120,9 @@ class Run:
             restores=counts["restores"],
             rescales=counts["rescales"],
             mode_switches=counts["mode switches"],
+            backend_switches=counts["backend switches"],
+            savepoints=self._world.timeline.savepoints,
+            reused_files=self._world.reused_files,
             checkpoints=self._world.checkpoints,
             steps=counts["steps"],
             virtual_seconds=self._world.now,
@@ -111,6 +133,22 @@ class Run:
         while not self._live():
             if self._counts["processes"] >= PROCESSES:
                 raise self._failed(f"the job was started {PROCESSES} times, and has not finished")
+
+    def _clear_up(self) -> None:
+        """What crashes have left behind goes when the job, which has finished, is started once more, and nothing goes
+        wrong. That must change nothing else: which is looked at now and then where there is nothing to clear up."""
+        if not self._leaked() and self._draw.random() > STARTED_AGAIN:
+            return
+        self._world.fate = Fate(self._seed, Faults.none())
+        if not self._live():
+            raise self._failed("the job has finished, was started again, and did not come to an end")
+        if leaked := self._leaked():
+            raise self._failed(f"this is left, and nobody needs it: {', '.join(leaked)}")
+
+    def _leaked(self) -> list[str]:
+        assert self._config.checkpoints is not None and self._graph is not None
+        checkpoints = self._config.checkpoints
+        return self._world.leaked(checkpoints.storage, self._graph.name, checkpoints.retain)
 
     # ------------------------------------------------------------------------------------------------------ one process
     def _live(self) -> bool:
@@ -132,36 +170,46 @@ class Run:
         return finished
 
     def _reconfigure(self, *, first: bool) -> None:
-        before = mode_of(self._config)
+        before, backend = mode_of(self._config), backend_of(self._config)
         self._config = next_config(self._config, self._scenario.faults, self._draw, first=first)
         mode = mode_of(self._config)
         self._counts["mode switches"] += mode != before
+        self._counts["backend switches"] += not first and backend_of(self._config) != backend
         self._modes.add(mode)
         if not first:
             self._world.now += self._draw.random() * DOWN_SECONDS
 
     def _life(self, process: Process, *, first: bool) -> Life:
-        self._graph = graph = self._rescaled(self._make(), first=first)
-        for node in graph.nodes:
-            self._widths.setdefault(node.uid, set()).add(node.parallelism or self._config.parallelism)
-        self._trace.note(
-            f"{mode_of(self._config)} {self._config.mailbox_capacity} {sorted(self._drawn_widths.items())}"
-        )
+        self._graph = self._make()
+        self._trace.note(f"{mode_of(self._config)} {backend_of(self._config)} {self._config.mailbox_capacity}")
+        graph = disturbed(self._graph, process)
+        self._rescale(graph, FIRST if first else AT_A_START)
+        start = self._start(first=first)
         assert self._config.checkpoints is not None
         disk = self._world.disk(process)
         files = LocalFiles(self._config.checkpoints.storage, clock=process.clock, disk=disk)
         job = _job(
-            disturbed(graph, process),
-            self._config,
-            restore="latest",
+            rescaled(graph, self._drawn_widths),
+            on_local_disk(self._config, process.local),
+            restore=start.restore,
+            claim=start.claim,
             fresh=False,
             resources=None,
             clock=process.clock,
             files=files,
         )
+        job._spec = replace(job._spec, plan=functools.partial(self._plan, graph))
         life = Life(self._world, process, job)
         job._deploy = _Deployment(process, life, self._counts)
         return life
+
+    def _start(self, *, first: bool) -> Start:
+        """What the user gives as `restore`."""
+        if not first and self._fate.strikes("rewinds") and not self._world.go_back(self._draw):
+            self._fate.struck["rewinds"] -= 1
+        start = self._world.timeline.from_here
+        self._trace.note(f"start from {start}")
+        return start
 
     def _make(self) -> LogicalGraph:
         factory = self._scenario.flow
@@ -170,13 +218,23 @@ class Run:
             raise InvalidConfig(f"simulate takes a factory of a Dataflow, and {factory!r} gave {flow!r}")
         return flow.graph()
 
-    def _rescaled(self, graph: LogicalGraph, *, first: bool) -> LogicalGraph:
+    def _plan(self, graph: LogicalGraph, max_parallelism: int | None) -> PhysicalPlan:
+        """Of one attempt: it may be wider or narrower than the one before."""
+        self._rescale(graph, AT_AN_ATTEMPT)
+        made = rescaled(graph, self._drawn_widths)
+        for node in made.nodes:
+            self._widths.setdefault(node.uid, set()).add(node.parallelism or self._config.parallelism)
+        parallelism = self._config.parallelism
+        return plan(made, parallelism=parallelism, max_parallelism=max_parallelism, checkpointing=True)
+
+    def _rescale(self, graph: LogicalGraph, share: float) -> None:
         choices = self._scenario.faults.parallelism
-        if choices and (first or self._draw.random() < 0.5):
-            widths = drawn_widths(graph, choices, self._draw)
-            self._counts["rescales"] += not first and widths != self._drawn_widths
-            self._drawn_widths = widths
-        return rescaled(graph, self._drawn_widths)
+        if not choices or self._draw.random() >= share:
+            return
+        widths = drawn_widths(graph, choices, self._draw)
+        self._counts["rescales"] += share < FIRST and widths != self._drawn_widths
+        self._drawn_widths = widths
+        self._trace.note(f"rescaled: {sorted(widths.items())}")
 
     def _check(self, life: Life) -> None:
         if (error := life.unexpected()) is not None:

@@ -5,9 +5,10 @@ from dataclasses import replace
 from random import Random
 from typing import Any, Final
 
-from streamactors.config import Checkpoints, Config, Restart
+from streamactors.config import Checkpoints, Config, Restart, RocksDB
 from streamactors.errors import InvalidConfig
 from streamactors.testing.simulation.faults import Faults, drawn
+from streamactors.testing.simulation.local_state import LocalState, SimulatedRocksDB
 
 STORAGE: Final = "file:///simulation"
 
@@ -33,6 +34,7 @@ def drawn_config(draw: Random, mode: str) -> Config:
         max_concurrent=draw.choice((1, 1, 2, 3)),
         tolerable_failures=draw.choice((0, 1, 2)),
         retain=draw.choice((1, 2, 3)),
+        incremental=draw.random() < 0.8,
     )
     restart = Restart.exponential(dt.timedelta(milliseconds=10), dt.timedelta(seconds=2))
     config = Config(max_parallelism=draw.choice(GROUPS), restart=restart, checkpoints=checkpoints)
@@ -61,8 +63,23 @@ def mode_of(config: Config) -> str:
 
 
 def next_config(config: Config, faults: Faults, draw: Random, *, first: bool) -> Config:
-    """For the next process: the same job, perhaps in another mode and with other mailboxes."""
+    """For the next process: the same job, perhaps in another mode, with another backend and other mailboxes."""
     if not first and faults.modes and (mode := drawn(draw, faults.modes, mode_of(config))) != mode_of(config):
         config = in_mode(config, mode, draw)
+    backend = drawn(draw, faults.backends, None if first else backend_of(config))
+    if backend is not None and backend != backend_of(config):
+        config = replace(config, state_backend=backend)
     capacity = drawn(draw, faults.mailboxes, None if first else config.mailbox_capacity)
     return replace(config, mailbox_capacity=capacity or config.mailbox_capacity)
+
+
+def backend_of(config: Config) -> str:
+    backend = config.state_backend
+    return backend if isinstance(backend, str) else backend.name
+
+
+def on_local_disk(config: Config, local: LocalState) -> Config:
+    """With RocksDB, if that it is to be, in this process."""
+    if backend_of(config) != RocksDB.name:
+        return config
+    return replace(config, state_backend=SimulatedRocksDB(local=local))

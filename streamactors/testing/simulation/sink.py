@@ -75,7 +75,7 @@ class SimulatedWriter(SinkWriter[T]):
         self._ctx = ctx
         self._timeout = timeout
         self._transactional = transactional
-        self._slots = 2 * (ctx.max_concurrent + ctx.tolerable_failures) + 2
+        self._slots = 2 * (ctx.max_concurrent + ctx.tolerable_failures) + 3
         self._pool = SlotPool(self._slots)
         self._current: Session | None = None
         self._prepared: list[tuple[Session, int]] = []
@@ -119,6 +119,7 @@ class SimulatedWriter(SinkWriter[T]):
     async def prepare(self, checkpoint: int) -> Sequence[Pending]:
         if self._current is not None:
             self._prepared.append((self._current, checkpoint))
+            self._client.prepared(self._current, checkpoint)
             self._current = None
         self._pool.listed((_slot(session) for session, _ in self._prepared), checkpoint)
         return [[*session, prepared, self._ctx.subtask] for session, prepared in self._prepared]

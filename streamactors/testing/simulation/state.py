@@ -1,45 +1,79 @@
-"""The keyed state that the last checkpoint holds, for comparing it with a fold of the input."""
+"""The state that the last checkpoint holds, for comparing it with a fold of the input."""
 
+import contextlib
+from collections import defaultdict
 from typing import Any
 
+from streamactors.checkpoint.manifest import NodeState
+from streamactors.checkpoint.native_files import keyed_blocks
 from streamactors.checkpoint.restorable import Restorable
+from streamactors.clock import Clock
 from streamactors.errors import InvalidConfig
 from streamactors.graph.logical import LogicalGraph, Node
 from streamactors.operators.process import ProcessSpec, ReduceSpec, reducer
-from streamactors.state.backend import StateBlock
-from streamactors.state.descriptors import declared_states
+from streamactors.state.broadcast import BroadcastState
+from streamactors.state.descriptors import Declaration, declared_states
 from streamactors.state.heap import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange
+from streamactors.state.operator_lists import OperatorLists
+from streamactors.state.unkeyed import ListBlock
 
 States = dict[str, dict[Any, Any]]
-"""What each key holds, by the state's name."""
+"""By the state's name: what each key holds; of state without a key, what each subtask holds."""
 
 
-async def read_states(restorable: Restorable, graph: LogicalGraph) -> dict[str, States]:
+async def read_states(restorable: Restorable, graph: LogicalGraph, clock: Clock) -> dict[str, States]:
     """By the operator's uid."""
-    manifest = restorable.manifest
-    groups = {operator.uid: operator.max_parallelism for operator in manifest.operators}
-    return {
-        node.uid: await _read(restorable, node, groups[node.uid])
-        for node in graph.nodes
-        if isinstance(node.spec, ProcessSpec | ReduceSpec) and node.spec.keyed_state
-    }
+    groups = {operator.uid: operator.max_parallelism for operator in restorable.manifest.operators}
+    found: dict[str, States] = {}
+    for node in graph.nodes:
+        if isinstance(node.spec, ProcessSpec | ReduceSpec):
+            declared = declared_states(_operator(node))
+            keyed = {name: declaration for name, declaration in declared.items() if declaration.keyed}
+            lists = {name: declaration for name, declaration in declared.items() if not declaration.keyed}
+            found[node.uid] = {
+                **await _read_keyed(restorable, node.uid, keyed, groups[node.uid], clock),
+                **await _read_lists(restorable, node.uid, lists),
+            }
+    return found
 
 
-async def _read(restorable: Restorable, node: Node, groups: int) -> States:
-    backend = HeapBackend(KeyGroupRange(0, groups), groups, uid=node.uid)
-    names = []
-    for name, declaration in declared_states(_operator(node)).items():
+async def _read_keyed(
+    restorable: Restorable, uid: str, declared: dict[str, Declaration], groups: int, clock: Clock
+) -> States:
+    backend = HeapBackend(KeyGroupRange(0, groups), groups, uid=uid)
+    for name, declaration in declared.items():
         backend.bind(name, declaration)
-        names.append(name)
-    for _, state in restorable.manifest.nodes(node.uid):
+    for _, state in restorable.manifest.nodes(uid):
         backend.check_schemas(state.schemas)
-        for handle in state.keyed:
-            blocks = zip(handle.blocks, await restorable.read_blocks(handle, handle.blocks), strict=True)
-            backend.restore([StateBlock(ref.state, ref.group, ref.entries, data) for ref, data in blocks])
-    states = {name: {key: value for _, key, value in backend.scan(name)} for name in names}
+        blocks = keyed_blocks(restorable, state, declared, groups, uid=uid, clock=clock)
+        async with contextlib.aclosing(blocks):
+            async for block in blocks:
+                backend.restore([block])
+    states = {name: {key: value for _, key, value in backend.scan(name)} for name in declared}
     backend.close()
     return states
+
+
+async def _read_lists(restorable: Restorable, uid: str, declared: dict[str, Declaration]) -> States:
+    found: defaultdict[str, dict[int, Any]] = defaultdict(dict)
+    for subtask, state in restorable.manifest.nodes(uid) if declared else ():
+        lists = OperatorLists(uid)
+        bound: dict[str, Any] = {name: lists.bind(name, declaration) for name, declaration in declared.items()}
+        for block in await _list_blocks(restorable, state):
+            lists.restore(block, 0, block.items)
+        for name, items in bound.items():
+            found[name][subtask.index] = dict(items) if isinstance(items, BroadcastState) else list(items)
+        lists.close()
+    return dict(found)
+
+
+async def _list_blocks(restorable: Restorable, state: NodeState) -> list[ListBlock]:
+    if state.lists is None:
+        return []
+    refs = state.lists.blocks
+    blocks = zip(refs, await restorable.read_lists(state.lists, refs), strict=True)
+    return [ListBlock(ref.state, ref.union, ref.items, data, ref.broadcast) for ref, data in blocks]
 
 
 def _operator(node: Node) -> Any:

@@ -24,9 +24,9 @@ UNDONE: Final = frozenset({"link", "rename", "unlink", "make_folder", "sync_fold
 
 
 class SimulatedDisk(VolatileDisk):
-    """`published` is told of every manifest, and of what is wrong with it (empty: nothing)."""
+    """`published` is told of every manifest, where it lies, and of what is wrong with it (empty: nothing)."""
 
-    def __init__(self, root: Folder, process: Process, published: Callable[[Manifest, list[str]], None]) -> None:
+    def __init__(self, root: Folder, process: Process, published: Callable[[Manifest, str, list[str]], None]) -> None:
         super().__init__(root)
         self._process = process
         self._published = published
@@ -81,7 +81,7 @@ class SimulatedDisk(VolatileDisk):
         place = layout.split_checkpoint(dirname(path))
         root = place[0] if place is not None and not content.savepoint else dirname(path)
         problems += [problem for handle in content.files for problem in self._problems(join(root, handle.path), handle)]
-        self._published(content, problems)
+        self._published(content, path, problems)
 
     def _problems(self, path: str, handle: FileHandle) -> list[str]:
         file = self.find(path)

@@ -18,10 +18,11 @@ def last_states(root: Folder, storage: str, graph: LogicalGraph) -> dict[str, St
     """By operator, of the last checkpoint; read back from the disk in peace."""
     time = VirtualTime(stream(0, "read"), 0.0, 0.0001)
     loop = SimulationLoop(stream(0, "read"), Trace(), time, order="fifo")
-    files = LocalFiles(storage, clock=SimulatedClock(time, stream(0, "read")), disk=VolatileDisk(root))
+    clock = SimulatedClock(time, stream(0, "read"))
+    files = LocalFiles(storage, clock=clock, disk=VolatileDisk(root))
 
     async def read() -> dict[str, States]:
-        return await read_states(await load(files, files.uri, flow=graph.name), graph)
+        return await read_states(await load(files, files.uri, flow=graph.name), graph, clock)
 
     try:
         return loop.run_until_complete(read())

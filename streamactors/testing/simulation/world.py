@@ -4,17 +4,21 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any, TypeVar
 
+from streamactors.checkpoint import layout
 from streamactors.checkpoint.manifest import Manifest
+from streamactors.checkpoint.storage import local_path
 from streamactors.errors import InvalidDataflow
 from streamactors.sinks import WriterSink
 from streamactors.sources import SplitSource
 from streamactors.testing.simulation.broker import Broker, BrokerClient
 from streamactors.testing.simulation.disk import Folder
 from streamactors.testing.simulation.faults import Fate
+from streamactors.testing.simulation.leaks import leaked
 from streamactors.testing.simulation.process import Process
 from streamactors.testing.simulation.sink import TIMEOUT, SimulatedSink
 from streamactors.testing.simulation.source import WAIT_SECONDS, SimulatedSource
 from streamactors.testing.simulation.storage import SimulatedDisk
+from streamactors.testing.simulation.timeline import Timeline
 from streamactors.testing.simulation.trace import Trace
 
 T = TypeVar("T")
@@ -29,7 +33,9 @@ class World:
         self.trace = trace
         self.broker = Broker()
         self.root = Folder()
+        self.timeline = Timeline(self.root)
         self.checkpoints = 0
+        self.reused_files = 0
         self.broken: list[str] = []
         """Invariants that were seen to be broken while the run goes on."""
         self.now = 0.0
@@ -78,16 +84,31 @@ class World:
         process = self.process
         process.alive = False
         process.loop.bury()
+        process.local.destroy()
         self.now = process.loop.time()
         self._process = None
 
     def disk(self, process: Process) -> SimulatedDisk:
         return SimulatedDisk(self.root, process, self._published)
 
+    def leaked(self, storage: str, flow: str, retain: int) -> list[str]:
+        """What lies in the flow's folder and is of no use."""
+        folder = self.root.find(f"{local_path(storage)}/{layout.flow_folder(flow)}")
+        return leaked(folder, retain) if isinstance(folder, Folder) else []
+
     def lose_power(self) -> None:
         """What was not durable is lost or not."""
         self.root.lose(self.fate.random(f"power {self._processes}"))
 
-    def _published(self, manifest: Manifest, problems: list[str]) -> None:
+    def go_back(self, draw: Random) -> bool:
+        """To an earlier checkpoint, and the log with it. False if there is none."""
+        start = self.timeline.go_back(draw)
+        if start is not None and start.checkpoint is not None:
+            self.broker.go_back(start.checkpoint)
+        return start is not None
+
+    def _published(self, content: Manifest, path: str, problems: list[str]) -> None:
         self.checkpoints += 1
-        self.broken += [f"checkpoint {manifest.checkpoint}: {problem}" for problem in problems]
+        self.reused_files += len(content.files) - len(content.own_files)
+        self.timeline.published(content, path)
+        self.broken += [f"checkpoint {content.checkpoint}: {problem}" for problem in problems]

@@ -1,0 +1,252 @@
+"""`streamactors list`, `status`, `checkpoint`, `savepoint`, `stop`, `cancel`: commands for jobs of other processes."""
+
+import asyncio
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import Progress as Bars
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from streamactors.checkpoint.storage import normalise_uri
+from streamactors.cli import status_view
+from streamactors.cli.failure import refusals
+from streamactors.cli.progress import in_bytes
+from streamactors.clock import SYSTEM
+from streamactors.durations import parse_duration
+from streamactors.errors import InvalidConfig, RequestFailed
+from streamactors.observe import model, registry
+from streamactors.observe.client import JobClient
+from streamactors.observe.registry import RunningJob
+
+T = TypeVar("T")
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 the job could not do it, or gave no answer; 2 refused before the job was asked: no such "
+    "job, or a wrong option; 130 interrupted (the job goes on with what it was asked for)."
+)
+
+Job = Annotated[
+    str, typer.Argument(metavar="JOB", help="A flow's name, or a process id or storage where several have that name.")
+]
+OnlyJob = Annotated[
+    str | None,
+    typer.Argument(metavar="[JOB]", help="A flow's name, process id or storage; may be left out if one job runs."),
+]
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+def list_jobs(json: Json = False) -> None:
+    """List the jobs of this user on this machine."""
+    with refusals():
+        jobs = _running()
+        rows = asyncio.run(_summaries(jobs))
+    if json:
+        _print_json([row | {"problem": row.get("problem")} for row in rows])
+    elif rows:
+        _print(status_view.jobs(rows, SYSTEM.time_ms()))
+    else:
+        typer.echo("No job runs.")
+
+
+def status(
+    job: OnlyJob = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again and again, until the job ends.")] = False,
+    every: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Between two looks; 1s on a terminal, else 10s.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show how a job does: its operators, its last checkpoint, its restarts."""
+    with refusals():
+        found = registry.find(job, _running())
+        if watch:
+            seconds = _seconds(every) if every is not None else 1.0 if sys.stdout.isatty() else 10.0
+            _watch(found, seconds, as_json=json)
+        else:
+            status = JobClient(found).status()
+            _print_json(status) if json else _print(status_view.StatusView().show(status, SYSTEM.time_ms()))
+
+
+def checkpoint(job: OnlyJob = None, json: Json = False) -> None:
+    """Take a checkpoint now, and wait until it is complete."""
+    with refusals():
+        found = registry.find(job, _running())
+        taken = _wait(f"{found.entry.flow}: taking a checkpoint", JobClient(found).checkpoint)
+        _print_json(taken) if json else typer.echo(f"{found.entry.flow}: {_taken(taken)}")
+
+
+def savepoint(
+    job: Job,
+    uri: Annotated[str, typer.Argument(metavar="URI", help="A new or empty folder.")],
+    json: Json = False,
+) -> None:
+    """Take a savepoint of a job that goes on, and wait until it is complete."""
+    with refusals():
+        target = _absolute(uri)
+        found = registry.find(job, _running())
+        taken = _wait(f"{found.entry.flow}: taking a savepoint", lambda: JobClient(found).savepoint(target))
+        if json:
+            _print_json(taken)
+            return
+        typer.echo(f"{found.entry.flow}: {_taken(taken)}")
+        typer.echo(f"To start from it:  {_start(found, taken.uri)}")
+
+
+def stop(
+    job: Job,
+    savepoint: Annotated[
+        str | None, typer.Option(metavar="URI", help="Take a savepoint in this new or empty folder, as the last thing.")
+    ] = None,
+    drain: Annotated[
+        bool, typer.Option("--drain", help="End the data first; only for a job that will not be resumed.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Stop a job with a last checkpoint or a savepoint, and wait until it has finished.
+
+    It reads no further, takes its last checkpoint, commits its output and ends.
+    """
+    with refusals():
+        target = None if savepoint is None else _absolute(savepoint)
+        found = registry.find(job, _running())
+        ended = _wait(f"{found.entry.flow}: stopping", lambda: JobClient(found).stop(target, drain=drain))
+        if json:
+            _print_json(ended)
+            return
+        _print_ended(found, ended, to_be_resumed=not drain)
+
+
+def cancel(
+    job: Job, yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False, json: Json = False
+) -> None:
+    """End a job at once, without a checkpoint: what it has not committed comes again when it is started again."""
+    with refusals():
+        found = registry.find(job, _running())
+        _confirm(found, yes)
+        ended = _wait(f"{found.entry.flow}: cancelling", JobClient(found).cancel)
+        if json:
+            _print_json(ended)
+            return
+        _print_ended(found, ended, to_be_resumed=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- finding
+def _running() -> list[RunningJob]:
+    jobs, refused = registry.running()
+    for reason in refused:
+        typer.echo(f"warning: {reason}", err=True)
+    return jobs
+
+
+async def _summaries(jobs: Sequence[RunningJob]) -> list[dict[str, Any]]:
+    found = await asyncio.gather(*(SYSTEM.run_blocking(_summary, job) for job in jobs))
+    return [row for row in found if row is not None]
+
+
+def _summary(job: RunningJob) -> dict[str, Any] | None:
+    """None if it has just ended."""
+    found: dict[str, Any] = msgspec.to_builtins(job.entry) | {"name": job.entry.flow, "status": None}
+    try:
+        found |= msgspec.to_builtins(JobClient(job).summary())
+    except RequestFailed as error:
+        if error.is_gone:
+            return None
+        found["problem"] = str(error)
+    return found
+
+
+def _absolute(uri: str) -> str:
+    """The job's current folder may be another one."""
+    return uri if "://" in uri else normalise_uri(uri)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = parse_duration(text).total_seconds()
+    except ValueError as error:
+        raise InvalidConfig(f"--every: {error}") from None
+    if not seconds:
+        raise InvalidConfig(f"--every = {text}: it must be longer than zero")
+    return seconds
+
+
+def _confirm(job: RunningJob, yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise InvalidConfig(f"cancelling {job} takes no last checkpoint: say --yes if that is meant, or use stop")
+    typer.confirm(f"Cancel {job}, without a last checkpoint?", abort=True, err=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- waiting
+def _wait(what: str, ask: Callable[[], T]) -> T:
+    try:
+        with _spinner(what):
+            return ask()
+    except KeyboardInterrupt:
+        typer.echo("not waited for any longer: the job goes on with what it was asked for", err=True)
+        raise
+
+
+@contextmanager
+def _spinner(what: str) -> Iterator[None]:
+    console = Console(stderr=True)
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        bars.add_task(what, total=None)
+        yield
+
+
+def _watch(job: RunningJob, every: float, *, as_json: bool) -> None:
+    show: Callable[[model.JobStatus], None]
+    try:
+        with status_view.screen(as_json=as_json) as show:
+            asyncio.run(_follow(JobClient(job), every, show))
+    except KeyboardInterrupt:
+        return
+    except RequestFailed as error:
+        if not error.is_gone:
+            raise
+        if not as_json:
+            typer.echo(f"{job.entry.flow} has ended.")
+
+
+async def _follow(client: JobClient, every: float, show: Callable[[model.JobStatus], None]) -> None:
+    while True:
+        show(await SYSTEM.run_blocking(client.status))
+        await SYSTEM.sleep(every)
+
+
+# ------------------------------------------------------------------------------------------------------------ printing
+def _print(view: Any) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 400  # whoever reads a pipe can wrap lines; unwrapping them is hard
+    console.print(view)
+
+
+def _print_json(content: Any) -> None:
+    typer.echo(msgspec.json.format(msgspec.json.encode(content), indent=2))
+
+
+def _taken(taken: model.Checkpoint) -> str:
+    size = in_bytes(taken.state_bytes + taken.inflight_bytes)
+    return f"{taken.kind} {taken.id} complete in {taken.seconds:.3f} s, {size}: {taken.uri}"
+
+
+def _print_ended(job: RunningJob, ended: model.Ended, *, to_be_resumed: bool) -> None:
+    last = ended.checkpoint
+    typer.echo(f"{ended.name}: {ended.status}" + (f"; last {last.kind}: {last.uri}" if last else ""))
+    if to_be_resumed and last is not None:
+        typer.echo(f"To go on from it:  {_start(job, last.uri if last.kind == 'savepoint' else None)}")
+
+
+def _start(job: RunningJob, restore: str | None) -> str:
+    command = f"streamactors run {shlex.quote(job.entry.target) if job.entry.target else 'MODULE:FLOW'}"
+    return command if restore is None else f"{command} --restore {shlex.quote(restore)}"

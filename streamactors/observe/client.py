@@ -1,0 +1,107 @@
+"""The control API of one job, from another process: blocking, since whoever asks has nothing else to do."""
+
+import http.client
+import socket
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from streamactors.errors import RequestFailed
+from streamactors.observe import model
+from streamactors.observe.registry import RunningJob
+
+T = TypeVar("T")
+
+PATIENCE: Final = 5.0
+"""Seconds that a job may take to begin with an answer. What it is then busy with may take as long as it likes."""
+SILENT: Final = "unreachable"
+GONE: Final = "job-gone"
+"""See `RequestFailed.is_gone`."""
+
+
+class JobClient:
+    """Every call raises RequestFailed."""
+
+    def __init__(self, job: RunningJob) -> None:
+        self._job = job
+        self._path = f"/v1/jobs/{quote(job.entry.flow, safe='')}"
+
+    def summary(self) -> model.JobSummary:
+        jobs = self._ask("GET", "/v1/jobs", model.Jobs, timeout=PATIENCE).jobs
+        return next(job for job in jobs if job.name == self._job.entry.flow)
+
+    def status(self) -> model.JobStatus:
+        return self._ask("GET", self._path, model.JobStatus, timeout=PATIENCE)
+
+    def checkpoints(self) -> model.Checkpoints:
+        return self._ask("GET", f"{self._path}/checkpoints", model.Checkpoints, timeout=PATIENCE)
+
+    def checkpoint(self) -> model.Checkpoint:
+        return self._ask("POST", f"{self._path}/checkpoints", model.Checkpoint, {})
+
+    def savepoint(self, uri: str) -> model.Checkpoint:
+        return self._ask("POST", f"{self._path}/savepoints", model.Checkpoint, {"uri": uri})
+
+    def stop(self, savepoint: str | None, *, drain: bool) -> model.Ended:
+        return self._ask("POST", f"{self._path}/stop", model.Ended, {"savepoint": savepoint, "drain": drain})
+
+    def cancel(self) -> model.Ended:
+        return self._ask("POST", f"{self._path}/cancel", model.Ended, {})
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        answer: type[T],
+        body: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+    ) -> T:
+        connection = _Connection(self._job.socket, timeout)
+        try:
+            connection.request(
+                method,
+                path,
+                None if body is None else msgspec.json.encode(body),
+                {"content-type": "application/json", "connection": "close"},
+            )
+            response = connection.getresponse()
+            data = response.read()
+        except TimeoutError:
+            raise RequestFailed(SILENT, f"{self._job} does not answer: {_HELD_UP}") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise RequestFailed(GONE, f"{self._job} ended before it answered ({type(error).__name__})") from None
+        finally:
+            connection.close()
+        return _decoded(response.status, data, answer)
+
+
+_HELD_UP: Final = "its process is suspended, or something in it blocks the event loop"
+
+
+def _decoded(status: int, data: bytes, answer: type[T]) -> T:
+    try:
+        if status == http.HTTPStatus.OK:
+            return msgspec.json.decode(data, type=answer)
+        problem = msgspec.json.decode(data, type=model.Error).error
+    except msgspec.DecodeError as error:
+        raise RequestFailed(
+            "unknown-answer", f"an answer (status {status}) that this version can't read: {error}"
+        ) from None
+    raise RequestFailed(problem.code, problem.message)
+
+
+class _Connection(http.client.HTTPConnection):
+    """`timeout`: seconds for the answer, None for any time; the connection itself must not take long."""
+
+    def __init__(self, path: str, timeout: float | None) -> None:
+        super().__init__("localhost")
+        self._path = path
+        self._answers_within = timeout
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(PATIENCE)
+        self.sock.connect(self._path)
+        self.sock.settimeout(self._answers_within)

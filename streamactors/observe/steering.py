@@ -1,0 +1,54 @@
+"""Makes a job steerable from outside for as long as a block lasts: its control, on a private socket, in the registry.
+
+The web libraries are imported only here, when a job is started: `import streamactors` stays light.
+"""
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from streamactors.checkpoint.storage import normalise_uri
+from streamactors.clock import SYSTEM
+from streamactors.errors import ControlUnavailable
+from streamactors.launch import JobHandle
+from streamactors.observe import registry
+from streamactors.settings import redacted
+
+log = logging.getLogger("streamactors.control")
+
+
+@asynccontextmanager
+async def steered(handle: JobHandle, target: str | None = None) -> AsyncIterator[None]:
+    """`streamactors list`, `status`, `savepoint`, `stop`, … find the job while the block lasts. `target`: the
+    module:flow that it was started as. Raises ControlUnavailable."""
+    from streamactors.observe.control import SteeredJob, control_app
+    from streamactors.observe.server import serve
+
+    checkpoints = handle.config.checkpoints
+    entry = registry.Entry(
+        flow=handle.name,
+        pid=os.getpid(),
+        started_ms=SYSTEM.time_ms(),
+        storage=None if checkpoints is None else redacted(normalise_uri(checkpoints.storage)),
+        target=target,
+    )
+    with registry.place(SYSTEM.token()) as place:
+        job = SteeredJob(handle, entry, SYSTEM)
+        async with job.operations(), serve(control_app([job]), place.listen()):
+            place.publish(entry)
+            try:
+                yield
+            finally:
+                place.withdraw()
+
+
+@asynccontextmanager
+async def steered_if_possible(handle: JobHandle, target: str | None = None) -> AsyncIterator[None]:
+    """As `steered`; where that is not possible the job runs all the same, and the log says why it can't be steered."""
+    async with AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(steered(handle, target))
+        except (ControlUnavailable, OSError) as error:
+            log.warning("%s: this job can't be steered from outside: %s", handle.name, error)
+        yield

@@ -1,0 +1,29 @@
+"""A flow as a program of its own: `sa.main`, a script's last line."""
+
+import logging
+import os
+
+from streamactors.api.dataflow import Dataflow
+from streamactors.config import Config, resolve
+from streamactors.errors import StreamactorsError
+from streamactors.launch import EXIT_REFUSED, run_loop, run_until_signalled
+from streamactors.observe.steering import steered_if_possible
+
+log = logging.getLogger("streamactors.job")
+
+
+def main(flow: Dataflow, config: Config | None = None) -> None:
+    """A script's last line: uvloop where there is one, logging, SIGTERM/SIGINT to a clean stop, exit code.
+
+    Settings from the environment (`STREAMACTORS_…`) come before `config`. `streamactors list`, `status`, `savepoint`,
+    `stop`, … find the job. Exit codes: 0 finished or stopped, 1 failed, 2 refused before it began, 130 interrupted a
+    second time, or cancelled.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-8s %(name)s: %(message)s")
+    try:
+        resolved, _ = resolve(config, environ=os.environ)
+        code = run_loop(run_until_signalled(flow, resolved, beside=steered_if_possible))
+    except StreamactorsError as error:
+        log.critical("%s", error)
+        raise SystemExit(EXIT_REFUSED) from error
+    raise SystemExit(code)

@@ -1,0 +1,219 @@
+"""The registry of running jobs: who is found, who is gone, and which folders are not trusted."""
+
+import fcntl
+import os
+import socket
+import stat
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from streamactors.errors import ControlUnavailable, NoSuchJob
+from streamactors.observe import registry
+from streamactors.observe.registry import Entry, RunningJob
+
+ENTRY = Entry(flow="orders", pid=os.getpid(), started_ms=7, storage="file:///stored", target="jobs:flow")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.suffix for path in folder.iterdir())
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+def found() -> list[RunningJob]:
+    jobs, refused = registry.running()
+    assert refused == []
+    return jobs
+
+
+def test_a_job_is_found_for_as_long_as_it_runs(registry_folder: Path) -> None:
+    assert found() == []
+    with registry.place("0123456789") as place, place.listen() as listener:
+        assert found() == []  # it does not answer yet
+        place.publish(ENTRY)
+        (job,) = found()
+        assert job.entry == ENTRY and job.socket == listener.getsockname()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(job.socket)
+    assert found() == [] and names(registry_folder) == []
+
+
+def test_nobody_else_can_look_or_connect(registry_folder: Path) -> None:
+    before = os.umask(0)
+    try:
+        with registry.place("0123456789") as place, place.listen():
+            place.publish(ENTRY)
+            assert mode(registry_folder) == 0o700
+            assert {mode(path) for path in registry_folder.iterdir()} == {0o600}
+    finally:
+        os.umask(before)
+
+
+def leave_stale(folder: Path, name: str, content: bytes) -> None:
+    """As a killed process does."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    (folder / f"{name}.json").write_bytes(content)
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(folder / f"{name}.sock"))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"flow": "orders", "pid": 1, "started_ms": 1}'])
+def test_what_a_killed_job_has_left_is_removed(registry_folder: Path, content: bytes) -> None:
+    leave_stale(registry_folder, "1-abc", content)
+    assert found() == [] and names(registry_folder) == []
+
+
+def test_the_next_job_removes_it_too(registry_folder: Path) -> None:
+    leave_stale(registry_folder, "1-abc", b"")
+    with registry.place("0123456789"):
+        assert names(registry_folder) == [".json"]  # its own
+
+
+def test_an_entry_that_is_taken_for_stale_while_it_is_made_is_made_again(
+    registry_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = fcntl.flock
+    entries: list[int] = []
+
+    def lock_late(file: int, how: int) -> None:
+        if how == fcntl.LOCK_EX:
+            entries.append(file)
+            if len(entries) == 1:
+                assert found() == []  # somebody looks before the lock is taken
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    with registry.place("0123456789") as place, place.listen():
+        place.publish(ENTRY)
+        assert len(entries) == 2
+        assert [job.entry for job in found()] == [ENTRY]
+
+
+def test_files_of_others_in_the_folder_are_left_alone(registry_folder: Path) -> None:
+    registry_folder.mkdir(mode=0o700)
+    (registry_folder / "notes.txt").touch()
+    assert found() == [] and names(registry_folder) == [".txt"]
+
+
+# ------------------------------------------------------------------------------------------------------------- folders
+@pytest.fixture
+def temporary(registry_folder: Path) -> Path:
+    return Path(tempfile.gettempdir()) / f"streamactors-{os.geteuid()}"
+
+
+def refusal() -> str:
+    """Why the session's folder is not used; the job goes to the temporary one, and is found there."""
+    with registry.place("0123456789") as place, place.listen() as listener:
+        place.publish(ENTRY)
+        jobs, refused = registry.running()
+        assert [job.socket for job in jobs] == [listener.getsockname()]
+        assert Path(jobs[0].socket).is_relative_to(tempfile.gettempdir())
+    (reason,) = refused
+    return reason
+
+
+def test_a_folder_open_to_others_is_refused(registry_folder: Path) -> None:
+    registry_folder.mkdir()
+    registry_folder.chmod(0o750)
+    assert "is open to other users (mode 750): chmod 700" in refusal()
+    assert names(registry_folder) == []
+
+
+def test_a_folder_of_another_user_is_refused(registry_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry_folder.mkdir(mode=0o700)
+    another = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: another)
+    with pytest.raises(ControlUnavailable) as refused, registry.place("0123456789"):
+        pass
+    assert f"{registry_folder} belongs to another user" in str(refused.value)
+    jobs, (reason, _) = registry.running()
+    assert jobs == [] and "belongs to another user" in reason
+
+
+def test_a_link_is_not_followed(registry_folder: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    registry_folder.symlink_to(tmp_path)
+    assert "is a link" in refusal()
+    assert names(tmp_path) == []
+
+
+def test_an_entry_that_is_a_link_is_not_followed(registry_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("content")
+    registry_folder.mkdir(mode=0o700)
+    (registry_folder / "1-abc.json").symlink_to(tmp_path / "target")
+    jobs, (reason,) = registry.running()
+    assert jobs == [] and "1-abc.json" in reason
+    assert (tmp_path / "target").read_text() == "content"
+
+
+def test_a_parent_in_which_everybody_may_replace_things_is_refused(registry_folder: Path) -> None:
+    registry_folder.parent.chmod(0o777)
+    assert "chmod +t" in refusal()
+    registry_folder.parent.chmod(0o1777)
+    with registry.place("0123456789"):
+        assert names(registry_folder) == [".json"]
+
+
+def test_a_path_too_long_for_a_socket_is_not_used(
+    registry_folder: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = registry_folder.parent / ("a" * 90)
+    long.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
+    with registry.place("0123456789") as place, place.listen() as listener:
+        assert Path(listener.getsockname()).parent == temporary
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with pytest.raises(ControlUnavailable, match="too long for a socket's path"), registry.place("0123456789"):
+        pass
+
+
+def test_a_job_started_outside_the_session_is_found_from_inside(
+    registry_folder: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as outside:
+        outside.delenv("XDG_RUNTIME_DIR")
+        place = registry.place("0123456789")
+        job = place.__enter__()
+    job.publish(ENTRY)
+    assert [Path(job.socket).parent for job in found()] == [temporary]
+    place.__exit__(None, None, None)
+
+
+# ------------------------------------------------------------------------------------------------------------- choosing
+def job_of(flow: str, pid: int, storage: str) -> RunningJob:
+    return RunningJob(Entry(flow=flow, pid=pid, started_ms=pid, storage=storage), f"/run/{pid}.sock")
+
+
+ORDERS = [job_of("orders", 11, "file:///a"), job_of("orders", 12, "file:///b")]
+USERS = job_of("users", 13, "file:///c")
+
+
+@pytest.mark.parametrize(("wanted", "pid"), [("users", 13), ("11", 11), ("file:///b", 12)])
+def test_a_job_is_known_by_name_process_and_storage(wanted: str, pid: int) -> None:
+    assert registry.find(wanted, [*ORDERS, USERS]).entry.pid == pid
+
+
+def test_the_only_job_needs_no_name() -> None:
+    assert registry.find(None, [USERS]) is USERS
+
+
+@pytest.mark.parametrize(
+    ("wanted", "jobs", "told"),
+    [
+        (None, [], "no job runs here"),
+        ("orders", [], "job 'orders' does not run here"),
+        ("visits", [USERS], "no job 'visits'. What runs:\n  users (pid 13, storage file:///c)"),
+        (None, [*ORDERS, USERS], "several jobs run"),
+        ("orders", [*ORDERS, USERS], "2 jobs are called 'orders'"),
+    ],
+)
+def test_who_is_meant_must_be_clear(wanted: str | None, jobs: list[RunningJob], told: str) -> None:
+    with pytest.raises(NoSuchJob) as refused:
+        registry.find(wanted, jobs)
+    assert told in str(refused.value)
+    if wanted == "orders" and jobs:
+        assert "pid 11" in str(refused.value) and "pid 13" not in str(refused.value)
