@@ -1,4 +1,4 @@
-"""From a flow to a running job: `run`, `start`, `main`, `collect`, and the handle that a host holds."""
+"""From a flow to a running job: `run`, `start`, `collect`, and the handle that a host holds; `program` has `main`."""
 
 import asyncio
 import datetime as dt

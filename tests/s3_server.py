@@ -22,6 +22,7 @@ from urllib.parse import unquote
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 60.0
+CREDENTIAL = "testing/20260101/us-east-1/s3/aws4_request"
 
 
 # ------------------------------------------------------------------------------------------------------ in the server
@@ -87,6 +88,10 @@ class S3Server:
 
     def _request(self, method: str, path: str, data: bytes | None = None) -> bytes:
         request = urllib.request.Request(f"{self.url}/{path}", method=method, data=data)
+        request.add_header(
+            "Authorization", f"AWS4-HMAC-SHA256 Credential={CREDENTIAL}, SignedHeaders=host, Signature=x"
+        )
+        request.add_header("Content-Type", "binary/octet-stream")  # else it would be taken for a form
         with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return bytes(answer.read())
 
@@ -114,7 +119,8 @@ class S3Bucket:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    def keys(self) -> list[str]:
+    def objects(self) -> list[str]:
+        """Their keys."""
         listed = self.server._request("GET", f"{self.name}?list-type=2").decode()
         return sorted(unquote(key) for key in re.findall("<Key>(.*?)</Key>", listed))
 
@@ -162,7 +168,7 @@ class Rule:
 
 
 class Proxy:
-    """HTTP between a client and the server, one upstream connection per request. `seen`: "METHOD target" of each."""
+    """HTTP between a client and the server, a connection for each request. `seen`: "METHOD target" of each."""
 
     def __init__(self, port: int) -> None:
         self._upstream = port
@@ -204,8 +210,7 @@ class Proxy:
         assert task is not None
         self._handlers.add(task)
         try:
-            while await self._one(reader, writer):
-                pass
+            await self._one(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             return  # the client has gone, or the test is over
         finally:
@@ -214,7 +219,7 @@ class Proxy:
             with contextlib.suppress(ConnectionError, asyncio.CancelledError):
                 await writer.wait_closed()
 
-    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         method, target = head.decode("latin-1").split(" ", 2)[:2]
         if b"100-continue" in head.lower():
@@ -225,26 +230,22 @@ class Proxy:
         if self.seconds:
             await asyncio.sleep(self.seconds)
         rule = next((rule for rule in self._rules if rule.strikes(method, target)), None)
-        return await self._answer(rule, head, body, writer)
+        writer.write(await self._answer(rule, head, body))
+        await writer.drain()
 
-    async def _answer(self, rule: Rule | None, head: bytes, body: bytes, writer: asyncio.StreamWriter) -> bool:
+    async def _answer(self, rule: Rule | None, head: bytes, body: bytes) -> bytes:
         damage = rule.damage if rule is not None else None
         if damage in ("503", "500", "403"):
-            writer.write(_refusal(int(damage)))
-            return True
+            return _refusal(int(damage))
         if damage == "cut before":
-            return False
+            return b""
         if damage == "cut inside":
             await self._forward(head, body[: len(body) // 2], cut=True)
-            return False
+            return b""
         if rule is not None and damage == "hold":
             await rule.release.wait()
         answer = await self._forward(head, body)
-        if damage == "answer lost":
-            return False
-        writer.write(answer[: len(answer) - 2] if damage == "answer cut" else answer)
-        await writer.drain()
-        return damage != "answer cut"
+        return {"answer lost": b"", "answer cut": answer[:-2]}.get(damage or "", answer)
 
     async def _forward(self, head: bytes, body: bytes, *, cut: bool = False) -> bytes:
         """The whole answer."""
@@ -257,8 +258,7 @@ class Proxy:
             await writer.drain()
             if cut:
                 return b""
-            answer = await reader.read()
-            return answer.replace(b"Connection: close\r\n", b"", 1)
+            return await reader.read()
         finally:
             writer.close()
             with contextlib.suppress(ConnectionError):
@@ -281,10 +281,8 @@ async def _body(head: bytes, reader: asyncio.StreamReader) -> bytes:
 def _refusal(status: int) -> bytes:
     code = {503: "SlowDown", 500: "InternalError", 403: "AccessDenied"}[status]
     body = f"<Error><Code>{code}</Code><Message>refused by the test</Message></Error>".encode()
-    return (
-        f"HTTP/1.1 {status} {code}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-        + body
-    )
+    head = [f"HTTP/1.1 {status} {code}", "Content-Type: application/xml", "Connection: close"]
+    return "\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode() + body
 
 
 @asynccontextmanager

@@ -356,7 +356,7 @@ def test_a_terminal_gets_a_live_table(project: Path) -> None:
     screen = plain = ""
     signalled = False  # a second signal would cancel
     try:
-        for printed in _read_all(ours):
+        for printed in read_all(ours):
             screen += printed
             plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen)
             seen = re.search(r"totals +300 +\S+ +300 ", plain) and re.search(r"checkpoint \d+ \(", plain)
@@ -373,7 +373,7 @@ def test_a_terminal_gets_a_live_table(project: Path) -> None:
     assert "stopped; goes on from file://" in plain
 
 
-def _read_all(terminal: int) -> Iterator[str]:
+def read_all(terminal: int) -> Iterator[str]:
     """Until all that had it open have closed it."""
     while select.select([terminal], [], [], PATIENCE)[0]:
         try:

@@ -2,21 +2,24 @@
 
 import json
 import os
+import pty
 import re
 import shlex
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from typer.testing import CliRunner
 
 from streamactors.cli.commands import app
 from streamactors.cli.status_view import span
-from tests.programs import Program, streamactors
-from tests.test_cli import JOBS, order, output, run, totals_of
+from tests.programs import PATIENCE, ROOT, Program, streamactors
+from tests.test_cli import JOBS, order, output, read_all, run, totals_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("registry_folder")]
 
@@ -78,13 +81,12 @@ def test_a_job_is_stopped_with_a_savepoint_and_goes_on_from_it_elsewhere(project
 
     order(project, range(300, 1000))
     (elsewhere / "saved").rename(project / "moved")
-    args = shlex.split(
-        again.replace("jobs:live", "jobs:flow").replace(str(elsewhere / "saved"), str(project / "moved"))
-    )
-    program = run(project, *args[1:], "--parallelism", "3")
+    again = again.replace("jobs:live", "jobs:flow").replace(str(elsewhere / "saved"), str(project / "moved"))
+    program = run(project, *shlex.split(again)[1:], "--parallelism", "3")
     assert program.end() == 0, program.stderr
     assert f"restoring {(project / 'moved').as_uri()}" in program.stderr
     assert output(project) == totals_of(range(1000))
+    assert (project / "moved" / "manifest").exists()
 
 
 def test_a_savepoint_of_a_job_that_goes_on(project: Path) -> None:
@@ -106,6 +108,21 @@ def test_a_savepoint_of_a_job_that_goes_on(project: Path) -> None:
     order(project, range(300, 400))
     assert run(project, "run", "jobs:flow", "--storage", "copy", "--restore", "saved").end() == 0
     assert sum(map(len, output(project).values())) == 400
+
+
+def test_a_job_that_claims_its_savepoint_deletes_it_in_the_end(project: Path) -> None:
+    order(project, range(10))
+    with job(project) as program:
+        saved = asked("stop", "orders", "--savepoint", str(project / "saved"))["checkpoint"]["uri"]
+        assert program.end() == 0, program.stderr
+    refused = run(project, "run", "jobs:flow", "--claim", "--fresh")
+    assert refused.end() == 2 and "claim" in refused.stderr
+    order(project, range(10, 20))
+    with streamactors("run", "jobs:live", "--restore", saved, "--claim", cwd=project) as program:
+        program.wait_for(lambda: not (project / "saved" / "manifest").exists(), "the savepoint is gone")
+        program.signal(signal.SIGTERM)
+        assert program.end() == 0, program.stderr
+    assert output(project) == totals_of(range(20))
 
 
 def test_drained_it_is_not_offered_to_go_on(project: Path) -> None:
@@ -144,13 +161,59 @@ def test_status_is_watched_until_the_job_ends(project: Path) -> None:
         plain = streamactors("status", "--watch", "--every", "20ms", cwd=project)
         lines = streamactors("status", "--watch", "--every", "20ms", "--json", cwd=project)
         with plain, lines:
-            for watching in (plain, lines):
-                watching.wait_for(lambda w=watching: w.stdout.count("\n") > 2, "a few looks")
+            plain.wait_for(lambda: plain.stdout.count("\n") > 2, "a few looks")
+            lines.wait_for(lambda: lines.stdout.count("\n") > 2, "a few looks")
             assert asked("stop", "orders")["status"] == "finished"
             assert (plain.end(), lines.end()) == (0, 0), plain.stderr + lines.stderr
         assert program.end() == 0, program.stderr
     assert plain.stdout.startswith("orders: running") and plain.stdout.endswith("orders has ended.\n")
     assert {json.loads(line)["name"] for line in lines.stdout.splitlines()} == {"orders"}
+
+
+def test_on_a_terminal_the_table_is_drawn_again_and_cancelling_is_asked_for(project: Path) -> None:
+    order(project, range(10))
+    with job(project) as program:
+        watch = "status", "--watch", "--every", "20ms"
+        shown = on_a_terminal(project, *watch, until=r"operator +kind .* in/s ", then=interrupted)
+        assert shown.code == 0 and "totals" in shown.text
+        question = r"without a last checkpoint\? \[y/N\]"
+        shown = on_a_terminal(project, "cancel", "orders", until=question, then=typing("n"))
+        assert shown.code == 2 and "refused" in shown.text and "orders goes on" in shown.text
+        shown = on_a_terminal(project, "cancel", "orders", until=question, then=typing("y"))
+        assert shown.code == 0 and "orders: cancelled" in shown.text
+        assert program.end() == 130
+
+
+class Shown(NamedTuple):
+    code: int
+    text: str
+
+
+def on_a_terminal(
+    project: Path, *args: str, until: str, then: Callable[["subprocess.Popen[bytes]", int], object]
+) -> Shown:
+    """`then` is given the process and its terminal as soon as the screen shows `until`."""
+    ours, theirs = pty.openpty()
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "streamactors", *args]
+    process = subprocess.Popen(command, cwd=project, env=environ, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    screen, done = "", False
+    for printed in read_all(ours):
+        screen += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", printed)
+        if not done and re.search(until, screen):
+            done = True
+            then(process, ours)
+    os.close(ours)
+    return Shown(process.wait(PATIENCE), screen)
+
+
+def interrupted(process: "subprocess.Popen[bytes]", _: int) -> None:
+    process.send_signal(signal.SIGINT)
+
+
+def typing(text: str) -> Callable[["subprocess.Popen[bytes]", int], object]:
+    return lambda _, terminal: os.write(terminal, f"{text}\n".encode())
 
 
 def test_whoever_does_not_wait_any_longer_changes_nothing(project: Path) -> None:
@@ -222,7 +285,7 @@ def test_without_any_job(args: list[str]) -> None:
     assert ask("list").stdout == "No job runs.\n" and asked("list") == []
 
 
-# --------------------------------------------------------------------------------------------------- without steering it
+# ---------------------------------------------------------------------------------------------------- without steering
 def test_a_job_may_ask_not_to_be_steered(project: Path, registry_folder: Path) -> None:
     order(project, range(10))
     with streamactors("run", "jobs:live", "--no-control", cwd=project) as program:
@@ -248,6 +311,14 @@ def test_where_no_folder_is_safe_a_job_runs_and_says_that_it_can_t_be_steered(pr
 @pytest.mark.parametrize("name", ["list", "status", "checkpoint", "savepoint", "stop", "cancel"])
 def test_help_documents_exit_codes(name: str) -> None:
     assert "Exit codes: 0 done; 1 the job could not do it" in " ".join(ask(name, "--help").stdout.split())
+
+
+def test_the_document_tells_of_every_command_and_no_other() -> None:
+    document = (ROOT / "docs" / "cli.md").read_text()
+    told = set(re.findall(r"`streamactors (\w+)[^`]*` \|", document))
+    assert told == {"list", "status", "checkpoint", "savepoint", "stop", "cancel"}
+    for name in told:
+        assert ask(name, "--help").exit_code == 0
 
 
 @pytest.mark.parametrize(("every", "told"), [("soon", "--every"), ("0s", "longer than zero")])

@@ -143,7 +143,9 @@ class FrameCodec:
         try:
             return self._values.decode_many(data)
         except IncompatibleState as error:
-            raise IncompatibleState(f"{where}: {error}") from error
+            raise IncompatibleState(
+                f"{where}: {error}. Or go on from a savepoint of the version that wrote them: it holds none in flight"
+            ) from error
         except (ValueError, TypeError, LookupError, msgspec.MsgspecError) as error:
             raise IncompatibleState(
                 f"{where}: its records can't be read, though its checksum is right: {error}; "

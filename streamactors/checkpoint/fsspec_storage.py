@@ -65,18 +65,20 @@ class FsspecStore:
             return await uninterrupted(self._run(run))
         except (OSError, InvalidConfig):
             raise
-        except NotImplementedError as error:
-            raise OSError(errno.ENOSYS, "not implemented by its file system") from error
         except Exception as error:  # each file system raises its own
-            raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
+            raise _os_error(error) from error
 
-    async def put(self, key: str, data: Checked, *, exclusive: bool) -> None:
-        mode = "create" if exclusive else "overwrite"
+    async def put(self, key: str, data: Checked, *, token: str | None) -> None:
+        mode = "overwrite" if token is None else "create"
         await self._do(lambda files, path: files.pipe_file(path, data.data, mode=mode), key)
 
-    async def upload(self, key: str) -> Upload:
+    async def carries(self, key: str, token: str) -> bool | None:
+        """Objects carry none; and a file system may well have tried again by itself."""
+        return False if self._in_memory else None
+
+    async def upload(self, key: str, token: str) -> Upload:
         if self._in_memory:
-            return WholeUpload(self, key)
+            return WholeUpload(self, key, token)
 
         def begin(files: Any, path: str) -> Any:
             if files.exists(path):
@@ -136,6 +138,14 @@ class FsspecStore:
         self._connected = None
 
 
+def _os_error(error: Exception) -> OSError:
+    """Their messages are left out, which may show a URL with more in it than should be seen."""
+    name = type(error).__name__
+    if isinstance(error, TypeError) or name == "NotImplementedError":
+        return OSError(errno.ENOSYS, f"its file system does not offer that ({name})")
+    return OSError(errno.EIO, f"its file system raised {name}")
+
+
 def _delete(files: Any, path: str) -> None:
     try:
         files.rm_file(path)
@@ -152,9 +162,10 @@ def _entry(found: Mapping[str, Any]) -> Entry:
 class WholeUpload:
     """An `Upload` to where a file that is being written could be seen: it is made at the end, whole."""
 
-    def __init__(self, store: FsspecStore, key: str) -> None:
+    def __init__(self, store: FsspecStore, key: str, token: str) -> None:
         self._store = store
         self._key = key
+        self._token = token
         self._parts: dict[int, bytes] = {}
 
     async def send(self, number: int, part: Checked) -> None:
@@ -162,7 +173,7 @@ class WholeUpload:
 
     async def finish(self) -> None:
         data = b"".join(part for _, part in sorted(self._parts.items()))
-        await self._store.put(self._key, Checked(data, 0), exclusive=True)
+        await self._store.put(self._key, Checked(data, 0), token=self._token)
 
     async def abort(self) -> None:
         self._parts.clear()
@@ -185,7 +196,7 @@ class StreamedUpload:
         try:
             await uninterrupted(self._run(work))
         except Exception as error:  # each file system raises its own
-            raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
+            raise OSError(errno.EIO, f"its file system raised {type(error).__name__}") from error
 
     async def abort(self) -> None:
         if not self._file.closed:

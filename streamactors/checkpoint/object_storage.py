@@ -6,7 +6,8 @@ Invariants, beside those of `Files`:
 2. `create` and `write` never overwrite: they ask the store to make an object only if there is none. A store that can't
    is refused before anything relies on it (`ObjectFiles.require_exclusive`).
 3. A request that changes anything is never abandoned: whoever is cancelled waits for its answer or its time-out. When
-   the answer was lost, what is stored says whether it was done.
+   the answer was lost, the object says whether it was done: it carries a token of the operation that made it. (Also if
+   nobody here has tried twice: HTTP clients send a request again on a new connection when a kept one turns out dead.)
 
 Assumed of the store: what a request has made or deleted, every later read and listing of any client sees.
 """
@@ -83,10 +84,13 @@ class ObjectStore(Protocol):
     retries.py for what is worth another try.
     """
 
-    async def put(self, key: str, data: Checked, *, exclusive: bool) -> None:
-        """`exclusive`: FileExistsError, and nothing done, if there is such an object."""
+    async def put(self, key: str, data: Checked, *, token: str | None) -> None:
+        """With a token, which the object then carries: FileExistsError, and nothing done, if there is an object."""
 
-    async def upload(self, key: str) -> Upload: ...
+    async def upload(self, key: str, token: str) -> Upload: ...
+    async def carries(self, key: str, token: str) -> bool | None:
+        """Whether there is an object made with the token; None if only its bytes can tell."""
+
     async def get(self, key: str, start: int, length: int) -> bytes:
         """Fewer bytes at the end of the object; length -1: all the rest."""
 
@@ -103,7 +107,8 @@ class ObjectStore(Protocol):
         """No matter if they are gone."""
 
     async def abort_uploads(self, prefix: str) -> int:
-        """Uploads that nobody will finish; how many there were."""
+        """Uploads that nobody will finish, of a key, or of all that begin with a prefix which ends with a slash; how
+        many there were."""
 
     async def close(self) -> None: ...
 
@@ -160,13 +165,12 @@ class ObjectFiles:
         path: str,
         request: Callable[[], Awaitable[T]],
         *,
-        on_doubt: Callable[[], None] | None = None,
         retries: Retries | None = None,
     ) -> T:
         """FileNotFoundError and FileExistsError are for the caller; all else is StorageFailed."""
         uri = self.uri_of(path)
         try:
-            return await (retries or self._bucket.retries).call(f"can't {doing} {uri}", request, on_doubt=on_doubt)
+            return await (retries or self._bucket.retries).call(f"can't {doing} {uri}", request)
         except (FileNotFoundError, FileExistsError):
             raise
         except OSError as error:
@@ -178,7 +182,6 @@ class ObjectFiles:
         path: str,
         request: Callable[[], Awaitable[T]],
         *,
-        on_doubt: Callable[[], None] | None = None,
         retries: Retries | None = None,
     ) -> T:
         """Likewise, but a request under way is not abandoned."""
@@ -186,7 +189,7 @@ class ObjectFiles:
         async def whole() -> T:
             return await request()
 
-        return await self._do(doing, path, lambda: uninterrupted(whole()), on_doubt=on_doubt, retries=retries)
+        return await self._do(doing, path, lambda: uninterrupted(whole()), retries=retries)
 
     # -------------------------------------------------------------------------------------------------------- writing
     async def write(self, path: str, chunks: Chunks) -> Written:
@@ -201,18 +204,18 @@ class ObjectFiles:
             return await self._write_in_parts(path, first, second, parts, digest)
 
     async def _write_at_once(self, path: str, data: Checked, written: Written) -> None:
-        key = self._key(path)
+        key, token = self._key(path), self._clock.token()
 
         async def put() -> None:
-            await self._store.put(key, data, exclusive=True)
+            await self._store.put(key, data, token=token)
 
-        await self._make(path, put, written)
+        await self._make(path, put, token, written)
 
     async def _write_in_parts(
         self, path: str, first: Checked, second: bytes, parts: AsyncGenerator[bytes, None], digest: hashlib.blake2b
     ) -> Written:
-        key = self._key(path)
-        upload = await self._begin_upload(path, key)
+        token = self._clock.token()
+        upload = await self._begin_upload(path, token)
         try:
             size = await self._send(upload, path, 1, first)
             size += await self._send(upload, path, 2, await self._checked(second, digest))
@@ -221,41 +224,38 @@ class ObjectFiles:
                 number += 1
                 size += await self._send(upload, path, number, await self._checked(part, digest))
             written = Written(size, digest.digest())
-            await self._make(path, upload.finish, written)
+            await self._make(path, upload.finish, token, written)
         except BaseException:
-            await self._abort(upload, path)
+            await self._clean("abort", path, upload.abort)
             raise
         return written
 
-    async def _begin_upload(self, path: str, key: str) -> Upload:
-        """Its answer is waited for even by who is cancelled: else nobody could abort it."""
-        begun: list[Upload] = []
+    async def _begin_upload(self, path: str, token: str) -> Upload:
+        key = self._key(path)
 
-        async def begin() -> Upload:
-            begun.append(await self._store.upload(key))
-            return begun[-1]
+        async def abort() -> int:
+            return await self._store.abort_uploads(key)
 
         try:
-            return await self._change("write", path, begin)
+            return await self._change("write", path, lambda: self._store.upload(key, token))
         except FileExistsError as error:
             raise object_storage_failed("write", self.uri_of(path), error) from error
         except BaseException:
-            for upload in begun:
-                await self._abort(upload, path)
+            await self._clean("abort", path, abort)  # it may have begun; the key is ours alone
             raise
 
     async def _send(self, upload: Upload, path: str, number: int, part: Checked) -> int:
         await self._change("write", path, lambda: upload.send(number, part))
         return len(part.data)
 
-    async def _abort(self, upload: Upload, path: str) -> None:
-        """Cleaning up must not hide why: what can't be aborted now is aborted when the job starts again."""
+    async def _clean(self, doing: str, path: str, request: Callable[[], Awaitable[object]]) -> None:
+        """Must not hide why, nor be cut short; what can't be cleaned up now is when the job starts again."""
         try:
-            await uninterrupted(self._change("abort", path, upload.abort, retries=self._bucket.cleaning))
+            await uninterrupted(self._change(doing, path, request, retries=self._bucket.cleaning))
         except (StorageFailed, FileNotFoundError) as error:
-            log.warning("an unfinished upload is left behind: %s", error)
+            log.warning("something may be left behind: %s", error)
 
-    async def _make(self, path: str, request: Callable[[], Awaitable[None]], written: Written) -> None:
+    async def _make(self, path: str, request: Callable[[], Awaitable[None]], token: str, written: Written) -> None:
         """Make an object that is not there, or leave nothing; raises StorageFailed if there is another one."""
         in_the_way = False
 
@@ -268,7 +268,7 @@ class ObjectFiles:
                 raise
 
         try:
-            created = await self._created("write", path, make, written)
+            created = await self._created("write", path, make, token, written)
         except BaseException:
             if not in_the_way:
                 await self._discard(path)
@@ -276,56 +276,50 @@ class ObjectFiles:
         if not created:
             raise object_storage_failed("write", self.uri_of(path), FileExistsError(errno.EEXIST, "File exists"))
 
-    async def _created(self, doing: str, path: str, request: Callable[[], Awaitable[None]], written: Written) -> bool:
-        """Whether the request made the object, also where its answer was lost. Then it is tried again; and fails since
-        the object is there, or the upload is not. What is stored tells who made it."""
-        doubts: list[bool] = []
+    async def _created(
+        self, doing: str, path: str, request: Callable[[], Awaitable[None]], token: str, written: Written
+    ) -> bool:
+        """Whether the request made the object. It may have, and be refused since the object is there, or since the
+        upload is not there any more: when it was sent again after its answer was lost."""
         try:
-            await self._change(doing, path, request, on_doubt=lambda: doubts.append(True))
+            await self._change(doing, path, request)
         except (FileExistsError, FileNotFoundError) as error:
-            if doubts and await self._holds(path, written):
+            if await self._is_ours(path, token, written):
                 return True
             if isinstance(error, FileExistsError):
                 return False
             raise object_storage_failed(doing, self.uri_of(path), error) from error
         return True
 
-    async def _holds(self, path: str, written: Written) -> bool:
-        size = await self._size(path)
-        return size == written.size and await self.digest(path) == written
+    async def _is_ours(self, path: str, token: str, written: Written) -> bool:
+        key = self._key(path)
+        ours = await self._do("look at", path, lambda: self._store.carries(key, token))
+        if ours is None:
+            return await self._size(path) == written.size and await self.digest(path) == written
+        return ours
 
     async def _discard(self, path: str) -> None:
         key = self._key(path)
-
-        async def delete() -> None:
-            await self._store.delete([key])
-
-        try:
-            await uninterrupted(self._change("delete", path, delete, retries=self._bucket.cleaning))
-        except StorageFailed as error:
-            log.warning("a file may be left behind: %s", error)
+        await self._clean("delete", path, lambda: self._store.delete([key]))
 
     async def create(self, path: str, data: bytes) -> bool:
         await self.require_exclusive(_parent(path))
         return await self._create(path, data)
 
     async def _create(self, path: str, data: bytes) -> bool:
-        key = self._key(path)
+        key, token = self._key(path), self._clock.token()
         checked = Checked(data, zlib.crc32(data))
 
         async def put() -> None:
-            await self._store.put(key, checked, exclusive=True)
+            await self._store.put(key, checked, token=token)
 
-        return await self._created("create", path, put, _written(data))
+        return await self._created("create", path, put, token, _written(data))
 
     async def replace(self, path: str, data: bytes) -> None:
         key = self._key(path)
         checked = Checked(data, zlib.crc32(data))
 
-        async def put() -> None:
-            await self._store.put(key, checked, exclusive=False)
-
-        await self._change("replace", path, put)
+        await self._change("replace", path, lambda: self._store.put(key, checked, token=None))
 
     async def _checked(self, data: bytes, digest: hashlib.blake2b) -> Checked:
         def check() -> Checked:

@@ -43,29 +43,18 @@ class Retries:
         self._clock = clock
         self._backoff = backoff
 
-    async def call(
-        self,
-        what: str,
-        operation: Callable[[], Awaitable[T]],
-        *,
-        on_doubt: Callable[[], None] | None = None,
-    ) -> T:
-        """The operation's result, or its last OSError. `what` is for the log; `on_doubt` is called after a try that
-        failed in a way which leaves open whether the storage has done what it was asked for."""
+    async def call(self, what: str, operation: Callable[[], Awaitable[T]]) -> T:
+        """The operation's result, or its last OSError; `what` is for the log. A try that failed may have been done."""
         begun = self._clock.monotonic()
         failures = 0
         while True:
             try:
                 return await operation()
             except OSError as error:
-                if not is_transient(error):
-                    raise
-                if on_doubt is not None:
-                    on_doubt()
                 failures += 1
                 pause = self._backoff.pause(failures, self._clock.random())
                 late = self._clock.monotonic() + pause - begun > self._backoff.give_up_after
-                if failures >= self._backoff.tries or late:
+                if not is_transient(error) or failures >= self._backoff.tries or late:
                     raise
                 reason = error.strerror or error
             log.log(logging.INFO if failures < 3 else logging.WARNING, "%s: %s; again in %.1f s", what, reason, pause)

@@ -1,7 +1,7 @@
 """S3 and what speaks its protocol, by s3fs, on the running event loop.
 
-Invariant: one request per operation. Neither s3fs nor botocore tries again by itself: that is done in one place
-(`retries.py`), which has to know of every try.
+Invariant: one request per operation. Neither s3fs nor botocore tries again: that is done in one place (`retries.py`).
+s3fs knows how to find credentials and what every request needs; requests are made with the client that it sets up.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from streamactors.errors import InvalidConfig
 
 BULK: Final = 1000
 """Keys that one request may delete."""
+MARK: Final = "streamactors-token"
 CONNECTIONS: Final = 32
 CONNECT_SECONDS: Final = 5
 READ_SECONDS: Final = 20
@@ -48,9 +49,13 @@ class S3Store:
     # ------------------------------------------------------------------------------------------------------ connection
     async def _call(self, method: str, **arguments: Any) -> Any:
         await self._connect()
+        call = getattr(self._client, method)
+        arguments = self._files._get_s3_method_kwargs(call, Bucket=self._bucket, **arguments)
         try:
-            return await self._files._call_s3(method, Bucket=self._bucket, **arguments)
+            return await call(**arguments)
         except Exception as error:
+            if not _is_of_the_connection(error):
+                raise
             raise self._as_os_error(error) from error
 
     async def _connect(self) -> None:
@@ -60,7 +65,6 @@ class S3Store:
             s3fs = await self._clock.run_blocking(importlib.import_module, "s3fs")  # takes some tenths of a second
             try:
                 self._files = s3fs.S3FileSystem(**self._settings())
-                self._files.retries = 1
                 self._client = await self._files.set_session()
             except (TypeError, ValueError, KeyError) as error:
                 # Not chained: it may show values.
@@ -89,13 +93,20 @@ class S3Store:
             await client.close()
 
     # -------------------------------------------------------------------------------------------------------- requests
-    async def put(self, key: str, data: Checked, *, exclusive: bool) -> None:
-        condition = {"IfNoneMatch": "*"} if exclusive else {}
+    async def put(self, key: str, data: Checked, *, token: str | None) -> None:
+        condition = {} if token is None else {"IfNoneMatch": "*", **_marked(token)}
         await self._call("put_object", Key=key, **_body(data), **condition)
 
-    async def upload(self, key: str) -> Upload:
-        answer = await self._call("create_multipart_upload", Key=key)
+    async def upload(self, key: str, token: str) -> Upload:
+        answer = await self._call("create_multipart_upload", Key=key, **_marked(token))
         return S3Upload(self, key, answer["UploadId"])
+
+    async def carries(self, key: str, token: str) -> bool:
+        try:
+            answer = await self._call("head_object", Key=key)
+        except FileNotFoundError:
+            return False
+        return bool(answer["Metadata"].get(MARK) == token)
 
     async def get(self, key: str, start: int, length: int) -> bytes:
         if not length:
@@ -112,6 +123,8 @@ class S3Store:
             async with answer["Body"] as body:
                 return bytes(await body.read())
         except Exception as error:
+            if not _is_of_the_connection(error):
+                raise
             raise self._as_os_error(error) from error
 
     async def size(self, key: str) -> int | None:
@@ -154,7 +167,8 @@ class S3Store:
         count = 0
         while True:
             answer = await self._call("list_multipart_uploads", Prefix=prefix)
-            uploads = answer.get("Uploads", ())
+            found = answer.get("Uploads", ())
+            uploads = [each for each in found if not prefix or prefix.endswith("/") or each["Key"] == prefix]
             for upload in uploads:
                 await S3Upload(self, upload["Key"], upload["UploadId"]).abort()
             count += len(uploads)
@@ -163,16 +177,14 @@ class S3Store:
 
     # ---------------------------------------------------------------------------------------------------------- errors
     def _as_os_error(self, error: Exception) -> OSError:
-        """s3fs has translated some errors of botocore; those which have no answer, and their codes, it has not."""
-        origin = error if hasattr(error, "response") else error.__cause__
-        response = getattr(origin, "response", None)
-        if isinstance(response, dict):
-            told = response.get("Error", {})
-            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            if told.get("Code") == "NoSuchBucket":
-                return OSError(errno.ENODEV, f"there is no bucket {self._bucket!r}")
-            return _os_error(str(told.get("Code", "")), status, str(told.get("Message", "")))
-        return _without_answer(error)
+        response = getattr(error, "response", None)
+        if not isinstance(response, dict):
+            return _without_answer(error)
+        told = response.get("Error", {})
+        if told.get("Code") == "NoSuchBucket":
+            return OSError(errno.ENODEV, f"there is no bucket {self._bucket!r}")
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return _os_error(str(told.get("Code", "")), status, str(told.get("Message", "")))
 
 
 class S3Upload:
@@ -204,6 +216,10 @@ def _body(data: Checked) -> dict[str, Any]:
     return {"Body": io.BytesIO(data.data), "ChecksumCRC32": base64.b64encode(data.crc.to_bytes(4, "big")).decode()}
 
 
+def _marked(token: str) -> dict[str, Any]:
+    return {"Metadata": {MARK: token}}
+
+
 def _os_error(code: str, status: int, message: str) -> OSError:
     text = f"{message} ({code})" if message else code
     if code in _MISSING or (status == 404 and code != "NoSuchBucket"):
@@ -219,6 +235,14 @@ def _os_error(code: str, status: int, message: str) -> OSError:
     if status in (401, 403):
         return PermissionError(errno.EACCES, text)
     return OSError(errno.EINVAL if 400 <= status < 500 else errno.EIO, text)
+
+
+_LIBRARIES: Final = frozenset({"aiobotocore", "aiohttp", "botocore", "urllib3"})
+
+
+def _is_of_the_connection(error: Exception) -> bool:
+    """And not a mistake in a program, which is no reason to try again."""
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _LIBRARIES
 
 
 _NO_CREDENTIALS: Final = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError")

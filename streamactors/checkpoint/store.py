@@ -519,10 +519,10 @@ class CheckpointStore:
 
     # ------------------------------------------------------------------------------------------------------- retention
     async def retire(self, keep: Collection[int] = (), *, retain: int = 1) -> None:
-        """Delete complete checkpoints but those in `keep` and the latest `retain` (at least 1), and what is left of
-        incomplete ones; but no file that what stays refers to. Never deletes a savepoint, what a job was started from
-        without claiming it, or what is in flight; and nothing complete before this run has completed one of its own.
-        What can't be deleted is logged, and tried again the next time."""
+        """Delete complete checkpoints but those in `keep` and the latest `retain` (at least 1; those found damaged do not
+        count), and what is left of incomplete ones; but no file that what stays refers to. Never deletes a savepoint,
+        what a job was started from without claiming it, or what is in flight; and nothing complete before this run has
+        completed one of its own. What can't be deleted is logged, and tried again the next time."""
         in_flight = set(self._writers)
         begun = self._begun
         await self.ensure_owner()
@@ -550,7 +550,7 @@ class CheckpointStore:
             log.warning("old checkpoints of flow %r are left for later: %s", self.flow, error)
 
     def _kept(self, scanned: Sequence[Found], keep: Collection[int], retain: int) -> list[Found]:
-        complete = [found for found in scanned if found.complete]
+        complete = [found for found in scanned if found.complete and self._folder.uri(found.place) not in self._damaged]
         if not any(found.place.run == self.run for found in complete):
             return complete
         bases = {base.path for run, base in self._bases.items() if not _superseded(run, complete, retain)}

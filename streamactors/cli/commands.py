@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from streamactors.cli import demo_view, inspection, steering
+from streamactors.cli import demo_view, inspection, state_rows, steering
 from streamactors.cli.failure import refusals, show
 from streamactors.cli.loading import load_flow
 from streamactors.cli.logs import LogFormat, set_up
@@ -76,6 +76,10 @@ def run(
         list[str] | None,
         typer.Option(metavar="UID", help="Give up the stored state of an operator that the flow no longer has."),
     ] = None,
+    claim: Annotated[
+        bool,
+        typer.Option("--claim", help="The job owns what it is restored from: builds on it, deletes it in the end."),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Debug messages too.")] = False,
     log_format: Annotated[LogFormat, typer.Option(help="json: one object per line, on stderr.")] = "text",
@@ -107,6 +111,7 @@ def run(
             None if restore == "none" else restore,
             fresh,
             drop_state or (),
+            claim,
             quiet,
             traceback,
             log_format == "json",
@@ -136,19 +141,30 @@ def explain(
 @app.command()
 def inspect(
     uri: Annotated[str, typer.Argument(metavar="URI", help="A storage, a flow's folder in it, or one checkpoint.")],
+    operator: Annotated[str | None, typer.Option(metavar="UID", help="What this operator holds.")] = None,
+    state: Annotated[str | None, typer.Option(metavar="NAME", help="The rows of this state.")] = None,
+    key: Annotated[str | None, typer.Option(metavar="KEY", help="Of this key alone, as text or as JSON.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows at most; 20 in a table, else all.")] = None,
+    format: Annotated[
+        state_rows.Format, typer.Option(help="Of the rows; json: an object a line; parquet goes into --output.")
+    ] = "table",
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Where the rows go.")] = None,
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     verify: Annotated[
         inspection.Depth, typer.Option(help="Also the size of every state file, or every byte of it.")
     ] = "sizes",
     traceback: Traceback = False,
 ) -> None:
-    """Show the checkpoints in a storage, or what is in one of them.
+    """Show the checkpoints in a storage, what is in one of them, or what its state holds.
 
-    Exit codes: 0; 1 if the checkpoint itself is damaged; 2 if there is none.
+    Exit codes: 0; 1 if the checkpoint itself is damaged; 2 if there is none, or nothing of what is asked for.
     """
     with refusals(traceback):
+        chosen: state_rows.Format = "json" if json and format == "table" else format
+        wanted = state_rows.Wanted(operator, state, key, limit, chosen, output)
+        wanted.check()
         try:
-            code = asyncio.run(inspection.inspect(uri, as_json=json, verify=verify))
+            code = asyncio.run(inspection.inspect(uri, as_json=json, verify=verify, wanted=wanted))
         except CorruptCheckpoint as error:
             show(error, full=traceback)
             code = EXIT_FAILED

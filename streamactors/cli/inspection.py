@@ -2,8 +2,7 @@
 
 import datetime as dt
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -12,22 +11,28 @@ from rich.table import Table
 
 from streamactors.checkpoint import layout
 from streamactors.checkpoint.files import open_files
-from streamactors.checkpoint.manifest import EdgeKey, Manifest, NodeState, OperatorMeta
+from streamactors.checkpoint.manifest import EdgeKey, Manifest, OperatorMeta
 from streamactors.checkpoint.restorable import CheckpointSummary, list_checkpoints, load
 from streamactors.checkpoint.storage import Files, normalise_uri
 from streamactors.cli.progress import in_bytes
+from streamactors.cli.state_rows import Wanted, show
 from streamactors.clock import SYSTEM
 from streamactors.errors import CorruptCheckpoint, InvalidConfig, StreamactorsError
 from streamactors.launch import EXIT_FAILED, EXIT_OK
 from streamactors.settings import redacted
 from streamactors.state.key_groups import KeyGroupRange, subtask_range
+from streamactors.state_processor.overview import OperatorInfo, StateInfo, operators_of
 
 Depth = Literal["manifest", "sizes", "digests"]
+_SKEWED, _MANY = 3.0, 1000
 
 
-async def inspect(uri: str, *, as_json: bool, verify: Depth) -> int:
-    """The exit code. Raises InvalidConfig if there is nothing of the kind, CorruptCheckpoint if even the manifest of
-    the one that is named can't be read."""
+async def inspect(uri: str, *, as_json: bool, verify: Depth, wanted: Wanted | None = None) -> int:
+    """The exit code. `wanted`: one operator's state, or its rows. Raises InvalidConfig if there is nothing of the kind,
+    CorruptCheckpoint if even the manifest of the one that is named can't be read."""
+    if wanted is not None and wanted.anything:
+        await show(uri, wanted, verify)
+        return EXIT_OK
     files = open_files(uri, clock=SYSTEM)
     try:
         return await _inspect(files, uri, as_json=as_json, verify=verify)
@@ -119,6 +124,7 @@ async def _inspect_one(files: Files, uri: str, *, as_json: bool, verify: Depth) 
         except CorruptCheckpoint:
             raise error from None
     manifest = restorable.manifest
+    operators = operators_of(manifest)
     content = {
         "uri": restorable.uri,
         "checkpoint": manifest.checkpoint,
@@ -127,25 +133,24 @@ async def _inspect_one(files: Files, uri: str, *, as_json: bool, verify: Depth) 
         "committed": restorable.committed,
         "problem": problem,
         **_totals(manifest),
-        "operators": [_operator(manifest, operator) for operator in manifest.operators],
+        "operators": [_operator(manifest, meta, operators[meta.uid]) for meta in manifest.operators],
         "in_flight": _in_flight(manifest),
     }
     _print(content, as_json, lambda: _one(content))
     return EXIT_FAILED if problem else EXIT_OK
 
 
-def _operator(manifest: Manifest, meta: OperatorMeta) -> dict[str, Any]:
-    nodes = list(manifest.nodes(meta.uid))
-    files = {keyed.file.path: keyed.file for _, node in nodes for keyed in node.keyed}
-    files |= {node.lists.file.path: node.lists.file for _, node in nodes if node.lists is not None}
+def _operator(manifest: Manifest, meta: OperatorMeta, info: OperatorInfo) -> dict[str, Any]:
+    states = info.states.values()
     return {
         "uid": meta.uid,
         "kind": meta.kind,
         "parallelism": meta.parallelism,
         "max_parallelism": meta.max_parallelism,
-        "bytes": sum(file.size for file in files.values()),
-        "states": _states(node for _, node in nodes),
-        "lists": _lists([node for _, node in nodes]),
+        "bytes": info.bytes,
+        "states": {state.name: state.entries for state in states if state.keyed},
+        "lists": {state.name: _list(state) for state in states if not state.keyed},
+        "sizes": {state.name: _sizes(state) for state in states if state.keyed},
         "subtasks": [
             {
                 "index": subtask.index,
@@ -154,7 +159,7 @@ def _operator(manifest: Manifest, meta: OperatorMeta) -> dict[str, Any]:
                 "positions": dict(node.positions),
                 "pending": list(node.pending),
             }
-            for subtask, node in nodes
+            for subtask, node in manifest.nodes(meta.uid)
         ],
     }
 
@@ -163,25 +168,25 @@ def _first_and_last(groups: KeyGroupRange) -> list[int]:
     return [groups.start, groups.stop - 1] if groups else []
 
 
-def _states(nodes: Iterable[NodeState]) -> dict[str, int]:
-    """Entries by state."""
-    entries: Counter[str] = Counter()
-    for node in nodes:
-        entries.update(dict.fromkeys(node.schemas, 0))
-        for keyed in node.keyed:
-            for block in keyed.blocks:
-                entries[block.state] += block.entries
-    return dict(entries)
+def _list(state: StateInfo) -> dict[str, Any]:
+    """What a restore does with its items: `union`, all of them reach every subtask; `broadcast`, one copy does."""
+    broadcast = {"broadcast": True} if state.kind == "broadcast" else {}
+    return {"items": state.entries, "union": state.kind == "union list", **broadcast}
 
 
-def _lists(nodes: Sequence[NodeState]) -> dict[str, dict[str, Any]]:
-    """Items of list state without a key, by state, and what a restore does with them."""
-    declared = [item for node in nodes for item in node.list_schemas.items()]
-    lists = {name: {"items": 0, "union": schema.get("kind") == "union list"} for name, schema in declared}
-    for node in nodes:
-        for block in node.lists.blocks if node.lists is not None else ():
-            lists[block.state]["items"] += block.items
-    return lists
+def _sizes(state: StateInfo) -> dict[str, Any]:
+    """How its entries are spread: `skew` is the largest key group's share over an even one."""
+    (largest, size), *_ = [*state.largest_groups(1), (None, None)]
+    even = state.entries / len(state.groups) if state.groups else 0
+    return {
+        "type": state.type,
+        "kind": state.kind,
+        "bytes": state.bytes,
+        "key_groups": len(state.groups),
+        "largest_key_group": largest,
+        "largest_entries": size.entries if size is not None else 0,
+        "skew": round(size.entries / even, 2) if size is not None and even else None,
+    }
 
 
 def _in_flight(manifest: Manifest) -> list[dict[str, Any]]:
@@ -220,9 +225,12 @@ def _one(content: dict[str, Any]) -> list[RenderableType]:
     for operator in content["operators"]:
         subtasks = operator["subtasks"]
         keyed, lists = bool(operator["states"]), operator["lists"]
-        states = [f"{_plain(name)}: {entries:,}" for name, entries in operator["states"].items()]
+        states = [
+            _plain(f"{name}: {entries:,}{_skewed(operator, name)}") for name, entries in operator["states"].items()
+        ]
         states += [
             f"{_plain(name)}: {found['items']:,} items{', union' if found['union'] else ''}"
+            f"{', broadcast' if found.get('broadcast') else ''}"
             for name, found in lists.items()
         ]
         table.add_row(
@@ -240,6 +248,14 @@ def _one(content: dict[str, Any]) -> list[RenderableType]:
     if content["in_flight"]:
         tables += ["", _in_flight_table(content["in_flight"])]
     return [title, *problem, *tables]
+
+
+def _skewed(operator: dict[str, Any], state: str) -> str:
+    """Worth to be told where a key group is much larger than the others."""
+    sizes = operator["sizes"][state]
+    if sizes["skew"] is None or sizes["skew"] < _SKEWED or sizes["largest_entries"] < _MANY:
+        return ""
+    return f" (key group {sizes['largest_key_group']} has {sizes['largest_entries']:,})"
 
 
 def _positions(subtask: dict[str, Any]) -> list[str]:

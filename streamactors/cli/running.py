@@ -30,6 +30,7 @@ class RunOptions:
     restore: str | None
     fresh: bool
     drop_state: Sequence[str]
+    claim: bool
     quiet: bool
     full_traceback: bool
     json: bool
@@ -59,6 +60,7 @@ async def run_reporting(flow: Dataflow, config: Config, options: RunOptions) -> 
                 restore=options.restore,
                 fresh=options.fresh,
                 drop_state=options.drop_state,
+                claim=options.claim,
                 watch=watch,
                 on_failure=failures.append,
                 beside=_control(options.steered_as),

@@ -181,7 +181,8 @@ def _confirm(job: RunningJob, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise InvalidConfig(f"cancelling {job} takes no last checkpoint: say --yes if that is meant, or use stop")
-    typer.confirm(f"Cancel {job}, without a last checkpoint?", abort=True, err=True)
+    if not typer.confirm(f"Cancel {job}, without a last checkpoint?", err=True):
+        raise InvalidConfig(f"{job.entry.flow} goes on")
 
 
 # ------------------------------------------------------------------------------------------------------------- waiting

@@ -8,6 +8,7 @@ its failure is logged if nobody does; no request is read beyond `LONGEST_BODY`; 
 import asyncio
 import logging
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
@@ -115,7 +116,11 @@ class SteeredJob:
         plan = self._handle.plan
         if plan is None:
             return []
-        counts = [node for subtask in subtasks.values() for node in subtask["nodes"].items()]
+        into, out = Counter[str](), Counter[str]()
+        for subtask in subtasks.values():
+            for uid, counts in subtask["nodes"].items():
+                into[uid] += counts["records_in"]
+                out[uid] += counts["records_out"]
         return [
             model.Operator(
                 uid=uid,
@@ -123,8 +128,8 @@ class SteeredJob:
                 kind=node.kind,
                 parallelism=vertex.parallelism,
                 max_parallelism=vertex.max_parallelism,
-                records_in=sum(count["records_in"] for of, count in counts if of == uid),
-                records_out=sum(count["records_out"] for of, count in counts if of == uid),
+                records_in=into[uid],
+                records_out=out[uid],
             )
             for uid, (vertex, node) in plan.node.items()
         ]

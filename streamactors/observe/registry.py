@@ -100,8 +100,9 @@ def _claim(directory: int, name: str) -> int:
 
 
 def _remove(directory: int, id: str) -> None:
+    """What can't be removed is stale all the same, and keeps no job from ending."""
     for suffix in (_SOCKET, _ENTRY):
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             os.unlink(id + suffix, dir_fd=directory)
 
 
@@ -203,7 +204,11 @@ def _session_folder() -> str | None:
 
 
 def _temporary_folder() -> Path:
-    return Path(tempfile.gettempdir()) / f"streamactors-{os.geteuid()}"
+    try:
+        temporary = tempfile.gettempdir()
+    except FileNotFoundError:  # none that can be written to, as in a container whose files are read-only
+        temporary = "/tmp"
+    return Path(temporary) / f"streamactors-{os.geteuid()}"
 
 
 def _folder_to_write(stack: ExitStack) -> tuple[Path, int]:

@@ -22,9 +22,11 @@ log = logging.getLogger("streamactors.control")
 async def steered(handle: JobHandle, target: str | None = None) -> AsyncIterator[None]:
     """`streamactors list`, `status`, `savepoint`, `stop`, … find the job while the block lasts. `target`: the
     module:flow that it was started as. Raises ControlUnavailable."""
-    from streamactors.observe.control import SteeredJob, control_app
-    from streamactors.observe.server import serve
-
+    try:
+        from streamactors.observe.control import SteeredJob, control_app
+        from streamactors.observe.server import serve
+    except ImportError as error:
+        raise ControlUnavailable(f"{error.name} is missing here: pip install starlette uvicorn") from error
     checkpoints = handle.config.checkpoints
     entry = registry.Entry(
         flow=handle.name,

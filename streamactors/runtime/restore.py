@@ -42,10 +42,18 @@ def _check_known(manifest: Manifest, plan: PhysicalPlan, drop_state: Collection[
     for _, node in manifest.nodes():
         if _holds_state(node) and node.uid not in plan.node and node.uid not in drop_state:
             raise IncompatibleState(
-                f"the checkpoint holds state of operator {node.uid!r}, which the flow no longer has. If it was "
-                f"renamed, give it its old uid; to give its state up, say so: drop_state=[{node.uid!r}] "
-                f"(--drop-state {node.uid})."
+                f"{_unknown(manifest, plan, node.uid)}. If it was renamed, give it its old uid; to give its state up, "
+                f"say so: drop_state=[{node.uid!r}] (--drop-state {node.uid})."
             )
+
+
+def _unknown(manifest: Manifest, plan: PhysicalPlan, uid: str) -> str:
+    if manifest.flow == plan.name:
+        return f"the checkpoint holds state of operator {uid!r}, which the flow no longer has"
+    return (
+        f"the checkpoint is one of flow {manifest.flow!r}, and holds state of operator {uid!r}, which flow {plan.name!r} "
+        "does not have: perhaps another folder was meant"
+    )
 
 
 def _holds_state(node: NodeState) -> bool:

@@ -127,8 +127,9 @@ class Avg(_BuiltIn[T, tuple[float, int], float]):
 class _Storable:
     """Refuses a class that could not be stored at its first value, rather than at the next checkpoint."""
 
+    _codec: ClassVar = TaggedCodec()
+
     def __init__(self) -> None:
-        self._codec = TaggedCodec()
         self._proven: set[type] = set()
 
     def check(self, value: T) -> T:

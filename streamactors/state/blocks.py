@@ -20,7 +20,6 @@ import msgspec
 from streamactors.clock import SYSTEM
 from streamactors.errors import (
     CorruptCheckpoint,
-    IncompatibleState,
     InvalidDataflow,
     StreamactorsError,
     UnserialisableValue,
@@ -35,6 +34,7 @@ from streamactors.state.descriptors import (
     Ttl,
     ValueState,
 )
+from streamactors.state.layouts import decode_layout
 from streamactors.state.schemas import Schema, without_none
 from streamactors.state.serializers import KeySerializer, Serializer, optional, serializer_for
 from streamactors.state.ttl import UNSET, Lifetime, StampedSerializer
@@ -209,9 +209,7 @@ class EntryCodec(ABC, Generic[EntryT]):
         """Keys and entries. `rewritten`: by `older`. Raises CorruptCheckpoint for what no version has written,
         IncompatibleState for another."""
         try:
-            layout = msgspec.msgpack.decode(data, type=_Layout)
-            if layout.version != _VERSION:
-                raise IncompatibleState(f"stored in format {layout.version}, this version reads {_VERSION}")
+            layout = decode_layout(data, _Layout, _VERSION)
             keys = self._keys.decode_many(layout.keys)
             entries = self._decoded(layout, rewritten)
         except StreamactorsError:

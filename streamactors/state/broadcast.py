@@ -14,9 +14,10 @@ import msgspec
 
 from streamactors.errors import InvalidDataflow, StateAccessError, StreamactorsError, UnserialisableValue
 from streamactors.state.descriptors import MapState, Ttl
+from streamactors.state.layouts import decode_layout
 from streamactors.state.schemas import Schema
 from streamactors.state.serializers import serializer_for
-from streamactors.state.unkeyed import ListBlock, UnkeyedCapture, UnkeyedStore, check_version
+from streamactors.state.unkeyed import ListBlock, UnkeyedCapture, UnkeyedStore
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -178,8 +179,7 @@ class BroadcastStore(UnkeyedStore):
 
     def restore(self, block: ListBlock, start: int, stop: int) -> None:
         with self.reading():
-            layout = msgspec.msgpack.decode(block.data, type=_Layout)
-            check_version(layout.version, _VERSION)
+            layout = decode_layout(block.data, _Layout, _VERSION)
             stored_keys, stored_values = self._stored
             keys, values = stored_keys.decode_many(layout.keys), stored_values.decode_many(layout.values)
             items = list(zip(keys, values, strict=True))

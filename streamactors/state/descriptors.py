@@ -358,5 +358,6 @@ def stored_as(name: str, state: DeclarationT) -> DeclarationT:
 
 
 def stand_in(bound: Declaration, declaration: Declaration, name: str) -> None:
-    """Give a bound state the declaration's attributes."""
-    vars(bound).update(vars(declaration), name=name)
+    """Give a bound state the declaration's attributes. What is bound already may be the declaration of another."""
+    declared = vars(declaration).get("_declared", declaration)
+    vars(bound).update(vars(declared), name=name, _declared=declared)

@@ -11,6 +11,7 @@ else is refused.
 """
 
 import datetime as dt
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
@@ -38,7 +39,7 @@ from streamactors.state.tagged import _ENUM, _INSTANCE, TaggedCodec
 
 class Record(dict[str, Any]):
     """The fields of an instance whose class is not at hand; `place` says which it was, and `stamp` which version of it.
-    Hashable where its values are, since it may have been a key."""
+    Never changed, so that the stamp holds; hashable where its values are, since it may have been a key."""
 
     __slots__ = ("place", "stamp")
 
@@ -47,8 +48,17 @@ class Record(dict[str, Any]):
         self.place = place
         self.stamp = tuple(stamp)
 
+    @property
+    def class_name(self) -> str:
+        return self.place.rpartition(".")[2]
+
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(f"a stored {self.class_name} can't be changed in place: make a dict of it, as in dict(record)")
+
+    __setitem__ = __delitem__ = __ior__ = update = pop = popitem = clear = setdefault = _refuse
 
 
 class Member(NamedTuple):
@@ -118,8 +128,9 @@ class _Shape(ABC):
         """What msgspec encodes as it would have encoded an instance of the class. Raises UnserialisableValue."""
 
     @abstractmethod
-    def named(self, value: Any) -> Any:
-        """With `Record`s in place of plain dicts, for values that describe themselves."""
+    def checked(self, value: Any) -> Any:
+        """For values that describe themselves: the value itself, or what it has to be so that the class can be told;
+        dicts that are no `Record`s go under encoded names. Raises UnserialisableValue."""
 
     def from_raw(self, raw: Any) -> Any:
         """The value, given what msgspec has made of no type at all."""
@@ -136,7 +147,7 @@ class _Leaf(_Shape):
             raise UnserialisableValue(f"expected {self.type.__name__}, found {value!r}")
         return value
 
-    named = lower
+    checked = lower
 
 
 class _Choice(_Leaf):
@@ -146,17 +157,15 @@ class _Choice(_Leaf):
         super().__init__()
         self._name = describe(schema)
         self._values = schema["values"]
-        self._enum = schema["kind"] == "enum"
 
     def lower(self, value: Any) -> Any:
         if value not in self._values:
             raise UnserialisableValue(f"{value!r} is no value of {self._name}")
         return value
 
-    def named(self, value: Any) -> Any:
-        if not self._enum:
-            return self.lower(value)
-        return value if isinstance(value, Member) else Member(self._name, self.lower(value))
+    def checked(self, value: Any) -> Any:
+        self.lower(value.value if isinstance(value, Member) else value)
+        return value
 
 
 class _Items(_Shape):
@@ -176,9 +185,10 @@ class _Items(_Shape):
         lowered = map(self._item.lower, value)
         return list(lowered) if self._container is list else tuple(lowered)
 
-    def named(self, value: Any) -> Any:
+    def checked(self, value: Any) -> Any:
         _expect(value, self._container)
-        return self._container(map(self._item.named, value))
+        items = list(map(self._item.checked, value))
+        return value if _same(items, value) else self._container(items)
 
 
 class _Tuple(_Shape):
@@ -193,8 +203,9 @@ class _Tuple(_Shape):
     def lower(self, value: Any) -> Any:
         return tuple(item.lower(each) for item, each in self._pairs(value))
 
-    def named(self, value: Any) -> Any:
-        return tuple(item.named(each) for item, each in self._pairs(value))
+    def checked(self, value: Any) -> Any:
+        items = [item.checked(each) for item, each in self._pairs(value)]
+        return value if _same(items, value) else tuple(items)
 
     def _pairs(self, value: Any) -> Any:
         _expect(value, tuple)
@@ -218,9 +229,11 @@ class _Dict(_Shape):
         _expect(value, dict)
         return {self._key.lower(key): self._value.lower(each) for key, each in value.items()}
 
-    def named(self, value: Any) -> Any:
+    def checked(self, value: Any) -> Any:
         _expect(value, dict)
-        return {self._key.named(key): self._value.named(each) for key, each in value.items()}
+        keys, values = list(map(self._key.checked, value)), list(map(self._value.checked, value.values()))
+        same = _same(keys, value) and _same(values, value.values())
+        return value if same else dict(zip(keys, values, strict=True))
 
 
 class _Fields(_Shape):
@@ -271,7 +284,9 @@ class _Fields(_Shape):
         return Record(fields, self._name) if self._hashed else fields
 
     def is_own(self, raw: Any) -> bool:
-        """Whether it has the tag."""
+        """Whether it has the tag, or the name of the class."""
+        if isinstance(raw, Record):
+            return raw.class_name == self._name
         return self.tag is not None and isinstance(raw, dict) and bool(raw.get(self.tag_field) == self.tag)
 
     def lower(self, value: Any) -> Any:
@@ -279,12 +294,16 @@ class _Fields(_Shape):
         fields = {key: shape.lower(value[name]) for name, key, shape in self._parts() if name in value}
         return fields if self.tag is None else {self.tag_field: self.tag, **fields}
 
-    def named(self, value: Any) -> Any:
+    def checked(self, value: Any) -> Any:
         self._check(value)
-        fields = {name: shape.named(value[name]) for name, shape in self._shapes.items() if name in value}
-        if isinstance(value, Record):
-            return Record(fields, value.place, value.stamp if fields.keys() == value.keys() else ())
-        return Record(fields, self._name)
+        fields = {name: shape.checked(value[name]) for name, shape in self._shapes.items() if name in value}
+        if isinstance(value, Record) and _same(fields.values(), (value[name] for name in fields)):
+            return value
+        return self._plain(fields)
+
+    def _plain(self, fields: dict[str, Any]) -> Any:
+        encoded = {self._keys[name]: value for name, value in fields.items()}
+        return encoded if self.tag is None else {self.tag_field: self.tag, **encoded}
 
     def _check(self, value: Any) -> None:
         _expect(value, dict)
@@ -321,11 +340,13 @@ class _Array(_Fields):
 
     def lower(self, value: Any) -> Any:
         self._check(value)
-        given = [name for name in self._shapes if name in value]
-        if given != list(self._shapes)[: len(given)]:
+        fields = {name: shape.lower(value[name]) for name, shape in self._shapes.items() if name in value}
+        return tuple(self._plain(fields))
+
+    def _plain(self, fields: dict[str, Any]) -> list[Any]:
+        if list(fields) != list(self._shapes)[: len(fields)]:
             raise UnserialisableValue(f"{self._name} is stored by the places of its fields: give all of them")
-        fields = tuple(self._shapes[name].lower(value[name]) for name in given)
-        return fields if self.tag is None else (self.tag, *fields)
+        return [*(() if self.tag is None else (self.tag,)), *fields.values()]
 
 
 class _Union(_Shape):
@@ -362,8 +383,8 @@ class _Union(_Shape):
     def lower(self, value: Any) -> Any:
         return self._first(value, lambda shape: shape.lower(value))
 
-    def named(self, value: Any) -> Any:
-        return self._first(value, lambda shape: shape.named(value))
+    def checked(self, value: Any) -> Any:
+        return self._first(value, lambda shape: shape.checked(value))
 
     def _first(self, value: Any, attempt: Callable[[_Shape], Any]) -> Any:
         reasons = []
@@ -387,8 +408,8 @@ class _Optional(_Shape):
     def lower(self, value: Any) -> Any:
         return None if value is None else self._shape.lower(value)
 
-    def named(self, value: Any) -> Any:
-        return None if value is None else self._shape.named(value)
+    def checked(self, value: Any) -> Any:
+        return None if value is None else self._shape.checked(value)
 
     def from_raw(self, raw: Any) -> Any:
         return None if raw is None else self._shape.from_raw(raw)
@@ -408,8 +429,12 @@ class _Inside(_Shape):
     def lower(self, value: Any) -> Any:
         return self._record.lower(value)
 
-    def named(self, value: Any) -> Any:
-        return self._record.named(value)
+    def checked(self, value: Any) -> Any:
+        return self._record.checked(value)
+
+
+def _same(values: Iterable[Any], before: Iterable[Any]) -> bool:
+    return all(map(operator.is_, values, before))
 
 
 def _expect(value: Any, container: Any) -> None:
@@ -520,10 +545,10 @@ class _StoredSerializer(Serializer[Any]):
         self._write = self._tagged if tagged else self._wide if wide else self._native
 
     def encode(self, value: Any) -> bytes:
-        return self._checked(self._write(value, self._shape.lower, self._shape.named), self.decode)
+        return self._checked(self._write(value, self._shape.lower, self._shape.checked), self.decode)
 
     def encode_many(self, values: list[Any]) -> bytes:
-        return self._checked(self._write(values, self._lower_all, self._name_all), self.decode_many)
+        return self._checked(self._write(values, self._lower_all, self._check_all), self.decode_many)
 
     def decode(self, data: bytes) -> Any:
         if data[:1] == _TAGGED:
@@ -554,20 +579,20 @@ class _StoredSerializer(Serializer[Any]):
     def _lower_all(self, values: list[Any]) -> list[Any]:
         return list(map(self._shape.lower, values))
 
-    def _name_all(self, values: list[Any]) -> list[Any]:
-        return list(map(self._shape.named, values))
+    def _check_all(self, values: list[Any]) -> list[Any]:
+        return list(map(self._shape.checked, values))
 
-    def _native(self, value: Any, lower: Callable[[Any], Any], named: Callable[[Any], Any]) -> bytes:
+    def _native(self, value: Any, lower: Callable[[Any], Any], checked: Callable[[Any], Any]) -> bytes:
         try:
             return _NATIVE + msgspec.msgpack.encode(lower(value))
         except OverflowError:  # an integer beyond 64 bits
-            return self._wide(value, lower, named)
+            return self._wide(value, lower, checked)
 
-    def _wide(self, value: Any, lower: Callable[[Any], Any], named: Callable[[Any], Any]) -> bytes:
+    def _wide(self, value: Any, lower: Callable[[Any], Any], checked: Callable[[Any], Any]) -> bytes:
         return _WIDE + self._codec.encode(msgspec.to_builtins(lower(value), builtin_types=_KEPT))
 
-    def _tagged(self, value: Any, lower: Callable[[Any], Any], named: Callable[[Any], Any]) -> bytes:
-        return _TAGGED + self._codec.encode(named(value))
+    def _tagged(self, value: Any, lower: Callable[[Any], Any], checked: Callable[[Any], Any]) -> bytes:
+        return _TAGGED + self._codec.encode(checked(value))
 
     def _checked(self, data: bytes, decode: Callable[[bytes], Any]) -> bytes:
         try:

@@ -15,7 +15,7 @@ from streamactors.state.ttl import Turn
 
 T = TypeVar("T")
 
-_SLICE: Final = 256
+_SLICE: Final = 128
 """Entries looked at between two turns: less than 0.1 ms, if none has expired."""
 
 Sweep = Callable[[Store, int, Any, int], Iterable[None]]

@@ -18,11 +18,12 @@ from streamactors.errors import InvalidDataflow, StreamactorsError, Unserialisab
 from streamactors.state.backend import BLOCK_SECONDS
 from streamactors.state.broadcast import BoundBroadcast, BroadcastState, BroadcastStore, WriteAccess
 from streamactors.state.descriptors import Declaration, ListState, OperatorListState, UnionListState, stand_in
+from streamactors.state.layouts import decode_layout
 from streamactors.state.pace import Pace
 from streamactors.state.schemas import Schema
 from streamactors.state.serializers import serializer_for
 from streamactors.state.stored import Reader, check_schemas
-from streamactors.state.unkeyed import ListBlock, UnkeyedCapture, UnkeyedStore, check_version
+from streamactors.state.unkeyed import ListBlock, UnkeyedCapture, UnkeyedStore
 
 T = TypeVar("T")
 StateT = TypeVar("StateT", bound=Declaration)
@@ -97,8 +98,7 @@ class _Store(UnkeyedStore):
 
     def restore(self, block: ListBlock, start: int, stop: int) -> None:
         with self.reading():
-            layout = msgspec.msgpack.decode(block.data, type=_Layout)
-            check_version(layout.version, _VERSION)
+            layout = decode_layout(block.data, _Layout, _VERSION)
             items = self._stored.decode_many(layout.items)
         self.check_count(len(items), block)
         self._items.extend(items[start:stop])

@@ -328,8 +328,7 @@ class RocksDBBackend:
 
     def check_schemas(self, stored: Mapping[str, Any], *, allow_dropped: bool = False) -> None:
         readers = {
-            name: Reader(store.where, store.codec.problems, store.codec.read_as)
-            for name, store in self._stores.items()
+            name: Reader(store.where, store.codec.problems, store.codec.read_as) for name, store in self._stores.items()
         }
         check_schemas(stored, readers, self._uid, allow_dropped=allow_dropped)
 

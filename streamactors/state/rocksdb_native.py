@@ -13,6 +13,7 @@ import msgspec
 from streamactors.errors import CorruptCheckpoint, IncompatibleState
 from streamactors.state.backend import NativeFile, NativePart
 from streamactors.state.key_groups import KeyGroupRange
+from streamactors.state.layouts import check_version
 from streamactors.state.rocksdb_database import Database, RocksDBOptions, RowReader
 from streamactors.state.rocksdb_folder import LocalFolder, copy, digest, empty, link_or_copy, read, remove, sizes
 from streamactors.state.rocksdb_stores import Store, group_start
@@ -25,6 +26,12 @@ _NOT_STORED: Final = (".log", ".dbtmp", "LOCK", "LOG")
 _OPTIONS: Final = "OPTIONS-"
 """How whoever wrote it had opened it: larger than all else that is new each time, and never read."""
 _ESSENTIAL: Final = "CURRENT"
+
+
+class _Format(msgspec.Struct):
+    """What every version's description has."""
+
+    format: str
 
 
 class _Meta(msgspec.Struct, forbid_unknown_fields=False):
@@ -151,12 +158,18 @@ def _meta_of(database: Database) -> _Meta:
     if data is None:
         raise CorruptCheckpoint(f"{database.where}: a RocksDB folder that is no snapshot of state: it says not whose")
     try:
+        _check_format(database, msgspec.msgpack.decode(data, type=_Format).format)
         found = msgspec.msgpack.decode(data, type=_Meta)
     except msgspec.MsgspecError as error:
         raise CorruptCheckpoint(f"{database.where}: the description of the state can't be read: {error}") from error
-    if found.format != FORMAT:
-        raise IncompatibleState(f"{database.where}: stored in format {found.format}, this version reads {FORMAT}")
     return found
+
+
+def _check_format(database: Database, found: str) -> None:
+    try:
+        check_version(found, FORMAT)
+    except IncompatibleState as error:
+        raise IncompatibleState(f"{database.where}: {error}") from error
 
 
 def same_rows(meta: _Meta, schemas: Mapping[str, Any]) -> bool:

@@ -39,6 +39,8 @@ WHOLE: Final = 64
 """Up to so many entries a map is read as a whole."""
 SPILL: Final = 4096
 """Items or entries of one key that are changed and not written, at most."""
+PRUNED: Final = 512
+"""Entries of a map that expire at once, at most."""
 LOADED: Final = 512
 """Entries of a map kept decoded between two writes of it."""
 
@@ -130,7 +132,7 @@ class Store(ABC, Generic[EntryT]):
 
     @abstractmethod
     def unsaved(self, key: Any, limit: int) -> Any:
-        """What has expired of a dirty entry, as far as it is in memory."""
+        """What has expired of a dirty entry, as far as it is in memory: not necessarily all."""
 
     @abstractmethod
     def whole(self, key: Any, group: int, entry: EntryT) -> Any:
@@ -486,9 +488,10 @@ class ListStore(_ManyRows[ListCell]):
         """From its start on, which is the oldest but for a clock that was turned back: whole chunks, and once there are
         none, of the tail."""
         before = len(entry)
-        if found.first == entry.first and found.first + len(found.sizes) <= entry.chunks:
-            entry.first += len(found.sizes)
-            entry.sealed -= sum(found.sizes)
+        stop = found.first + len(found.sizes)
+        if found.first <= entry.first < stop <= entry.chunks:  # else it was cleared meanwhile, or it did that before
+            entry.sealed -= sum(found.sizes[entry.first - found.first :])
+            entry.first = stop
         if not entry.sealed:
             young = next((number for number, (_, time) in enumerate(entry.tail) if time > limit), len(entry.tail))
             del entry.tail[:young]
@@ -616,7 +619,8 @@ class MapStore(_ManyRows[MapCell]):
 
     def unsaved(self, key: Any, limit: int) -> dict[Any, Any]:
         known = self.cached(key).known
-        return {inner: value for inner, value in known.items() if value is not ABSENT and value[1] <= limit}
+        expired = ((inner, value) for inner, value in known.items() if value is not ABSENT and value[1] <= limit)
+        return dict(islice(expired, PRUNED))
 
     def whole(self, key: Any, group: int, entry: MapCell) -> dict[Any, Any]:
         return self.codec.copy(dict(self.items(key, group, entry)))

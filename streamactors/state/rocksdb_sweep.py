@@ -14,6 +14,7 @@ from streamactors.state.backend import Cursor
 from streamactors.state.rocksdb_database import RowReader
 from streamactors.state.rocksdb_keys import LENGTH
 from streamactors.state.rocksdb_stores import (
+    PRUNED,
     ExpiredChunks,
     ListStore,
     MapStore,
@@ -63,10 +64,15 @@ async def sweep_group(
 async def _sweep_dirty(store: Store[Any], group: int, cursor: Cursor, turn: Turn) -> None:
     lifetime = store.codec.lifetime
     assert lifetime is not None
-    for keys in _slices([key for key, marked in store.dirty.items() if marked in (group, ~group)]):
+    waiting = [key for key, marked in store.dirty.items() if marked in (group, ~group)]
+    while waiting:
+        keys = waiting[-_SLICE:]
+        del waiting[-_SLICE:]
         limit = lifetime.limit()
         here = [key for key in keys if key in store.dirty and not in_hand(cursor, key, group)]
-        store.expire(group, [_Found(key, store.unsaved(key, limit), None) for key in here], limit)
+        found = [_Found(key, store.unsaved(key, limit), None) for key in here]
+        store.expire(group, found, limit)
+        waiting += [each.key for each in found if isinstance(store, MapStore) and len(each.what) == PRUNED]
         await turn()
 
 

@@ -167,6 +167,8 @@ class AnySerializer(Serializer[Any]):
         return _TAGGED + self._codec.encode(value)
 
     def decode(self, data: bytes) -> Any:
+        if data[:1] != _TAGGED:
+            raise _unknown_mark(data)
         return self._codec.decode(data[1:])
 
     def encode_many(self, values: list[Any]) -> bytes:
@@ -175,6 +177,8 @@ class AnySerializer(Serializer[Any]):
     def decode_many(self, data: bytes) -> list[Any]:
         if data[:1] == _TAGGED:
             return cast(list[Any], self._codec.decode(data[1:]))
+        if data[:1] != _NATIVE:
+            raise _unknown_mark(data)
         stored = _RECORDS.decode(data[1:])
         reader = self._readers.get(stored.head)
         if reader is None:
@@ -303,6 +307,7 @@ class _TypedSerializer(Serializer[Any]):
 
     def read_older(self, data: bytes, convert: Callable[[Any], Any], tp: Any) -> Any:
         """`convert` brings what was stored into the shape of `tp`."""
+        _refuse_unknown_mark(data)
         try:
             stored = msgspec.msgpack.decode(data[1:]) if data[:1] == _NATIVE else self._codec.decode_parts(data[1:])
             return msgspec.convert(convert(stored), tp)
@@ -328,6 +333,7 @@ class _TypedSerializer(Serializer[Any]):
         try:
             if data[:1] == _NATIVE:
                 return native(data[1:])
+            _refuse_unknown_mark(data)
             return msgspec.convert(self._codec.decode(data[1:]), tp)
         except msgspec.ValidationError as error:
             raise self._unreadable(error) from error
@@ -348,6 +354,18 @@ class _TypedSerializer(Serializer[Any]):
         if isinstance(why, IncompatibleState) and why.__cause__ is not None:
             why = why.__cause__  # that it can't be read is no news about a value that is just being stored
         return UnserialisableValue(f"a value does not fit its type {describe(self.schema)}: {why}")
+
+
+def _refuse_unknown_mark(data: bytes) -> None:
+    if data[:1] not in (_NATIVE, _WIDE, _TAGGED):
+        raise _unknown_mark(data)
+
+
+def _unknown_mark(data: bytes) -> IncompatibleState:
+    return IncompatibleState(
+        f"stored in the way {data[:1]!r}, which this version does not know: use the version of streamactors that wrote "
+        "it, or a newer one"
+    )
 
 
 class _OlderReader(Serializer[Any]):

@@ -8,7 +8,6 @@ from typing import Any
 
 from streamactors.errors import (
     CorruptCheckpoint,
-    IncompatibleState,
     StateAccessError,
     StreamactorsError,
     UnserialisableValue,
@@ -109,8 +108,3 @@ class UnkeyedStore(ABC):
     def check_count(self, found: int, block: ListBlock) -> None:
         if found != block.items:
             raise CorruptCheckpoint(f"{self.where}: a block holds {found} items, and should hold {block.items}")
-
-
-def check_version(found: int, known: int) -> None:
-    if found != known:
-        raise IncompatibleState(f"stored in format {found}, this version reads {known}")

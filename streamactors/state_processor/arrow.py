@@ -14,7 +14,7 @@ from uuid import UUID
 
 from streamactors.errors import MissingExtra
 from streamactors.state.generic import Member, Opaque, Record
-from streamactors.state.schemas import Schema, without_none
+from streamactors.state.schemas import Schema, attribute, without_none
 from streamactors.state.tagged import field_names, is_record_class
 from streamactors.state_processor.plain import as_json_text
 
@@ -376,8 +376,8 @@ def _column(schema: Schema) -> _Column:
             return _Parts({str(place): _column(item) for place, item in enumerate(schema["items"])}, _place)
         case "dict":
             return _Map(_column(schema["key"]), _column(schema["value"]))
-        case "record":
-            return _Parts({field["name"]: _column(field["type"]) for field in schema["fields"]}, _field)
+        case "record" | "array record":
+            return _Parts({attribute(field): _column(field["type"]) for field in schema["fields"]}, _field)
         case "ref":
             return _text()
     rest = without_none(schema)

@@ -135,16 +135,18 @@ class _KeyedState:
         self._uid = uid
         self._rows = rows
         self._states = {
-            name: Entries(declaration, f"operator {uid!r}, state {name!r}", clock)
+            name: Entries(declaration, f"operator {uid!r}, state {(declaration.stored or name)!r}", clock)
             for name, declaration in declared.items()
         }
+        self._stored_names = {name: declaration.stored or name for name, declaration in declared.items()}
 
     def schemas(self) -> dict[str, Any]:
-        return {name: entries.schema for name, entries in self._states.items()}
+        return {self._stored_names[name]: entries.schema for name, entries in self._states.items()}
 
     async def write(self, savepoint: NewSavepoint, max_parallelism: int) -> Any:
         async with aclosing(self._entries()) as entries:
-            return await Regrouping(self._states, max_parallelism, self._uid).write(savepoint, entries)
+            states = {self._stored_names[name]: state for name, state in self._states.items()}
+            return await Regrouping(states, max_parallelism, self._uid).write(savepoint, entries)
 
     async def _entries(self) -> AsyncGenerator[list[KeyedEntry], None]:
         async with aclosing(_portions(self._rows)) as portions:
@@ -159,7 +161,7 @@ class _KeyedState:
                 f"it declares: {', '.join(self._states)}"
             )
         entries = ((name, self._states[name].written(value)) for name, value in held.items())
-        return [(key, name, entry) for name, entry in entries if self._states[name].items(entry)]
+        return [(key, self._stored_names[name], entry) for name, entry in entries if self._states[name].items(entry)]
 
 
 async def _portions(rows: RowsOf) -> AsyncGenerator[list[KeyedRow], None]:
@@ -190,7 +192,7 @@ class _UnkeyedState:
         self._lists = OperatorLists(uid, clock=clock)
         with self._lists.broadcasting():
             for name, declaration in declared.items():
-                self._add(self._lists.bind(name, declaration), declaration, state.get(name))
+                self._add(self._lists.bind(declaration.stored or name, declaration), declaration, state.get(name))
 
     def _add(self, bound: Any, declaration: Declaration, given: Any) -> None:
         if given is not None and isinstance(declaration, BroadcastState):

@@ -27,10 +27,11 @@ class Entries:
         self._where = where
         self._clock = clock
 
-    def check(self, stored: Schema) -> None:
-        """Raises IncompatibleState where the declaration can't read what was stored."""
+    def read_as(self, stored: Schema) -> None:
+        """What is read was stored under this schema. Raises IncompatibleState where the declaration can't read it."""
         if problems := self._codec.problems(stored):
             raise IncompatibleState(f"{self._where}: {'; '.join(problems)}")
+        self._codec.read_as(stored)
 
     @property
     def schema(self) -> Schema:
@@ -45,7 +46,7 @@ class Entries:
     def decoded(self, block: StateBlock) -> Iterator[tuple[Any, Entry]]:
         """Raises CorruptCheckpoint or IncompatibleState, naming the state."""
         try:
-            keys, entries = self._codec.decode_block(block.data)
+            keys, entries = self._codec.decode_block(block.data, rewritten=block.rewritten)
         except StreamactorsError as error:
             raise type(error)(f"{self._where}: {error}") from error
         if len(keys) < block.entries:

@@ -4,6 +4,7 @@ import base64
 import datetime as dt
 import enum
 import json
+from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final
@@ -63,3 +64,16 @@ def _names(cls: Any) -> list[str]:
 
 def as_json_text(value: Any) -> str:
     return json.dumps(as_json(value), ensure_ascii=False)
+
+
+def leaves_like(text: str) -> Iterator[Any]:
+    """What may be shown as this text: dates, times, UUIDs, decimals; bytes last."""
+    for read in (UUID, dt.datetime.fromisoformat, dt.date.fromisoformat, dt.time.fromisoformat, Decimal):
+        try:
+            yield read(text)
+        except (ValueError, ArithmeticError):  # it is none of these
+            continue
+    try:
+        yield base64.b64decode(text, validate=True)
+    except ValueError:  # nor that
+        return

@@ -40,14 +40,12 @@ class Regrouping:
         uid: str,
         *,
         merges: Mapping[str, Merge] | None = None,
-        waiting_bytes: int = WAITING_BYTES,
     ) -> None:
         self._states = states
         self._grouper = KeyGrouper(max_parallelism)
         self._uid = uid
         self._merges = merges or {}
         self._waiting: dict[tuple[int, str], _Held] = {}
-        self._waiting_bytes = waiting_bytes
         self._items = 0
         self._bytes_of_item = _GUESS
 
@@ -66,7 +64,7 @@ class Regrouping:
     async def _spilled(self, entries: AsyncIterator[Sequence[KeyedEntry]]) -> AsyncGenerator[StateBlock, None]:
         async for portion in entries:
             self._take(portion)
-            if self._items * self._bytes_of_item > self._waiting_bytes:
+            if self._items * self._bytes_of_item > WAITING_BYTES:
                 for block in self._spill():
                     yield block
 

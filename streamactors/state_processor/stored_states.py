@@ -54,7 +54,7 @@ class KeyedRows(StoredRows):
         self.info = source.info
         self._source = source
         self._entries = Entries(source.declaration, source.where, source.clock)
-        self._entries.check(source.info.schema)
+        self._entries.read_as(source.info.schema)
         self.columns = ("key", "map_key", "value") if source.info.kind == "map" else ("key", "value")
 
     def column_schemas(self) -> Mapping[str, Any]:
@@ -75,13 +75,22 @@ class KeyedRows(StoredRows):
 
     async def get(self, key: Any, default: Any = None) -> Any:
         """What `key` holds; of a map, a dict of its entries. Reads its key group alone."""
+        seen = await self._seen(key)
+        return default if seen is UNSET else self._entries.shown(seen)
+
+    async def of_key(self, key: Any) -> list[Row]:
+        """The rows of one key."""
+        seen = await self._seen(key)
+        return [] if seen is UNSET else list(self._entries.rows([(key, seen)]))
+
+    async def _seen(self, key: Any) -> Any:
         group = key_group(key, self._source.operator.max_parallelism)
         async with aclosing(self.entry_lists(KeyGroupRange(group, group + 1))) as lists:
             async for entries in lists:
                 for found, seen in entries:
                     if found == key:
-                        return self._entries.shown(seen)
-        return default
+                        return seen
+        return UNSET
 
     async def entry_lists(self, groups: KeyGroupRange | None = None) -> AsyncGenerator[list[tuple[Any, Any]], None]:
         """Keys and all that they hold, one key group after the other; without what has expired."""

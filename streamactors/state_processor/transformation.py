@@ -33,7 +33,7 @@ from streamactors.clock import Clock
 from streamactors.errors import IncompatibleState, InvalidConfig, InvalidDataflow, StateAccessError
 from streamactors.operators.base import is_async
 from streamactors.state.backend import StateBlock
-from streamactors.state.descriptors import Declaration, declared_states
+from streamactors.state.descriptors import Declaration
 from streamactors.state.key_groups import MAX_KEY_GROUPS
 from streamactors.state.ttl import UNSET
 from streamactors.state.unkeyed import ListBlock
@@ -42,7 +42,7 @@ from streamactors.state_processor.overview import OperatorInfo, StateInfo
 from streamactors.state_processor.reading import block_lists
 from streamactors.state_processor.regrouping import KeyedEntry, Merge, Regrouping
 from streamactors.state_processor.savepoint import NewSavepoint, copied, in_new_savepoint
-from streamactors.state_processor.types import declaration_of
+from streamactors.state_processor.types import declaration_of, states_of
 
 T = TypeVar("T")
 
@@ -118,7 +118,7 @@ class Transformation:
         """How an operator's state is declared: for edits, and keys, that are to be given instances of classes instead
         of dicts."""
         self._operator(uid)
-        self._declared[uid] = operator if isinstance(operator, Mapping) else declared_states(operator)
+        self._declared[uid] = operator if isinstance(operator, Mapping) else states_of(operator)
         return self
 
     def edit(
@@ -323,15 +323,16 @@ class Transformation:
         return {self._name(uid, state): schemas[state] for state in self._kept_states(schemas, uid)}
 
     def _schemas(self, old: NodeState) -> dict[str, Any]:
-        edited = {state: self._written(old.uid, state).schema for uid, state in self._edits if uid == old.uid}
-        return self._renamed(old.uid, {**old.schemas, **edited})
+        edited = list(old.schemas) if self._moves(old.uid) else [state for uid, state in self._edits if uid == old.uid]
+        written = {state: self._written(old.uid, state).schema for state in edited if state in old.schemas}
+        return self._renamed(old.uid, {**old.schemas, **written})
 
     # ------------------------------------------------------------------------------------------------------ keyed state
     def _read(self, uid: str, state: str) -> Entries:
         edited = self._edits.get((uid, state))
         info = self._operators[uid].states[state]
         entries = self._entries(info, edited.read if edited else self._declaration(info))
-        entries.check(info.schema)
+        entries.read_as(info.schema)
         return entries
 
     def _written(self, uid: str, state: str) -> Entries:
@@ -358,7 +359,10 @@ class Transformation:
 
     def _read_declaration(self, info: StateInfo) -> Declaration:
         edited = self._edits.get((info.uid, info.name))
-        return edited.read if edited else self._declaration(info)
+        if edited is not None:
+            return edited.read
+        # What stays as it is stays under its schema, too.
+        return self._declaration(info) if self._moves(info.uid) else declaration_of(info, None, None)
 
     async def _in_place(self, node: NodeState) -> AsyncGenerator[StateBlock, None]:
         """Of one subtask, whose keys stay where they are: those of states that are not edited as they were."""

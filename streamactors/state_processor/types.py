@@ -40,8 +40,13 @@ def declaration_of(info: StateInfo, given: Declaration | type | None, types: Typ
     return by_schema(info) if types is None else by_types(info, types)
 
 
+def states_of(operator: type) -> dict[str, Declaration]:
+    """What a class declares, by the names under which it is stored."""
+    return {declaration.stored or name: declaration for name, declaration in declared_states(operator).items()}
+
+
 def _declared_on(operator: type, info: StateInfo) -> Declaration:
-    declared = declared_states(operator)
+    declared = states_of(operator)
     if info.name not in declared:
         known = ", ".join(declared) or "none"
         raise StateAccessError(f"{operator.__qualname__} declares no state {info.name!r}; it declares: {known}")

@@ -1,5 +1,5 @@
-"""Files shared by checkpoints: written once, found by content, and deleted when nobody refers to them any more; whatever
-is begun, aborted, completed, retired, damaged or lost in a crash, in any order, and side by side."""
+"""Files shared by checkpoints: written once, found by content, and deleted when nobody refers to them any more; in
+whatever order checkpoints are begun, aborted, completed, retired, damaged and lost in a crash, also side by side."""
 
 import asyncio
 import contextlib
@@ -9,6 +9,7 @@ from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from streamactors.checkpoint.manifest import (
     NodeState,
     OperatorMeta,
     SubtaskState,
+    decode_manifest,
     requirements,
 )
 from streamactors.checkpoint.registry import FileRegistry
@@ -57,7 +59,9 @@ def digest(data: bytes) -> bytes:
 
 def manifest_of(store: CheckpointStore, checkpoint: int, files: dict[int, FileHandle], **options: Any) -> Manifest:
     parts = tuple(NativeFileHandle(name(number), file, 0, file.size) for number, file in files.items())
-    subtasks = (SubtaskState("totals", 0, (NodeState("totals", native=(NativeHandle("rocksdb-1", 0, 8, parts, {}),)),)),)
+    subtasks = (
+        SubtaskState("totals", 0, (NodeState("totals", native=(NativeHandle("rocksdb-1", 0, 8, parts, {}),)),)),
+    )
     return Manifest(
         flow=store.flow,
         run=store.run,
@@ -144,7 +148,16 @@ class Flow(RuleBasedStateMachine):
     async def reopen(self) -> None:
         files = LocalFiles(STORAGE, disk=self.disk)
         self.store = await CheckpointStore.open(STORAGE, FLOW, clock=SYSTEM, files=files)
-        await self.restore(await self.store.latest())
+        await self.restore_latest()
+
+    async def restore_latest(self) -> None:
+        await self.settle()
+        found = await self.store.latest()
+        while found is not None and place_of(found.manifest) in self.damaged:
+            with pytest.raises(CorruptCheckpoint) as reason:
+                await tables_of(found)
+            found = await self.store.fall_back(found, reason.value)
+        await self.restore(found)
 
     async def restore(self, restored: Restorable | None) -> None:
         """A new attempt, from there."""
@@ -202,12 +215,10 @@ class Flow(RuleBasedStateMachine):
         self.call(self.store.abort(checkpoint))
 
     @precondition(lambda self: self.in_flight)
-    @rule()
-    def complete_one(self) -> None:
-        """In order, as the coordinator has them."""
-        checkpoint = min(self.in_flight)
-        flying = self.in_flight.pop(checkpoint)
-        self.call(self.complete_it(flying))
+    @rule(data=st.data())
+    def complete_one(self, data: st.DataObject) -> None:
+        checkpoint = data.draw(st.sampled_from(sorted(self.in_flight)))
+        self.call(self.complete_it(self.in_flight.pop(checkpoint)))
 
     async def complete_it(self, flying: InFlight) -> None:
         await self.upload_some(flying, len(flying.missing))
@@ -224,8 +235,8 @@ class Flow(RuleBasedStateMachine):
         self.call(self.begin_retiring(retain, turns))
 
     async def begin_retiring(self, retain: int, turns: int) -> None:
-        if any(place.run == self.store.run for place in self.kept):
-            latest = sorted(self.kept, key=lambda place: (place.run, place.checkpoint))[-retain:]
+        if any(place.run == self.store.run for place in self.kept - self.damaged):
+            latest = sorted(self.kept - self.damaged, key=lambda place: (place.run, place.checkpoint))[-retain:]
             self.kept = {place for place in self.kept if place in self.unclaimed or place in latest}
         self.retiring.append(asyncio.create_task(self.store.retire(self.in_flight, retain=retain)))
         for _ in range(turns):
@@ -252,17 +263,17 @@ class Flow(RuleBasedStateMachine):
     @rule()
     def fail_over(self) -> None:
         """Another attempt of the same process."""
-        self.call(self.restore(self.call(self.store.latest())))
+        self.call(self.restore_latest())
 
     @precondition(lambda self: len(self.kept) > 1)
     @rule()
     def damage_the_latest(self) -> None:
-        """A file of its own is lost: back to the one before."""
+        """A file of its own: back to the one before."""
         self.call(self.settle())
         found = self.call(self.store.latest())
         assert found is not None
         own = [file for file in found.manifest.own_files if not self.used_by_others(found, file)]
-        older = [place for place in self.kept if place < place_of(found.manifest)]
+        older = self.kept - self.damaged - {place_of(found.manifest)}
         if own and older and not found.explicit:
             folder, file = self.disk.folder(f"{STORAGE}/{FLOW}"), own[0].path
             node = folder.find(file)
@@ -270,8 +281,7 @@ class Flow(RuleBasedStateMachine):
             node.content[:1] = b"?"
             node.durable = bytes(node.content)
             self.damaged.add(place_of(found.manifest))
-            reason = CorruptCheckpoint("a table is damaged")
-            self.call(self.restore(self.call(self.store.fall_back(found, reason))))
+            self.call(self.restore_latest())
 
     def used_by_others(self, one: Restorable, file: FileHandle) -> bool:
         return any(
@@ -302,15 +312,16 @@ class Flow(RuleBasedStateMachine):
     # ---------------------------------------------------------------------------------------------------- what holds
     @invariant()
     def what_has_to_be_there_is_there(self) -> None:
-        self.call(self.check_complete())
-
-    async def check_complete(self) -> None:
-        folder = FlowFolder(LocalFiles(STORAGE, disk=self.disk), FLOW, FLOW)
-        found = {each.place: each for each in await folder.scan_all() if each.complete}
-        assert self.kept <= found.keys()
-        assert {place for place in found if found[place].unclaimed} == self.unclaimed
-        for place in found.keys() - self.damaged:
-            assert await tables_of(await folder.open(place)) == self.complete[place]
+        """Also in the middle of a retirement, so the disk is looked at while nothing goes on."""
+        root = self.disk.folder(f"{STORAGE}/{FLOW}")
+        paths = set(files_in(root, ""))
+        found = {place for path in paths if is_named(path, layout.MANIFEST) and (place := layout.place_of(path))}
+        assert self.kept <= found
+        assert {layout.place_of(path) for path in paths if is_named(path, layout.UNCLAIMED)} == self.unclaimed
+        for place in found - self.damaged:
+            manifest = decode_manifest(bytes_of(root, f"{place.folder}/manifest"), "")
+            assert {int(bytes_of(root, file.path).split()[1]) for file in manifest.files} == self.complete[place]
+            assert all(digest(bytes_of(root, file.path)) == file.digest for file in manifest.files)
 
     @precondition(lambda self: self.kept and not self.in_flight)
     @rule(retain=st.integers(1, 2))
@@ -319,7 +330,7 @@ class Flow(RuleBasedStateMachine):
 
     async def check_leftovers(self, retain: int) -> None:
         await self.settle()
-        if not any(place.run == self.store.run for place in self.kept):
+        if not any(place.run == self.store.run for place in self.kept - self.damaged):
             return
         await self.begin_retiring(retain, 0)
         await self.settle()
@@ -328,15 +339,21 @@ class Flow(RuleBasedStateMachine):
         complete = [await folder.open(found.place) for found in scanned if found.complete]
         used = {file.path for restorable in complete for file in restorable.manifest.files}
         root = self.disk.folder(f"{STORAGE}/{FLOW}")
-        assert {path for path in files_in(root, "") if layout.place_of(path) and is_table(path)} == used
+        assert {path for path in files_in(root, "") if path.endswith(".sst")} == used
 
 
 def place_of(manifest: Manifest) -> Place:
     return Place(manifest.run, manifest.attempt, manifest.checkpoint)
 
 
-def is_table(path: str) -> bool:
-    return path.endswith(".sst")
+def is_named(path: str, name: str) -> bool:
+    return path.rpartition("/")[2] == name
+
+
+def bytes_of(root: Folder, path: str) -> bytes:
+    file = root.find(path)
+    assert isinstance(file, File), path
+    return bytes(file.content)
 
 
 def files_in(folder: Folder, path: str) -> Iterator[str]:
@@ -349,6 +366,69 @@ def files_in(folder: Folder, path: str) -> Iterator[str]:
 
 
 TestFlow = pytest.mark.slow(Flow.TestCase)
-TestFlow.settings = settings(  # type: ignore[attr-defined]
+TestFlow.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+# --------------------------------------------------------------------------------------------------------- the registry
+def whole(number: int, checkpoint: int) -> FileHandle:
+    data = content(number)
+    return FileHandle(f"run-1/attempt-1/chk-{checkpoint}/{number}", len(data), digest(data))
+
+
+def taken(checkpoint: int, *files: FileHandle) -> Manifest:
+    parts = tuple(NativeFileHandle(file.path.rpartition("/")[2], file, 0, file.size) for file in files)
+    subtasks = (SubtaskState("totals", 0, (NodeState("totals", native=(NativeHandle("x", 0, 8, parts, {}),)),)),)
+    return Manifest(flow=FLOW, run=1, attempt=1, checkpoint=checkpoint, time_ms=0, operators=(), subtasks=subtasks)
+
+
+def complete(registry: FileRegistry, checkpoint: int, *files: FileHandle) -> Place:
+    place = Place(1, 1, checkpoint)
+    registry.completed(place, taken(checkpoint, *files))
+    return place
+
+
+def ask(registry: FileRegistry, checkpoint: int, number: int) -> FileHandle | None:
+    return registry.take(checkpoint, len(content(number)), digest(content(number)))
+
+
+def test_what_is_in_flight_keeps_what_it_has_taken() -> None:
+    registry = FileRegistry()
+    first = complete(registry, 1, whole(1, 1))
+    assert ask(registry, 2, 1) == whole(1, 1)
+    complete(registry, 3, whole(2, 3))
+    registry.forget([first])
+    assert registry.in_use() == {whole(1, 1).path, whole(2, 3).path}
+    registry.aborted(2)
+    assert registry.in_use() == {whole(2, 3).path}
+
+
+def test_what_is_offered_is_in_use() -> None:
+    registry = FileRegistry()
+    registry.go_on_from(taken(1, whole(1, 1)))
+    assert registry.in_use() == {whole(1, 1).path}
+    registry.go_on_from(None)
+    assert not registry.in_use()
+    assert ask(registry, 2, 1) is None
+
+
+def test_only_what_was_completed_is_offered_and_by_content() -> None:
+    registry = FileRegistry()
+    complete(registry, 1, whole(1, 1), whole(2, 1))
+    assert ask(registry, 2, 3) is None
+    assert registry.take(2, 1, digest(content(1))) is None
+    complete(registry, 2, whole(2, 1), whole(3, 2))
+    assert (ask(registry, 3, 1), ask(registry, 3, 2), ask(registry, 3, 3)) == (None, whole(2, 1), whole(3, 2))
+
+
+def test_a_part_of_a_file_is_not_offered() -> None:
+    """Its digest is not that of the part."""
+    registry = FileRegistry()
+    part = NativeFileHandle("CURRENT", whole(1, 1), 0, 3)
+    handle = NativeHandle("x", 0, 8, (part,), {})
+    content_of = taken(1)
+    subtasks = (SubtaskState("totals", 0, (NodeState("totals", native=(handle,)),)),)
+    registry.completed(Place(1, 1, 1), msgspec.structs.replace(content_of, subtasks=subtasks))
+    assert ask(registry, 2, 1) is None
+    assert registry.in_use() == {whole(1, 1).path}

@@ -191,7 +191,7 @@ async def test_damage_in_a_pack_is_found_by_each_who_reads_it(storage: Storage) 
     path = storage.folder / "orders" / handles[0].path
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     for handle in handles:
-        with pytest.raises(CorruptCheckpoint, match="0001-packed is corrupt"):
+        with pytest.raises(CorruptCheckpoint, match="0001-packed is altered"):
             await complete.read_blocks(KeyedHandle(handle, BLOCKS), BLOCKS)
 
 

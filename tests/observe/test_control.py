@@ -5,6 +5,7 @@ import datetime as dt
 import json
 import logging
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import uvloop
 
 import streamactors as sa
 from connectors.memory import ListSink
+from streamactors.errors import ControlUnavailable
 from streamactors.observe import registry, server
 from streamactors.observe.control import LONGEST_BODY
 from streamactors.observe.steering import steered_if_possible
@@ -411,6 +413,27 @@ async def test_a_job_that_can_t_be_steered_runs_all_the_same(
     async with sa.start(flow_of(Feed()), config(tmp_path)) as job, steered_if_possible(job):
         assert job.status == "running"
     assert "sums: this job can't be steered from outside: " in caplog.text
+
+
+async def test_where_the_web_libraries_are_missing_a_job_runs_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "streamactors.observe.server", None)
+    async with sa.start(flow_of(Feed()), config(tmp_path)) as job, steered_if_possible(job):
+        assert registry.running() == ([], [])
+        with pytest.raises(ControlUnavailable):
+            await steered(job).__aenter__()
+    assert "pip install starlette uvicorn" in caplog.text
+
+
+async def test_two_jobs_of_one_process_are_told_apart(tmp_path: Path) -> None:
+    async with running(tmp_path / "a"), sa.start(flow_of(Feed()), config(tmp_path / "b")) as other, steered(other):
+        jobs, _ = registry.running()
+        assert len(jobs) == 2
+        found = registry.find((tmp_path / "b" / "stored").as_uri(), jobs)
+        async with client_of(found.socket) as client:
+            assert (await client.post("/v1/jobs/sums/stop")).json()["status"] == "finished"
+        assert other.status == "finished"
 
 
 async def test_anyone_who_connects_at_the_last_moment_is_hung_up_on(tmp_path: Path) -> None:

@@ -171,6 +171,19 @@ def test_a_path_too_long_for_a_socket_is_not_used(
         pass
 
 
+def test_the_sessions_folder_is_enough_where_nothing_temporary_can_be_written(
+    registry_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    with registry.place("0123456789") as place, place.listen():
+        place.publish(ENTRY)
+        jobs, _ = registry.running()
+        assert [Path(job.socket).parent for job in jobs if job.entry == ENTRY] == [registry_folder]
+
+
 def test_a_job_started_outside_the_session_is_found_from_inside(
     registry_folder: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

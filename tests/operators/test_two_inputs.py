@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import streamactors as sa
@@ -319,6 +319,7 @@ class Running:
         return finish
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS)
 async def test_state_is_the_fold_over_any_interleaving_with_checkpoints_and_crashes(steps: list[Any]) -> None:
     running, model = Running([], []), Model()

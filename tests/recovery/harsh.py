@@ -7,6 +7,7 @@ test says that it has had enough; then each ends where it is. What must come out
 import asyncio
 import contextlib
 import datetime as dt
+import itertools
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -375,8 +376,10 @@ class World:
         seconds: float = 0.002,
         overtaking: bool = True,
         kept: int = 1,
+        backends: Sequence[str] = ("heap",),
         **checkpoints: Any,
     ) -> None:
+        """`backends`: of the legs, in turn."""
         self.faults = Faults()
         self.sink = SlowSink(self.faults, seconds)
         self.files = FailingFiles(LocalFiles(folder.as_uri(), clock=SYSTEM))
@@ -392,6 +395,8 @@ class World:
         self._partitions = partitions
         self._checkpoints = checkpoints
         self._made = 0
+        self._backends = itertools.cycle(backends)
+        self.local = folder / "local"
 
     # ------------------------------------------------------------------------------------------ what the topology takes
     def source(self) -> Sequences:
@@ -421,6 +426,7 @@ class World:
         config = sa.Config(
             parallelism=parallelism,
             mailbox_capacity=MAILBOX,
+            state_backend=self._backend(next(self._backends)),
             checkpoints=sa.Checkpoints(self._folder.as_uri(), **settings),
             restart=sa.Restart.fixed(dt.timedelta(0), 100),
         )
@@ -430,6 +436,10 @@ class World:
                 yield Leg(self, handle)
                 self.restarts += handle.metrics()["restarts"]
                 await handle.cancel()
+
+    def _backend(self, name: str) -> Any:
+        """RocksDB with so little memory that nearly every record is read from the disk."""
+        return name if name == "heap" else sa.RocksDB(folder=str(self.local), memory=4 << 20, cache=16)
 
     async def finish(self, leg: "Leg") -> None:
         for source in self.sources:

@@ -20,6 +20,7 @@ T = TypeVar("T")
 FLOW = "orders"
 PACED = 64
 """Records between two pauses of a paced job."""
+MEMORY, CACHE = 4 << 20, 64
 LETTERS = sa.OutputTag("letters", sa.DeadLetter)
 OPENED = "operator opened"
 """Printed by each subtask of the stateful step, so that a test sees how far a start has come."""
@@ -52,6 +53,9 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     """Which of them are paced: with the totals, all mailboxes before them are full, and barriers take their time."""
     endless: bool = False
     """The Kafka source waits for more."""
+    backend: Literal["heap", "rocksdb"] = "heap"
+    local: str = ""
+    """Where RocksDB's files lie, with so little memory that they are read and written all the time."""
     restarts: int = 0
     prefix: str | None = None
     """Of the sink's transactional ids: what other tests on the same broker don't use."""
@@ -176,9 +180,16 @@ def config_of(settings: Settings) -> sa.Config:
     return sa.Config(
         parallelism=settings.parallelism,
         mailbox_capacity=settings.mailbox_capacity,
+        state_backend=backend_of(settings),
         checkpoints=checkpoints_of(settings),
         restart=restart,
     )
+
+
+def backend_of(settings: Settings) -> Literal["heap"] | sa.RocksDB:
+    if settings.backend == "heap":
+        return "heap"
+    return sa.RocksDB(folder=settings.local, memory=MEMORY, cache=CACHE)
 
 
 def checkpoints_of(settings: Settings) -> sa.Checkpoints:

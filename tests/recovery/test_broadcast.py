@@ -13,9 +13,9 @@ import streamactors as sa
 from connectors.memory import ListSink
 from streamactors.checkpoint.manifest import BROADCAST_STATE
 from streamactors.state.key_groups import default_max_parallelism, key_group, subtask_of
-from tests.recovery.flows import config, dropped, flip_byte, until
+from tests.recovery.flows import config, dropped, flip_byte
 from tests.recovery.test_two_inputs import Slow, latest
-from tests.runtime.feeds import PATIENCE, Feed, Gate
+from tests.runtime.feeds import PATIENCE, Feed, Gate, until
 
 pytestmark = pytest.mark.slow
 
@@ -243,7 +243,7 @@ async def test_another_type_is_refused_and_damage_is_found(tmp_path: Path) -> No
     court = await judged_once(tmp_path)
 
     class Changed(Judge):
-        rules = sa.BroadcastState(str, int)  # type: ignore[assignment]
+        rules: Any = sa.BroadcastState(str, int)
 
     flow = sa.Dataflow("court")
     events, rules = flow.source("events", court.events, parallelism=1), flow.source("rules", court.rules, parallelism=1)

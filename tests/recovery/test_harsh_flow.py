@@ -98,6 +98,14 @@ async def test_pipeline(widths: tuple[int, ...], mode: str, tmp_path: Path) -> N
     await survives(tmp_path, pipeline, mode, widths)
 
 
+@pytest.mark.parametrize("backends", [("rocksdb",), ("rocksdb", "heap")], ids=["rocksdb", "either"])
+@pytest.mark.parametrize("mode", ["aligned", *OVERTAKING])
+async def test_on_disk(mode: str, backends: Sequence[str], tmp_path: Path) -> None:
+    """By native checkpoints, which the other backend restores too."""
+    world = await survives(tmp_path, pipeline, mode, (3, 5, 2), backends=backends)
+    assert list(world.local.iterdir()) == []
+
+
 @pytest.mark.parametrize("mode", OVERTAKING)
 async def test_wide_pipeline(mode: str, tmp_path: Path) -> None:
     await survives(tmp_path, pipeline, mode, (20, 21, 20), [(SNAPSHOT, CLOSE), (RECORD, RESTORE), (STORAGE, RECORD)])

@@ -2,7 +2,7 @@
 plain computation, nothing lost, nothing doubled, per customer in order; each undecodable line is one dead letter."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from tests.recovery.processes import kill_until_finished, new_seed
 
 pytestmark = [pytest.mark.kill, pytest.mark.slow]
 
-KILLS = 10
+KILLS = 8
 ORDERS = 60_000
 PACE = 4000.0
 """Records per second: undisturbed it would take longer than all that are killed are let live."""
@@ -46,6 +46,7 @@ def overtaking(rng: random.Random) -> dict[str, Any]:
 UNION: dict[str, Any] = {"flat": True, "exchanged": True, "mailbox_capacity": 256, "brake": "orders"}
 
 
+@pytest.mark.parametrize("backends", [("heap",), ("rocksdb",)], ids=["heap", "rocksdb"])
 @pytest.mark.parametrize(
     ("folders", "shape", "scale"),
     [
@@ -58,7 +59,26 @@ UNION: dict[str, Any] = {"flat": True, "exchanged": True, "mailbox_capacity": 25
     ],
 )
 async def test_killed_at_random_moments(
-    tmp_path: Path, folders: int, shape: dict[str, Any], scale: Callable[[random.Random], dict[str, Any]]
+    tmp_path: Path,
+    folders: int,
+    shape: dict[str, Any],
+    scale: Callable[[random.Random], dict[str, Any]],
+    backends: Sequence[str],
+) -> None:
+    await survive(tmp_path, folders, shape, scale, backends)
+
+
+async def test_killed_at_random_moments_and_started_on_another_backend(tmp_path: Path) -> None:
+    """Which restores what the other one has left."""
+    await survive(tmp_path, 2, UNION, overtaking, ("heap", "rocksdb"))
+
+
+async def survive(
+    tmp_path: Path,
+    folders: int,
+    shape: dict[str, Any],
+    scale: Callable[[random.Random], dict[str, Any]],
+    backends: Sequence[str],
 ) -> None:
     seed = new_seed()
     logs = random_orders(random.Random(seed), ORDERS, logs=3 * folders)
@@ -73,10 +93,11 @@ async def test_killed_at_random_moments(
         sources=[str(source) for source in sources],
         output=str(tmp_path / "out"),
         letters=str(tmp_path / "letters"),
+        local=str(tmp_path / "local"),
         **shape,
     )
     story = await kill_until_finished(
-        lambda rng: msgspec.structs.replace(settings, **{**scale(rng), **shape}),
+        lambda rng: msgspec.structs.replace(settings, **{**scale(rng), **shape, "backend": rng.choice(backends)}),
         # With barriers that overtake, hardly anything has to be read again: it would come to its end before all kills.
         pace=PACE / 3 if scale is overtaking else PACE,
         kills=KILLS,
@@ -86,6 +107,7 @@ async def test_killed_at_random_moments(
         check(by_customer(totals_in(tmp_path / "out")), logs, settings)
         assert letters_in(tmp_path / "letters") == sorted(poisoned)
         assert hidden_in(tmp_path / "out") == hidden_in(tmp_path / "letters") == []
+        assert backends != ("rocksdb",) or not list((tmp_path / "local").iterdir()), "local state of killed processes"
         assert story.restores > 1, "hardly any of its starts found a checkpoint"
     except AssertionError as error:
         error.add_note(str(story))

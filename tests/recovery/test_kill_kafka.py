@@ -27,7 +27,7 @@ from tests.recovery.topics import produce_logs, totals_of
 
 pytestmark = [pytest.mark.kill, pytest.mark.slow]
 
-KILLS = 10
+KILLS = 6
 ORDERS = 20_000
 PARTITIONS = 4
 PACE = 1500.0
@@ -75,6 +75,7 @@ async def prepared(kafka: KafkaBroker, folder: Path, logs: Sequence[Sequence[Ord
     )
 
 
+@pytest.mark.parametrize("backend", ["heap", "rocksdb"])
 @pytest.mark.parametrize(
     ("shape", "scale"),
     [
@@ -87,11 +88,15 @@ async def prepared(kafka: KafkaBroker, folder: Path, logs: Sequence[Sequence[Ord
     ],
 )
 async def test_killed_at_random_moments(
-    kafka: KafkaBroker, tmp_path: Path, shape: dict[str, Any], scale: Callable[[random.Random], dict[str, Any]]
+    kafka: KafkaBroker,
+    tmp_path: Path,
+    shape: dict[str, Any],
+    scale: Callable[[random.Random], dict[str, Any]],
+    backend: str,
 ) -> None:
     seed = new_seed()
     logs = random_orders(random.Random(seed), ORDERS, logs=PARTITIONS)
-    settings = await prepared(kafka, tmp_path, logs, **shape)
+    settings = await prepared(kafka, tmp_path, logs, backend=backend, local=str(tmp_path / "local"), **shape)
     story = await kill_until_finished(
         lambda rng: msgspec.structs.replace(settings, **{**scale(rng), **shape}),
         # With barriers that overtake, hardly anything has to be read again: it would come to its end before all kills.

@@ -1,9 +1,12 @@
-"""A backend against plain dicts: operations in any order, with snapshots in progress, restores and rescales.
+"""A backend against plain dicts: operations in any order, with snapshots in progress, restores and rescales, while time
+passes and what has expired is swept.
 
 A test module derives a class from `BackendModel` for its backend and takes its `TestCase`.
 """
 
+import asyncio
 import copy
+import datetime as dt
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +15,12 @@ import msgspec
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
+from streamactors.state.aggregates import Aggregates, Collect, Count, Max
 from streamactors.state.backend import KeyedBackend, KeyedSnapshot, StateBlock
-from streamactors.state.descriptors import ListState, MapState, ValueState
+from streamactors.state.descriptors import AggregatingState, ListState, MapState, ReducingState, Ttl, ValueState
 from streamactors.state.key_groups import KeyGroupRange, key_group, subtask_of, subtask_range
+from tests.state.kinds_contract import sweep
+from tests.state.manual_clock import ManualClock
 
 GROUPS = 3
 KEYS: list[Any] = ["a", "b", "c", "d", 1, 2, 3, ("t", 1), None, 0.5]
@@ -25,6 +31,16 @@ class Account(msgspec.Struct):
     notes: list[str]
 
 
+SECONDS = 10
+"""That what has a ttl lives."""
+TTL = Ttl(dt.timedelta(seconds=SECONDS))
+TOUCHED = Ttl(dt.timedelta(seconds=SECONDS), refresh_on="read-write")
+
+
+def plus(a: int, b: int) -> int:
+    return a + b
+
+
 DECLARED: dict[str, Callable[[], Any]] = {
     "total": lambda: ValueState(int, default=0),
     "account": lambda: ValueState(Account),
@@ -33,7 +49,20 @@ DECLARED: dict[str, Callable[[], Any]] = {
     "accounts": lambda: ListState(Account),
     "counts": lambda: MapState(str, int),
     "books": lambda: MapState(str, Account),
+    "reduced": lambda: ReducingState(int, plus),
+    "folded": lambda: AggregatingState(Aggregates(n=Count(), most=Max[Any, Any](_itself), all=Collect[Any]())),
+    "fleeting": lambda: ValueState(int, ttl=TTL),
+    "touched": lambda: ValueState(int, ttl=TOUCHED),
+    "visits": lambda: ListState(int, ttl=TTL),
+    "visitors": lambda: MapState(str, int, ttl=TTL),
+    "recent": lambda: ReducingState(int, plus, ttl=TTL),
 }
+MORTAL = ("fleeting", "touched", "visits", "visitors", "recent")
+
+
+def _itself(value: Any) -> Any:
+    return value
+
 
 Model = dict[str, dict[Any, Any]]
 
@@ -61,7 +90,9 @@ snapshots = Bundle("snapshots")
 
 
 class BackendModel(RuleBasedStateMachine):
-    make: Callable[[KeyGroupRange, int], KeyedBackend]
+    """In the model, what has a ttl is (value, time), as items of lists and values of maps are."""
+
+    make: Callable[[KeyGroupRange, int, ManualClock], KeyedBackend]
     """Opens an empty backend."""
 
     def __init__(self) -> None:
@@ -70,6 +101,7 @@ class BackendModel(RuleBasedStateMachine):
         self.model: Model = {name: {} for name in DECLARED}
         self.subtasks: list[Subtask] = []
         self.begun = 0
+        self.clock = ManualClock()
 
     @initialize(parallelism=st.integers(1, 3))
     def start(self, parallelism: int) -> None:
@@ -78,7 +110,7 @@ class BackendModel(RuleBasedStateMachine):
     def _open(self, parallelism: int) -> list[Subtask]:
         opened = []
         for index in range(parallelism):
-            backend = self.make(subtask_range(index, parallelism, GROUPS), GROUPS)
+            backend = self.make(subtask_range(index, parallelism, GROUPS), GROUPS, self.clock)
             opened.append(Subtask(backend, {name: backend.bind(name, made()) for name, made in DECLARED.items()}))
         return opened
 
@@ -164,6 +196,75 @@ class BackendModel(RuleBasedStateMachine):
         expected[word] = Account(number, [])
         assert dict(state) == expected
 
+    # ----------------------------------------------------------------------------------------- folding, time to live
+    @rule(key=keys, number=numbers)
+    def fold(self, key: Any, number: int) -> None:
+        states = self._at(key)
+        states["reduced"].add(number)
+        states["folded"].add(number)
+        self.model["reduced"][key] = expected = self.model["reduced"].get(key, 0) + number
+        folded = self.model["folded"].setdefault(key, {"n": 0, "most": number, "all": []})
+        folded.update(n=folded["n"] + 1, most=max(folded["most"], number), all=[*folded["all"], number])
+        assert states["reduced"].get() == expected
+        assert states["folded"].get() == folded
+
+    @rule(key=keys, number=numbers)
+    def set_mortal_values(self, key: Any, number: int) -> None:
+        states = self._at(key)
+        for name in ("fleeting", "touched"):
+            states[name].set(number)
+            self.model[name][key] = number, self.clock.now_ms
+
+    @rule(key=keys)
+    def read_mortal_values(self, key: Any) -> None:
+        states = self._at(key)
+        for name in ("fleeting", "touched"):
+            assert states[name].get() == self._visible(name).get(key)
+        if key in self._visible("touched"):
+            self.model["touched"][key] = self.model["touched"][key][0], self.clock.now_ms
+
+    @rule(key=keys, number=numbers, word=words, gone=words)
+    def visit(self, key: Any, number: int, word: str, gone: str) -> None:
+        states, now = self._at(key), self.clock.now_ms
+        states["visits"].append(number)
+        self.model["visits"].setdefault(key, []).append((number, now))
+        assert list(states["visits"]) == self._visible("visits")[key]
+        assert len(states["visits"]) == len(self._visible("visits")[key])
+        expected = self._visible("visitors").get(key, {})
+        assert states["visitors"].pop(gone, None) == expected.get(gone)
+        states["visitors"][word] = number
+        entries = self.model["visitors"].setdefault(key, {})
+        entries.pop(gone, None)
+        entries[word] = number, now
+        assert dict(states["visitors"]) == self._visible("visitors")[key]
+        assert list(states["visitors"].range("y")) == sorted(
+            (word, number) for word, number in self._visible("visitors")[key].items() if word >= "y"
+        )
+
+    @rule(key=keys, number=numbers)
+    def reduce_mortal(self, key: Any, number: int) -> None:
+        states = self._at(key)
+        states["recent"].add(number)
+        expected = self._visible("recent").get(key, 0) + number
+        self.model["recent"][key] = expected, self.clock.now_ms
+        assert states["recent"].get() == expected
+
+    @rule(seconds=st.sampled_from([1, 4, SECONDS]))
+    def time_passes(self, seconds: int) -> None:
+        self.clock.advance(seconds)
+
+    @rule()
+    def sweep(self) -> None:
+        for subtask in self.subtasks:
+            subtask.backend.cursor.clear()
+            asyncio.run(sweep(subtask.backend))
+        for name in MORTAL:
+            there = sum(subtask.backend.entries()[name] for subtask in self.subtasks)
+            assert there == len(self._visible(name))
+
+    def _visible(self, name: str) -> dict[Any, Any]:
+        return visible(self.model[name], self.clock.now_ms) if name in MORTAL else self.model[name]
+
     @rule(key=keys, name=st.sampled_from(list(DECLARED)))
     def clear(self, key: Any, name: str) -> None:
         self._at(key)[name].clear()
@@ -174,8 +275,10 @@ class BackendModel(RuleBasedStateMachine):
         self._at(key)
         group = key_group(key, GROUPS)
         found = self.subtasks[subtask_of(group, len(self.subtasks), GROUPS)].backend.query(name, key, group)
-        empty: Any = {"total": 0, "account": None, "counts": {}, "books": {}}.get(name, [])
-        assert found == self.model[name].get(key, empty)
+        if key in (held := self._visible(name)):
+            assert found == held[key]
+        else:
+            assert found == EMPTY.get(name)
 
     # ------------------------------------------------------------------------------------------------------ snapshots
     @rule(target=snapshots)
@@ -202,7 +305,7 @@ class BackendModel(RuleBasedStateMachine):
         self._write_all(snapshot, max_entries)
         (alone,) = self._open(1)
         alone.backend.restore(snapshot.blocks)
-        assert _contents([alone]) == snapshot.expected
+        assert _contents([alone]) == self._all_visible(snapshot.expected)
         alone.backend.close()
 
     @rule(snapshot=consumes(snapshots), parallelism=st.integers(1, 3))
@@ -230,16 +333,46 @@ class BackendModel(RuleBasedStateMachine):
     @invariant()
     def holds_what_the_model_holds(self) -> None:
         if self.subtasks:
-            assert _contents(self.subtasks) == self.model
+            assert _contents(self.subtasks) == self._all_visible(self.model)
+
+    def _all_visible(self, model: Model) -> Model:
+        now = self.clock.now_ms
+        return {name: visible(held, now) if name in MORTAL else held for name, held in model.items()}
 
     @invariant()
     def counts_what_the_model_counts(self) -> None:
         for name in self.model if self.subtasks else ():
-            assert sum(subtask.backend.entries()[name] for subtask in self.subtasks) == len(self.model[name])
+            there = sum(subtask.backend.entries()[name] for subtask in self.subtasks)
+            if name in MORTAL:
+                assert there >= len(self._visible(name))
+            else:
+                assert there == len(self.model[name])
 
     def teardown(self) -> None:
         for subtask in self.subtasks:
             subtask.backend.close()
+
+
+def visible(held: dict[Any, Any], now: int) -> dict[Any, Any]:
+    """What has not expired, without its times."""
+    found = {key: _young(entry, now - SECONDS * 1000) for key, entry in held.items()}
+    return {key: entry for key, entry in found.items() if entry is not None}
+
+
+def _young(entry: Any, limit: int) -> Any:
+    match entry:
+        case list():
+            return [item for item, time in entry if time > limit] or None
+        case dict():
+            return {inner: value for inner, (value, time) in entry.items() if time > limit} or None
+    value, time = entry
+    return value if time > limit else None
+
+
+EMPTY: dict[str, Any] = {
+    "total": 0, "tags": [], "numbers": [], "accounts": [], "visits": [],
+    "counts": {}, "books": {}, "visitors": {}, "folded": {"n": 0, "most": None, "all": []},
+}  # fmt: skip
 
 
 def _contents(subtasks: list[Subtask]) -> Model:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamactors.errors import (
@@ -185,14 +185,14 @@ TYPES: dict[str, tuple[Any, Any, Any]] = {
 KEYS = st.sampled_from("abcdef")
 STEPS = st.lists(
     st.sampled_from(
-        ["put", "put", "put", "delete", "clear", "get", "values", "items", "range", "begin"]
-        + ["block", "block", "block", "abort"]
+        ["put"] * 3 + ["delete", "clear", "get", "values", "items", "range", "begin"] + ["block"] * 3 + ["abort"]
     ),
     max_size=40,
 )
 
 
 @pytest.mark.parametrize("kind", TYPES)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_a_snapshot_holds_what_was_there_when_it_began(kind: str, data: st.DataObject) -> None:
     """In its order, whatever is put, deleted, cleared and changed in place meanwhile, over several snapshots at once;

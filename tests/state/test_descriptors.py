@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 
 from streamactors.errors import InvalidDataflow, StateAccessError
-from streamactors.state.descriptors import ListState, MapState, Ttl, ValueState, declared_states
+from streamactors.state.aggregates import Count
+from streamactors.state.descriptors import (
+    AggregatingState,
+    Declaration,
+    ListState,
+    MapState,
+    ReducingState,
+    Ttl,
+    ValueState,
+    declared_states,
+)
 from streamactors.state.heap import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange
 
@@ -66,6 +76,8 @@ class TestUnbound:
     seen = MapState(str, int)
     items = ListState(int)
     value = ValueState(int)
+    reduced = ReducingState(int, max)
+    counted = AggregatingState(Count())
 
     @pytest.mark.parametrize(
         "use",
@@ -78,6 +90,13 @@ class TestUnbound:
             lambda: list(TestUnbound.items),
             lambda: len(TestUnbound.items),
             lambda: TestUnbound.items.clear(),
+            lambda: TestUnbound.seen.range(),
+            lambda: TestUnbound.reduced.add(1),
+            lambda: TestUnbound.reduced.get(),
+            lambda: TestUnbound.reduced.clear(),
+            lambda: TestUnbound.counted.add(1),
+            lambda: TestUnbound.counted.get(),
+            lambda: TestUnbound.counted.clear(),
             lambda: TestUnbound.seen["a"],
             lambda: TestUnbound.seen.update(a=1),
             lambda: TestUnbound.seen.pop("a"),
@@ -115,14 +134,31 @@ class TestArguments:
             lambda ttl: ValueState(int, ttl=ttl),
             lambda ttl: ListState(int, ttl=ttl),
             lambda ttl: MapState(int, int, ttl=ttl),
+            lambda ttl: ReducingState(int, max, ttl=ttl),
+            lambda ttl: AggregatingState(Count(), ttl=ttl),
         ],
     )
-    def test_time_to_live_is_refused_for_now(self, declare: Callable[[Ttl], object]) -> None:
-        with pytest.raises(InvalidDataflow, match=r"State\(ttl=…\): time to live is not available in this version"):
-            declare(Ttl(dt.timedelta(hours=1)))
+    def test_time_to_live_is_a_ttl(self, declare: Callable[[Any], Declaration]) -> None:
+        hour = Ttl(dt.timedelta(hours=1))
+        assert declare(hour).ttl is hour
+        with pytest.raises(
+            InvalidDataflow, match=r"State\(ttl=datetime.timedelta\(.*\)\): give a Ttl, as in ttl=sa.Ttl"
+        ):
+            declare(dt.timedelta(hours=1))
+
+    def test_a_reducing_function_is_a_plain_one(self) -> None:
+        async def larger(a: int, b: int) -> int:
+            return max(a, b)
+
+        anything: list[Any] = [larger, 3]
+        for fn in anything:
+            with pytest.raises(InvalidDataflow, match="give a plain function of two values"):
+                ReducingState(int, fn)
 
     def test_senseless_times_to_live(self) -> None:
         with pytest.raises(InvalidDataflow, match="give a time above zero"):
             Ttl(dt.timedelta(0))
+        with pytest.raises(InvalidDataflow, match="at least a millisecond"):
+            Ttl(dt.timedelta(microseconds=999))
         with pytest.raises(InvalidDataflow, match="'write' or 'read-write'"):
             Ttl(dt.timedelta(1), refresh_on="read")  # type: ignore[arg-type]

@@ -108,6 +108,20 @@ class Loose(msgspec.Struct, rename="camel"):
     colour: Colour = Colour.RED
 
 
+class LooseDict(TypedDict):
+    anything: Any
+    inner: Plain
+    optional: NotRequired[int]
+
+
+class Mixed(msgspec.Struct, tag="mixed"):
+    anything: Any
+    pets: list[Dog | Cow]
+    by_name: dict[str, Loose]
+    place: Array | None = None
+    level: Level = Level.LOW
+
+
 class Vector(msgspec.Struct):
     weights: np.ndarray[Any, Any]
     bias: Fraction
@@ -256,6 +270,57 @@ def test_what_would_come_back_as_something_else_is_refused(tp: Any, value: Any, 
         generic.encode(value)
     with pytest.raises(UnserialisableValue, match=message):
         generic.encode_many([value])
+
+
+MIXED = Mixed({"a": POINT}, [Dog("Rex"), Cow("Else", NOON)], {"x": Loose(Colour.RED, POINT)}, Array(1, Frozen(2)))
+
+
+@pytest.mark.parametrize(
+    ("tp", "value"),
+    [(Mixed, MIXED), (LooseDict, {"anything": MIXED, "inner": Plain("n", POINT)}), (list[Mixed | int], [MIXED, 3])],
+)
+def test_what_describes_itself_comes_back_as_it_was(tp: Any, value: Any) -> None:
+    typed = serializer_for(tp)
+    generic = stored_serializer(typed.schema)
+    data = typed.encode(value)
+    assert typed.tagged and generic.encode(generic.decode(data)) == data  # type: ignore[attr-defined]
+    assert typed.decode(data) == value
+
+
+def test_what_describes_itself_can_be_edited() -> None:
+    """Whatever was replaced by plain data becomes what the class declares."""
+    typed = serializer_for(Mixed)
+    generic = stored_serializer(typed.schema)
+    found = generic.decode(typed.encode(MIXED))
+    pets = [found["pets"][1], {"species": "dog", "name": "Max"}, {**found["pets"][1], "species": "cow", "name": "Olga"}]
+    edited = {
+        **found,
+        "pets": pets,
+        "by_name": {"y": {**found["by_name"]["x"], "colour": "blue"}},
+        "place": {**found["place"], "c": 9.5},
+        "level": 2,
+    }
+    assert typed.decode(generic.encode(edited)) == Mixed(
+        MIXED.anything,
+        [Cow("Else", NOON), Dog("Max"), Cow("Olga", NOON)],
+        {"y": Loose(Colour.RED, POINT, Colour.BLUE)},
+        Array(1, Frozen(2), 9.5),
+        Level.HIGH,
+    )
+    with pytest.raises(UnserialisableValue, match="expected float, found 'x'"):
+        generic.encode({**found, "place": {**found["place"], "c": "x"}})
+    with pytest.raises(UnserialisableValue, match="3 is no value of Level"):
+        generic.encode({**found, "level": 3})
+
+
+def test_stored_instances_are_not_changed_in_place() -> None:
+    """Whoever reads them relies on their class's stamp."""
+    typed = serializer_for(Mixed)
+    found = stored_serializer(typed.schema).decode(typed.encode(MIXED))
+    with pytest.raises(TypeError, match="a stored Mixed can't be changed in place"):
+        found["level"] = 2
+    with pytest.raises(TypeError, match="in place"):
+        found.update(level=2)
 
 
 def test_a_tag_may_be_left_out_where_there_is_but_one() -> None:

@@ -7,11 +7,13 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamactors.errors import StateAccessError, UnserialisableKey
 from streamactors.state.key_order import KeyOrder
+
+pytestmark = pytest.mark.slow
 
 
 class Seat(NamedTuple):
@@ -44,6 +46,7 @@ ORDERED: list[tuple[Any, st.SearchStrategy[Any]]] = [
 
 
 @pytest.mark.parametrize(("key_type", "keys"), ORDERED, ids=[str(tp) for tp, _ in ORDERED])
+@settings(max_examples=50)
 @given(data=st.data())
 def test_a_range_is_that_of_sorted_keys(key_type: Any, keys: st.SearchStrategy[Any], data: st.DataObject) -> None:
     entries = data.draw(st.dictionaries(keys, st.integers(), max_size=12))

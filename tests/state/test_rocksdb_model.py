@@ -16,6 +16,7 @@ from streamactors.state.heap import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.rocksdb import RocksDBBackend, RocksDBOptions
 from tests.state.backend_model import Account, BackendModel, keys, numbers, words
+from tests.state.manual_clock import ManualClock
 
 pytestmark = pytest.mark.slow
 
@@ -27,16 +28,18 @@ SETTINGS = settings(
 turns = count()
 
 
-def wide(groups: KeyGroupRange, max_parallelism: int) -> KeyedBackend:
-    return RocksDBBackend(groups, max_parallelism, options=WIDE)
+def wide(groups: KeyGroupRange, max_parallelism: int, clock: ManualClock) -> KeyedBackend:
+    return RocksDBBackend(groups, max_parallelism, options=WIDE, clock=clock)
 
 
-def narrow(groups: KeyGroupRange, max_parallelism: int) -> KeyedBackend:
-    return RocksDBBackend(groups, max_parallelism, options=NARROW)
+def narrow(groups: KeyGroupRange, max_parallelism: int, clock: ManualClock) -> KeyedBackend:
+    return RocksDBBackend(groups, max_parallelism, options=NARROW, clock=clock)
 
 
-def in_turn(groups: KeyGroupRange, max_parallelism: int) -> KeyedBackend:
-    return (HeapBackend, narrow)[next(turns) % 2](groups, max_parallelism)
+def in_turn(groups: KeyGroupRange, max_parallelism: int, clock: ManualClock) -> KeyedBackend:
+    if next(turns) % 2:
+        return narrow(groups, max_parallelism, clock)
+    return HeapBackend(groups, max_parallelism, clock=clock)
 
 
 class SetOnlyModel(BackendModel):
@@ -77,6 +80,16 @@ class SetOnlyModel(BackendModel):
         assert sorted(states["counts"].items()) == sorted(expected.items())
         assert len(states["counts"]) == len(expected)
 
+    @rule(key=keys, many=st.integers(60, 140))
+    def grow_mortal(self, key: Any, many: int) -> None:
+        states, now = self._at(key), self.clock.now_ms
+        states["visits"].extend(range(many))
+        self.model["visits"].setdefault(key, []).extend((number, now) for number in range(many))
+        states["visitors"].update({f"{number:03}": number for number in range(many)})
+        self.model["visitors"].setdefault(key, {}).update({f"{number:03}": (number, now) for number in range(many)})
+        assert list(states["visits"]) == self._visible("visits")[key]
+        assert len(states["visitors"]) == len(self._visible("visitors")[key])
+
     def teardown(self) -> None:
         super().teardown()
         self.subtasks = []
@@ -101,7 +114,8 @@ class NativeModel(SetOnlyModel):
                 Path(part.folder).mkdir()
                 for file in snapshot.files():
                     shutil.copyfile(file.path, Path(part.folder, file.name))
-                parts.append(part)
+                if snapshot.entries:
+                    parts.append(part)
                 backend.close()
             self.subtasks = self._open(parallelism)
             for subtask in self.subtasks:

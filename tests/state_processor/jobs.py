@@ -104,7 +104,7 @@ def key_of(number: int) -> str:
 
 def keeping(source: Any, sink: Any, operator: Any = Keeper, *, key: Callable[[Any], Any] = key_of) -> sa.Dataflow:
     flow = sa.Dataflow("keeping")
-    flow.source("numbers", source).key_by(key).process("keep", operator).sink("out", sink)
+    flow.source("numbers", source, parallelism=1).key_by(key).process("keep", operator).sink("out", sink)
     return flow
 
 

@@ -5,10 +5,11 @@ from typing import Final
 
 from streamactors.errors import SimulationFailed
 from streamactors.testing.simulation import Faults, scenario, simulate
+from tests.testing import mutations, state_mutations
 from tests.testing.mutants import MUTANTS
-from tests.testing.mutations import OWN
-from tests.testing.state_mutations import NATIVE
 
+PLANTED: Final = (mutations, state_mutations)
+"""The modules that know them."""
 SEEDS: Final = 300
 """A mutant must be caught within so many."""
 
@@ -38,7 +39,7 @@ def hunt(name: str) -> Catch | None:
 
 def run(topology: str, mode: str, seed: int, faults: str) -> str | None:
     """What the simulation found wrong; None if nothing."""
-    made = replace(SCENARIOS[topology], mode=mode) if topology in SCENARIOS else scenario(topology, mode)
+    made = replace(mutations.OWN[topology], mode=mode) if topology in mutations.OWN else scenario(topology, mode)
     try:
         simulate(made, seed=seed, faults=Faults.from_options(faults, made.faults))
     except SimulationFailed as failure:

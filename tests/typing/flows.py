@@ -1,5 +1,6 @@
 """What mypy --strict and pyright infer for each step. Checked, never run."""
 
+import datetime as dt
 import functools
 from collections.abc import Awaitable, Iterable, Iterator
 from typing import Any, assert_type
@@ -21,6 +22,15 @@ class Total(msgspec.Struct):
     total: float
 
 
+class Stats(msgspec.Struct):
+    n: int
+    least: float
+
+
+def amount_of(order: Order) -> float:
+    return order.amount
+
+
 class RunningTotal(sa.KeyedOperator[str, Order, Total]):
     total = sa.ValueState(float, default=0.0)
     last = sa.ValueState(int)
@@ -28,6 +38,15 @@ class RunningTotal(sa.KeyedOperator[str, Order, Total]):
     tags = sa.ValueState(list[str], default_factory=list)
     maybe = sa.ValueState[int | None](int | None, default=None)
     lines = sa.ListState(Order)
+    largest = sa.ReducingState(Order, lambda left, right: max(left, right, key=lambda order: order.amount))
+    count = sa.AggregatingState(sa.Count(), ttl=sa.Ttl(dt.timedelta(days=1), refresh_on="read-write"))
+    spent = sa.AggregatingState(sa.Sum[Order](lambda order: order.amount))
+    first = sa.AggregatingState(sa.Min[Order, int](lambda order: order.ts))
+    mean = sa.AggregatingState(sa.Avg[Order](lambda order: order.amount))
+    top = sa.AggregatingState(sa.TopN[Order](3, lambda order: order.amount))
+    every = sa.AggregatingState(sa.Collect[Order]())
+    named = sa.AggregatingState(sa.Aggregates[Order, dict[str, Any]](n=sa.Count(), top=sa.TopN(3, amount_of)))
+    stats = sa.AggregatingState(sa.Aggregates(Stats, n=sa.Count(), least=sa.Min(amount_of)))
 
     async def open(self, ctx: sa.OperatorContext) -> None:
         assert_type(ctx.uid, str)
@@ -41,6 +60,19 @@ class RunningTotal(sa.KeyedOperator[str, Order, Total]):
         assert_type(self.tags.get(), list[str])
         assert_type(self.maybe.get(), int | None)
         assert_type(list(self.lines), list[Order])
+        assert_type(list(self.seen.range("a", "b")), list[tuple[str, int]])
+        assert_type(self.largest.get(), Order | None)
+        assert_type(self.count.get(), int)
+        assert_type(self.spent.get(), float)
+        assert_type(self.first.get(), int)
+        assert_type(self.mean.get(), float)
+        assert_type(self.top.get(), list[Order])
+        assert_type(self.every.get(), list[Order])
+        assert_type(self.named.get(), dict[str, Any])
+        assert_type(self.stats.get(), Stats)
+        self.largest.add(order)
+        self.spent.add(order)
+        self.stats.add(order)
         assert_type(ctx.key, str)
         assert_type(ctx.timestamp, int | None)
         self.total.set(self.total.get() + order.amount)
@@ -72,6 +104,42 @@ class Splitting(sa.Operator[Order, float]):
         assert_type([one.amount for one in self.buffer], list[float])
         self.buffer.extend([order])
         ctx.emit(order.amount)
+
+
+class Matching(sa.CoOperator[Order, str, Total]):
+    def process_left(self, order: Order, ctx: sa.Context[None, Total]) -> None:
+        assert_type(ctx.key, None)
+        ctx.emit(Total(order.customer, order.amount))
+
+    async def process_right(self, customer: str, ctx: sa.Context[None, Total]) -> None:
+        ctx.emit(Total(customer, 0.0))
+
+
+class Account(sa.KeyedCoOperator[str, Order, Total, float]):
+    balance = sa.ValueState(float, default=0.0)
+
+    async def process_left(self, order: Order, ctx: sa.Context[str, float]) -> None:
+        assert_type(ctx.key, str)
+        ctx.emit(self.balance.get() + order.amount)
+
+    def process_right(self, total: Total, ctx: sa.Context[str, float]) -> None:
+        ctx.emit(total.total)
+
+
+class Judging(sa.KeyedBroadcastOperator[str, Order, int, bool]):
+    rules = sa.BroadcastState(str, int)
+    seen = sa.ValueState(int, default=0)
+
+    def process(self, order: Order, ctx: sa.Context[str, bool]) -> None:
+        assert_type(self.rules, sa.BroadcastState[str, int])
+        assert_type(self.rules["least"], int)
+        assert_type(self.rules.get("least"), int | None)
+        assert_type(ctx.key, str)
+        ctx.emit(order.amount >= self.rules["least"])
+
+    async def process_broadcast(self, least: int, ctx: sa.Context[None, bool]) -> None:
+        assert_type(ctx.key, None)
+        self.rules["least"] = least
 
 
 async def enrich(order: Order) -> Order:
@@ -157,6 +225,25 @@ assert_type(orders.process("split", Splitting, on_error=dead), sa.Stream[float])
 assert_type(orders.process("made", made, name="made", chain=False), sa.Stream[float])
 assert_type(keyed.reduce("largest", larger), sa.Stream[Order])
 assert_type(keyed.reduce("first", lambda left, right: left, parallelism=2), sa.Stream[Order])
+
+# Two inputs.
+names = orders.map(lambda order: order.customer)
+numbers = orders.map(lambda order: order.ts)
+connected = orders.connect(names)
+assert_type(connected, sa.ConnectedStreams[Order, str])
+assert_type(connected.process("matching", Matching), sa.Stream[Total])
+assert_type(connected.process("matching-2", Matching, name="m", parallelism=2, on_error=dead), sa.Stream[Total])
+by_customer = orders.connect(totals).key_by(lambda order: order.customer, lambda total: total.customer)
+assert_type(by_customer, sa.KeyedConnectedStreams[str, Order, Total])
+assert_type(by_customer.process("account", Account), sa.Stream[float])
+both_keyed = keyed.connect(totals.key_by(lambda total: total.customer))
+assert_type(both_keyed, sa.KeyedConnectedStreams[str, Order, Total])
+assert_type(both_keyed.process("account-2", Account, chain=False), sa.Stream[float])
+assert_type(keyed.connect(names), sa.ConnectedStreams[Order, str])
+assert_type(keyed.connect(names.key_by(len)), sa.ConnectedStreams[Order, str])
+assert_type(keyed.connect(names.key_by(lambda name: name)).process("matching-3", Matching), sa.Stream[Total])
+assert_type(keyed.connect_broadcast(numbers), sa.BroadcastConnectedStreams[str, Order, int])
+assert_type(keyed.connect_broadcast(numbers).process("judging", Judging, parallelism=4), sa.Stream[bool])
 
 sink: ListSink[Total] = ListSink()
 assert_type(totals.sink("out", sink), sa.Dataflow)

@@ -14,9 +14,15 @@ class Order:
 
 class Totals(sa.KeyedOperator[str, Order, float]):
     total = sa.ValueState(float, default=0.0)
+    largest = sa.ReducingState(float, max)
+    spent = sa.AggregatingState(sa.Sum[Order](lambda order: order.amount))
+    wrong = sa.AggregatingState(sa.Sum[Order](lambda order: order.customer))  # refused
+    short = sa.ValueState(float, default=0.0, ttl=3)  # refused
 
     def process(self, order: Order, ctx: sa.Context[str, float]) -> None:
         self.total.set("much")  # refused
+        self.largest.add("much")  # refused
+        self.spent.add(1.0)  # refused
         ctx.emit("much")  # refused
         ctx.emit_to(late, 1)  # refused
 
@@ -37,6 +43,24 @@ class Unkeyed(sa.Operator[Order, float]):
 class OfStrings(sa.Operator[str, float]):
     def process(self, text: str, ctx: sa.Context[None, float]) -> None:
         ctx.emit(0.0)
+
+
+class Joined(sa.KeyedCoOperator[str, Order, str, float]):
+    def process_left(self, order: Order, ctx: sa.Context[str, float]) -> None:
+        ctx.emit("much")  # refused
+
+    def process_right(self, text: str, ctx: sa.Context[str, float]) -> None:
+        ctx.emit(len(text))
+
+
+class Judged(sa.KeyedBroadcastOperator[str, Order, str, float]):
+    rules = sa.BroadcastState(str, int)
+
+    def process(self, order: Order, ctx: sa.Context[str, float]) -> None:
+        ctx.emit(self.rules[order.customer])
+
+    def process_broadcast(self, text: str, ctx: sa.Context[None, float]) -> None:
+        self.rules[text] = text  # refused
 
 
 def key(order: Order) -> str:
@@ -66,6 +90,17 @@ keyed.process("numbered", Numbered)  # refused
 keyed.process("strings", OfStrings)  # refused
 keyed.reduce("longest", longest)  # refused
 orders.reduce("sum", max)  # refused
+
+# Two inputs, each with its type, and keys of one type.
+texts = orders.map(key)
+orders.connect(texts).process("joined", Joined)  # refused
+texts.connect(orders).key_by(str, key).process("joined", Joined)  # refused
+orders.connect(texts).key_by(key, len).process("joined", Joined)  # refused
+keyed.connect(texts.key_by(len)).process("joined", Joined)  # refused
+keyed.connect_broadcast(texts).process("joined", Joined)  # refused
+keyed.connect_broadcast(orders).process("judged", Judged)  # refused
+orders.connect_broadcast(texts)  # refused
+keyed.process("judged", Judged)  # refused
 
 # A uid, and a class or factory.
 keyed.process(Totals)  # refused

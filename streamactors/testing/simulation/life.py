@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final, Literal
 
 from streamactors.errors import (
@@ -124,7 +124,7 @@ class Life:
         if self._process.fate.faults.savepoints and self._draw.random() < 0.5:
             savepoint = self._world.timeline.new_savepoint()
         self._process.note(f"stop, savepoint {savepoint}")
-        self._stopper = self._request("stop", self._stop_in_peace(handle, savepoint))
+        self._stopper = self._request("stop", lambda: self._stop_in_peace(handle, savepoint))
 
     async def _stop_in_peace(self, handle: JobHandle, savepoint: str | None) -> None:
         self._taken(savepoint, await handle.stop(savepoint))
@@ -136,7 +136,7 @@ class Life:
             return
         uri = self._world.timeline.new_savepoint()
         self._process.note(f"savepoint {uri}")
-        self._request(f"savepoint {uri}", self._save(handle, uri))
+        self._request(f"savepoint {uri}", lambda: self._save(handle, uri))
 
     async def _save(self, handle: JobHandle, uri: str) -> None:
         self._taken(uri, await handle.savepoint(uri))
@@ -154,14 +154,14 @@ class Life:
         running = self._running
         return None if running is None or running.done() else JobHandle(self._job, running)
 
-    def _request(self, name: str, request: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _request(self, name: str, request: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
         task = self._loop.create_task(self._refusable(name, request), name=f"{REQUEST}{name}")
         self._requests.append(task)
         return task
 
-    async def _refusable(self, name: str, request: Coroutine[Any, Any, None]) -> None:
+    async def _refusable(self, name: str, request: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            await request
+            await request()
         except REFUSALS as error:
             self._process.note(f"{name} ended with {type(error).__name__}: {error}")
 

@@ -1,0 +1,87 @@
+"""Checkpoints that released versions have written are restored, with all that they hold, and their jobs go on."""
+
+import asyncio
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamactors.checkpoint.manifest import decode_manifest
+from tests.golden.flow import AFTER, BEFORE, FLYING, KEYS, KINDS, Log, digest, lines_in
+from tests.golden.make import BACKENDS, DIGESTS, SAVEPOINT, VERSIONS, place_in, run_through, whole_run
+
+pytestmark = pytest.mark.slow
+
+ARCHIVES = sorted(VERSIONS.glob("*.zip"))
+ALL = range(BEFORE + FLYING + AFTER)
+
+
+@pytest.fixture(scope="module", params=ARCHIVES, ids=lambda path: path.stem)
+def archive(request: pytest.FixtureRequest) -> Iterator[zipfile.ZipFile]:
+    with zipfile.ZipFile(request.param) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[int, str]:
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        return runner.run(whole_run())
+
+
+def test_there_is_one_and_it_is_small() -> None:
+    assert ARCHIVES
+    assert all(path.stat().st_size < 100_000 for path in ARCHIVES)
+
+
+def test_a_whole_run_sees_what_it_saw_then(archive: zipfile.ZipFile, expected: dict[int, str]) -> None:
+    then = dict(line.split() for line in archive.read(DIGESTS).decode().splitlines())
+    now = {str(number): digest(number, text).digest for number, text in expected.items()}
+    assert now == then, "the flow of this test sees something else than when its data was made: change neither"
+
+
+# Another backend restores it at another parallelism.
+CASES = [(name, backend, 2 if name == backend else 3) for name in (*BACKENDS, SAVEPOINT) for backend in BACKENDS]
+
+
+@pytest.mark.parametrize(("name", "backend", "parallelism"), CASES)
+async def test_is_restored_and_goes_on(
+    tmp_path: Path, archive: zipfile.ZipFile, expected: dict[int, str], name: str, backend: Any, parallelism: int
+) -> None:
+    archive.extractall(tmp_path)
+    (tmp_path / f"out-{name}").rename(tmp_path / "out")
+    place = place_in(tmp_path / name)
+    manifest = decode_manifest((place / "manifest").read_bytes(), "manifest")
+    flying = manifest.in_flight_records
+    assert bool(flying) == (name != SAVEPOINT)
+    watermarks = [node.watermark for _, node in manifest.nodes("kinds") if node.watermark is not None]
+    assert len(watermarks) == 2
+
+    log = await run_through(tmp_path, Log(), restore=place.as_uri(), backend=backend, parallelism=parallelism)
+
+    processed = sorted(log.seen)
+    first = processed[0]
+    assert BEFORE <= first <= BEFORE + FLYING and processed == list(range(first, len(ALL)))
+    for number, text in log.seen.items():
+        assert text == expected[number], f"record {number}"
+    assert min(log.watermarks) >= min(watermarks)
+    assert sorted(log.own) == list(range(first)), "each item of the operator's lists, once"
+    assert [sorted(each) for each in log.every] == [list(range(first))] * parallelism
+    lines = sorted(lines_in(tmp_path / "out"), key=lambda line: line.number)
+    assert lines == [digest(number, expected[number]) for number in ALL], "with the parts that were prepared"
+
+
+def test_the_data_holds_every_kind(archive: zipfile.ZipFile, tmp_path: Path) -> None:
+    """Also every type of value and of key: the archive was made anew when one was added."""
+    archive.extractall(tmp_path)
+    for name in (*BACKENDS, SAVEPOINT):
+        manifest = decode_manifest((place_in(tmp_path / name) / "manifest").read_bytes(), "manifest")
+        for _, node in manifest.nodes("kinds"):
+            assert set(node.schemas) == set(KINDS)
+            assert set(node.list_schemas) == {"rules", "own", "every"}
+        assert [list(node.pending) != [] for _, node in manifest.nodes("out")] == [True]
+        assert bool(list(manifest.in_flight())) == (name != SAVEPOINT)
+        if name != "rocksdb":
+            keys = [ref for _, node in manifest.nodes("kinds") for handle in node.keyed for ref in handle.blocks]
+            assert sum(ref.entries for ref in keys if ref.state == "text") == len(KEYS)
