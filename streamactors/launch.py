@@ -201,9 +201,9 @@ async def run(
 ) -> None:
     """Run a flow until it ends. Raises JobFailed with the user's exception as its cause.
 
-    `restore`: "latest", a checkpoint's URI, or None; `fresh` leaves stored checkpoints behind. `claim`: what is restored
-    belongs to the job from now on, which deletes it once it is superseded; else it is never deleted. `drop_state` names
-    operators (uids) that the flow no longer has and whose stored state may be given up.
+    `restore`: "latest", a checkpoint's URI, or None; `fresh` leaves stored checkpoints behind. `claim`: what is
+    restored belongs to the job from now on, which deletes it once it is superseded; else it is never deleted.
+    `drop_state` names operators (uids) that the flow no longer has and whose stored state may be given up.
     """
     job = _job(
         flow.graph(),
@@ -299,6 +299,8 @@ async def _leave(
                 await handle.stop()
         except TimeoutError:
             log.error("%s: no last checkpoint in %s, goes on from the one before", handle.name, exit_timeout)
+    if handle.status == "failed":  # and lets go of what it had open
+        await asyncio.wait([task])
     if task.done():
         _raise_failure(task)
 
@@ -359,9 +361,7 @@ async def run_until_signalled(
     """Run until the end, or until SIGINT/SIGTERM: then stop cleanly; a second signal cancels. Returns the exit code.
 
     `watch` is called with the handle once the job runs, `on_failure` with the JobFailed for which it returns 1."""
-    job = _job(
-        flow.graph(), config, restore=restore, fresh=fresh, resources=None, drop_state=drop_state, claim=claim
-    )
+    job = _job(flow.graph(), config, restore=restore, fresh=fresh, resources=None, drop_state=drop_state, claim=claim)
     signalled = _Signals(asyncio.get_running_loop())
     entered = False
     try:

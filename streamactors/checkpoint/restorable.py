@@ -123,7 +123,9 @@ class Restorable:
 
     async def _read(self, file: FileHandle, parts: Sequence[BlockRef | ListRef | FrameRef]) -> list[bytes]:
         await self.verify_digest(file)
-        return await self.files.read_ranges(self.path(file), [(file.start + part.offset, part.length) for part in parts])
+        return await self.files.read_ranges(
+            self.path(file), [(file.start + part.offset, part.length) for part in parts]
+        )
 
 
 # ------------------------------------------------------------------------------------------------------ a flow's folder

@@ -24,6 +24,12 @@ CONNECTIONS: Final = 32
 CONNECT_SECONDS: Final = 5
 READ_SECONDS: Final = 20
 
+_NOT_OF_A_SESSION: Final = frozenset(
+    {
+        "anon", "client_kwargs", "config_kwargs", "endpoint_url", "key", "requester_pays", "s3_additional_kwargs",
+        "secret", "token", "use_ssl",
+    }
+)  # fmt: skip
 _PASSES: Final = frozenset(
     {
         "BadDigest", "ConditionalRequestConflict", "IncompleteBody", "InternalError", "OperationAborted",
@@ -62,9 +68,11 @@ class S3Store:
         async with self._connecting:
             if self._client is not None:
                 return
-            s3fs = await self._clock.run_blocking(importlib.import_module, "s3fs")  # takes some tenths of a second
+            s3fs, session = await self._clock.run_blocking(_prepared)
+            # A session of ours would have to know what s3fs hands on to one.
+            shared = {"session": session} if set(self._options) <= _NOT_OF_A_SESSION else {}
             try:
-                self._files = s3fs.S3FileSystem(**self._settings())
+                self._files = s3fs.S3FileSystem(**self._settings(), **shared)
                 self._client = await self._files.set_session()
             except (TypeError, ValueError, KeyError) as error:
                 # Not chained: it may show values.
@@ -185,6 +193,19 @@ class S3Store:
             return OSError(errno.ENODEV, f"there is no bucket {self._bucket!r}")
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return _os_error(str(told.get("Code", "")), status, str(told.get("Message", "")))
+
+
+def _prepared() -> tuple[Any, Any]:
+    """s3fs, and a session that has read the descriptions of S3 that a client is made from: together that takes some
+    tenths of a second, so it is done in a thread."""
+    s3fs = importlib.import_module("s3fs")
+    session = importlib.import_module("aiobotocore.session").AioSession()
+    loader = session.get_component("data_loader")
+    loader.load_service_model("s3", "service-2")
+    loader.load_service_model("s3", "endpoint-rule-set-1")
+    loader.load_data("endpoints")
+    loader.load_data("partitions")
+    return s3fs, session
 
 
 class S3Upload:

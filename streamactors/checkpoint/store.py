@@ -146,8 +146,14 @@ class CheckpointStore:
         await self._read_bases()
 
     async def _read_bases(self) -> None:
+        """What can't be read matters only to who falls back to it; what it claims is then left alone."""
         for run in await self._folder.numbers("", "run"):
-            if (base := await self._folder.base(run)) is not None:
+            try:
+                base = await self._folder.base(run)
+            except CorruptCheckpoint as error:
+                log.warning("what run %d was told to start from can't be read: %s", run, error)
+                continue
+            if base is not None:
                 self._bases[run] = base
 
     async def _settle(self) -> None:
@@ -519,9 +525,9 @@ class CheckpointStore:
 
     # ------------------------------------------------------------------------------------------------------- retention
     async def retire(self, keep: Collection[int] = (), *, retain: int = 1) -> None:
-        """Delete complete checkpoints but those in `keep` and the latest `retain` (at least 1; those found damaged do not
-        count), and what is left of incomplete ones; but no file that what stays refers to. Never deletes a savepoint,
-        what a job was started from without claiming it, or what is in flight; and nothing complete before this run has
+        """Delete complete checkpoints but those in `keep` and the latest `retain` (at least 1; no damaged ones),
+        and what is left of incomplete ones; but no file that what stays refers to. Never deletes a savepoint, what a
+        job was started from without claiming it, or what is in flight; and nothing complete before this run has
         completed one of its own. What can't be deleted is logged, and tried again the next time."""
         in_flight = set(self._writers)
         begun = self._begun

@@ -164,7 +164,7 @@ def inspect(
         wanted = state_rows.Wanted(operator, state, key, limit, chosen, output)
         wanted.check()
         try:
-            code = asyncio.run(inspection.inspect(uri, as_json=json, verify=verify, wanted=wanted))
+            code = asyncio.run(inspection.inspect(uri, as_json=chosen == "json", verify=verify, wanted=wanted))
         except CorruptCheckpoint as error:
             show(error, full=traceback)
             code = EXIT_FAILED

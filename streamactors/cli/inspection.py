@@ -176,16 +176,16 @@ def _list(state: StateInfo) -> dict[str, Any]:
 
 def _sizes(state: StateInfo) -> dict[str, Any]:
     """How its entries are spread: `skew` is the largest key group's share over an even one."""
-    (largest, size), *_ = [*state.largest_groups(1), (None, None)]
-    even = state.entries / len(state.groups) if state.groups else 0
+    largest = next(iter(state.largest_groups(1)), None)
+    even = state.entries / max(len(state.groups), 1)
     return {
         "type": state.type,
         "kind": state.kind,
         "bytes": state.bytes,
         "key_groups": len(state.groups),
-        "largest_key_group": largest,
-        "largest_entries": size.entries if size is not None else 0,
-        "skew": round(size.entries / even, 2) if size is not None and even else None,
+        "largest_key_group": None if largest is None else largest[0],
+        "largest_entries": 0 if largest is None else largest[1].entries,
+        "skew": None if largest is None else round(largest[1].entries / even, 2),
     }
 
 

@@ -36,8 +36,8 @@ from streamactors.runtime.assembly import AttemptSpec
 from streamactors.runtime.attempt import Attempt, Deploy
 from streamactors.runtime.info import CheckpointInfo
 from streamactors.runtime.restart import RestartPolicy
-from streamactors.runtime.restore import plan_restore, stored_max_parallelism
-from streamactors.runtime.restore_in_flight import plan_backlogs
+from streamactors.runtime.restore import Restores, plan_restore, stored_max_parallelism
+from streamactors.runtime.restore_in_flight import Backlogs, plan_backlogs
 
 log = logging.getLogger("streamactors.job")
 
@@ -149,6 +149,7 @@ class Job:
             return await store.latest()
         if restore is not None:
             restored = await store.load(restore)
+            self._planned(restored)  # what is refused, such as another flow's, is not what the next start begins with
             await store.record_base(restored, claim=self._spec.claim)
             return restored
         if await store.holds_checkpoints():
@@ -194,14 +195,18 @@ class Job:
             log.warning("%s: the last metrics could not be read: %s", self.name, error, exc_info=error)
             return {}
 
+    def _planned(self, restored: Restorable | None) -> tuple[PhysicalPlan, Restores, Backlogs]:
+        kept = stored_max_parallelism(restored.manifest) if restored is not None else None
+        plan = self._spec.plan(self._spec.config.max_parallelism or kept)
+        if restored is None:
+            return plan, {}, {}
+        restores = plan_restore(restored.manifest, plan, self._spec.drop_state)
+        return plan, restores, plan_backlogs(restored.manifest, plan, self._spec.drop_state)
+
     async def _prepare(self, restored: Restorable | None) -> AttemptSpec:
         config = self._spec.config
-        kept = stored_max_parallelism(restored.manifest) if restored is not None else None
-        self.plan = plan = self._spec.plan(config.max_parallelism or kept)
-        restores, backlogs = {}, {}
-        if restored is not None:
-            restores = plan_restore(restored.manifest, plan, self._spec.drop_state)
-            backlogs = plan_backlogs(restored.manifest, plan, self._spec.drop_state)
+        plan, restores, backlogs = self._planned(restored)
+        self.plan = plan
         run, attempt, widest = 0, self.restarts + 1, dict[str, int]()
         if self._store is not None:
             sinks = {

@@ -8,6 +8,7 @@ from typing import Any
 
 from streamactors.actors.governor import Governor
 from streamactors.checkpoint import native_files
+from streamactors.checkpoint.storage import uninterrupted
 from streamactors.clock import Clock
 from streamactors.elements import Barrier
 from streamactors.errors import (
@@ -176,7 +177,14 @@ class NodeRuntime:
             raise StateAccessError(f"operator {self.uid!r} has no keyed state to query")
         return self._backend.query(state, key, group)
 
+    async def release(self) -> None:
+        """As `close`; local files are deleted off the loop."""
+        if self._backend is not None and native_of(self._backend) is not None:
+            await uninterrupted(self._clock.run_blocking(self._backend.close))
+        self.close()
+
     def close(self) -> None:
+        """From now on, state raises StateAccessError. No matter if it is closed."""
         if self._backend is not None:
             self._backend.close()
         if self._lists is not None:

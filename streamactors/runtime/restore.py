@@ -51,8 +51,8 @@ def _unknown(manifest: Manifest, plan: PhysicalPlan, uid: str) -> str:
     if manifest.flow == plan.name:
         return f"the checkpoint holds state of operator {uid!r}, which the flow no longer has"
     return (
-        f"the checkpoint is one of flow {manifest.flow!r}, and holds state of operator {uid!r}, which flow {plan.name!r} "
-        "does not have: perhaps another folder was meant"
+        f"the checkpoint is one of flow {manifest.flow!r}, and holds state of operator {uid!r}, which flow "
+        f"{plan.name!r} does not have: perhaps another folder was meant"
     )
 
 

@@ -133,7 +133,8 @@ class Subtask:
     async def close(self) -> None:
         """However far `run` got; raises the first error once all is closed."""
         async with contextlib.AsyncExitStack() as stack:  # the last one entered is closed first
-            stack.callback(self.revoke_state)
+            for node in self.nodes:
+                stack.push_async_callback(node.release)
             stack.push_async_callback(self._sweeper.close)
             stack.push_async_callback(self.chain.close)
             stack.push_async_callback(self._input.close)

@@ -258,6 +258,10 @@ class Store(ABC, Generic[EntryT]):
             del self.dirty[key]
         for group, change in changes:
             self.counts[group] += change
+        self._tell_written(keys)
+
+    def _tell_written(self, keys: list[Any]) -> None:
+        """Whoever has read rows meanwhile must not keep them."""
         for told in self._shared.on_flush:
             told(self.name, keys)
 
@@ -265,6 +269,7 @@ class Store(ABC, Generic[EntryT]):
         """Prune keys. With each comes what was found, and its entry as it is stored (None for a dirty key). What is not
         in the cache is written without it."""
         rows: Rows = {}
+        written: list[Any] = []
         gone = 0
         for key, what, stored in found:
             if self.cached(key) is not MISSING:
@@ -273,9 +278,11 @@ class Store(ABC, Generic[EntryT]):
                 holds = self.holds(left)
                 (self.write if holds else self.erase)(key, group, left, rows)
                 gone += not holds
-        if rows:
+                written.append(key)
+        if written:
             self.database.write(rows)
             self.counts[group] -= gone
+            self._tell_written(written)
 
     def _expire_cached(self, key: Any, group: int, found: Any, limit: int) -> None:
         if key not in self.dirty:

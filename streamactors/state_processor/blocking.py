@@ -16,6 +16,7 @@ from streamactors.state_processor.overview import InFlightInfo, OperatorInfo, St
 from streamactors.state_processor.rows import ARROW_ROWS, Row, StoredRows
 from streamactors.state_processor.snapshot import Snapshot, open
 from streamactors.state_processor.stored_states import KeyedRows
+from streamactors.state_processor.transformation import Transformation
 from streamactors.state_processor.types import Types
 
 T = TypeVar("T")
@@ -67,6 +68,14 @@ class BlockingSnapshot:
         self, uid: str, name: str, declaration: Declaration | type | None = None, *, types: Types = None
     ) -> "BlockingRows":
         return BlockingRows(self.opened.state(uid, name, declaration, types=types), self._runner.run)
+
+    def transform(self) -> Transformation:
+        """To be written by `write`."""
+        return self.opened.transform()
+
+    def write(self, change: Transformation, uri: str) -> str:
+        """See `Transformation.write`."""
+        return self._runner.run(change.write(uri))
 
 
 class BlockingRows:

@@ -68,7 +68,8 @@ class OperatorInfo:
 
 @dataclass(frozen=True, slots=True)
 class InFlightInfo:
-    """What was in flight on one edge. `tag`: the side output that it carries."""
+    """What was in flight on one edge. `tag`: the side output that it carries; `side`: 1 for the second input of an
+    operator with two; `ordinal`: among edges that are otherwise alike."""
 
     upstream: str
     downstream: str
@@ -76,6 +77,8 @@ class InFlightInfo:
     kind: str
     records: int
     bytes: int
+    side: int = 0
+    ordinal: int = 0
 
 
 def operators_of(manifest: Manifest) -> dict[str, OperatorInfo]:
@@ -100,13 +103,16 @@ def _operator(manifest: Manifest, meta: OperatorMeta) -> OperatorInfo:
 
 
 def _file_bytes(nodes: Iterable[NodeState]) -> int:
-    files: dict[str, int] = {}
+    """Part by part: a small file is packed with those of other operators."""
+    parts: dict[tuple[str, int], int] = {}
     for node in nodes:
-        files |= {keyed.file.path: keyed.file.size for keyed in node.keyed}
-        files |= {part.file.path: part.file.size for native in node.native for part in native.files}
+        for keyed in node.keyed:
+            parts[keyed.file.path, keyed.file.start] = sum(block.length for block in keyed.blocks)
+        for file in (file for native in node.native for file in native.files):
+            parts[file.file.path, file.file.start + file.offset] = file.size
         if node.lists is not None:
-            files[node.lists.file.path] = node.lists.file.size
-    return sum(files.values())
+            parts[node.lists.file.path, node.lists.file.start] = sum(ref.length for ref in node.lists.blocks)
+    return sum(parts.values())
 
 
 # ----------------------------------------------------------------------------------------------------------- its states
@@ -161,6 +167,6 @@ def in_flight_of(manifest: Manifest) -> list[InFlightInfo]:
         kind, records, size = edges.get(edge.key, (edge.kind, 0, 0))
         edges[edge.key] = kind, records + frame.records, size + frame.length
     return [
-        InFlightInfo(key.upstream, key.downstream, key.tag, kind, records, size)
+        InFlightInfo(key.upstream, key.downstream, key.tag, kind, records, size, key.side, key.ordinal)
         for key, (kind, records, size) in edges.items()
     ]

@@ -99,21 +99,22 @@ class Regrouping:
     ) -> AsyncGenerator[StateBlock, None]:
         async with aclosing(canonical_block_lists(spilled, self._states, None, savepoint.read_blocks)) as lists:
             async for blocks in lists:
-                # What waits of key groups of which nothing was written comes in the end.
-                for block in self._together(blocks[0].group, blocks[0].state, blocks):
+                async for block in self._together(blocks[0].group, blocks[0].state, blocks):
                     yield block
-                    await asyncio.sleep(0)
+        # What waits of key groups of which nothing was written.
         for group, state in sorted(self._waiting):
-            for block in self._together(group, state, ()):
+            async for block in self._together(group, state, ()):
                 yield block
-                await asyncio.sleep(0)
 
-    def _together(self, group: int, state: str, blocks: Sequence[StateBlock]) -> Iterator[StateBlock]:
+    async def _together(self, group: int, state: str, blocks: Sequence[StateBlock]) -> AsyncGenerator[StateBlock, None]:
         entries, merge = self._states[state], self._merges.get(state)
         held: dict[Any, Entry] = {}
         for block in blocks:
             for key, entry in entries.decoded(block):
                 entries.join(held, key, entry, merge)
+            await asyncio.sleep(0)
         for key, entry in self._waiting.pop((group, state), ()):
             entries.join(held, key, entry, merge)
-        return entries.blocks(state, group, held.items())
+        for block in entries.blocks(state, group, held.items()):
+            yield block
+            await asyncio.sleep(0)

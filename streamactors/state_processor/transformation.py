@@ -275,8 +275,11 @@ class Transformation:
         ]
 
     def _channels(self, old: SubtaskState) -> Iterator[ChannelTime]:
+        """Where keys move, what the channels of one subtask have told does not hold for its new keys: they begin with
+        nothing, and are told again."""
         for channel in old.channels:
-            if channel.edge.downstream not in self._dropped:
+            downstream = channel.edge.downstream
+            if downstream not in self._dropped and not self._moves(downstream):
                 yield msgspec.structs.replace(channel, edge=self._edge(channel.edge))
 
     def _edge(self, edge: EdgeKey) -> EdgeKey:

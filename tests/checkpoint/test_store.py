@@ -1113,3 +1113,30 @@ async def test_listing_needs_no_ownership(store: CheckpointStore, tmp_path: Path
     assert "chk-2/manifest is altered" in (found[1].problem or "")
     assert [item.checkpoint for item in await list_checkpoints(str(tmp_path / "sales"))] == [1]
     assert await list_checkpoints(str(tmp_path / "nowhere")) == []
+
+
+async def test_a_damaged_record_of_a_base_matters_only_to_who_falls_back_to_it(tmp_path: Path) -> None:
+    async with await open_store(tmp_path) as store:
+        await store.record_base(None)
+        await take(store)
+    flip(tmp_path / "orders/run-1/base")
+    async with await open_store(tmp_path) as store:
+        assert await latest_id(store) == 1
+        await take(store)
+        await store.retire()
+        assert await latest_id(store) == 2
+
+
+async def test_a_manifest_that_cannot_be_read_keeps_what_it_may_refer_to(tmp_path: Path) -> None:
+    """Its header is damaged too: nobody knows whether it builds on the checkpoint before it."""
+    async with await open_store(tmp_path) as store:
+        await take(store)
+        damaged = await take(store)
+    (folder_of(damaged) / "manifest").write_bytes(b"no manifest")
+    async with await open_store(tmp_path) as store:
+        await take(store)
+        await store.retire(retain=2)
+        assert (tmp_path / "orders/run-1/attempt-1/chk-1/manifest").exists()
+        await take(store)
+        await store.retire(retain=2)
+        assert not (tmp_path / "orders/run-1").exists()

@@ -23,11 +23,19 @@ class Visits(sa.KeyedOperator[int, int, tuple[int, int, int]]):
     count = sa.ValueState(int, default=0)
     seen = sa.ListState(int)
     last = sa.MapState(str, int)
+    largest = sa.ReducingState(int, max)
+    total = sa.AggregatingState(sa.Aggregates[int, dict[str, Any]](sum=sa.Sum(float), distinct=sa.Distinct(int)))
+    mortal = sa.ReducingState(int, max, ttl=sa.Ttl(dt.timedelta(hours=1), refresh_on="read-write"))
 
     def process(self, value: int, ctx: sa.Context[int, tuple[int, int, int]]) -> None:
         self.count.set(self.count.get() + 1)
         self.seen.append(value)
         self.last["value"] = value
+        self.largest.add(value)
+        self.total.add(value)
+        self.mortal.add(value)
+        assert self.largest.get() == self.mortal.get() == max(self.seen)
+        assert self.total.get() == {"sum": sum(self.seen), "distinct": self.count.get()}
         assert len(self.seen) == self.count.get() and list(self.seen)[-1] == self.last["value"]
         ctx.emit((value, self.count.get(), sum(self.seen)))
 

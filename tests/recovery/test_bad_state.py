@@ -274,17 +274,21 @@ async def test_a_value_that_can_not_be_stored_leaves_the_checkpoint_before(
     tmp_path: Path, log: EventLog, backend: Any
 ) -> None:
     storage, out = tmp_path / "storage", tmp_path / "out"
-    flow, poison = sums(log.source(follow=True), part_files(out), operator=Poisoned), ("key-6", 321)
+    flow = sums(log.source(follow=True), part_files(out), operator=Poisoned)
     problem = r"'sums', state 'anything', key 'key-6'.*Opaque can't be stored"
-    with pytest.raises(sa.JobFailed, match=problem):
+
+    async def poisoned() -> None:
         async with dropped(flow, on(backend, storage)) as job:
             await read(job, log)
             await job.checkpoint()
-            log.add(poison)
-            await until_total(job, poison[0], log.total(poison[0]))
+            log.add(("key-6", 321))
+            await until_total(job, "key-6", log.total("key-6"))
             with pytest.raises(sa.CheckpointFailed, match=problem):
                 await job.checkpoint()
             await until(lambda: job.status == "failed")
+
+    with pytest.raises(sa.JobFailed, match=problem):
+        await poisoned()
     assert len(folders_with_manifest(storage)) == 1
     await sa.run(sums(log.source(), part_files(out), operator=Mended), on(backend, storage))
     assert sums_in(out) == log.expected
@@ -305,12 +309,16 @@ async def test_a_key_that_can_not_be_stored_leaves_the_checkpoint_before(
         return bad if event.amount == 321 else event.key
 
     flow = sums(log.source(follow=True), part_files(out), key=key)
-    with pytest.raises(sa.JobFailed, match="key") as raised:
+
+    async def poisoned() -> None:
         async with dropped(flow, on(backend, storage)) as job:
             await read(job, log)
             await job.checkpoint()
             log.add(("key-6", 321))
             await until(lambda: job.status == "failed")
+
+    with pytest.raises(sa.JobFailed, match="key") as raised:
+        await poisoned()
     assert isinstance(raised.value.__cause__, sa.UnserialisableKey)
     await sa.run(sums(log.source(), part_files(out)), on(backend, storage))
     assert sums_in(out) == log.expected

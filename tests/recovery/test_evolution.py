@@ -3,6 +3,7 @@ before anything runs."""
 
 import asyncio
 import dataclasses
+import datetime as dt
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,6 +54,9 @@ class TodaysLine:
     note: str = "-"
 
 
+LONG = sa.Ttl(dt.timedelta(days=1000))
+
+
 class Shop(sa.KeyedOperator[str, int, str]):
     """One of each kind of state."""
 
@@ -62,6 +66,10 @@ class Shop(sa.KeyedOperator[str, int, str]):
     large = sa.MapState(int, Line)
     total = sa.ValueState(int, default=0)
     anything = sa.ValueState[Any](Any, default=None)
+    greatest = sa.ReducingState(int, max)
+    living = sa.MapState(str, Line, ttl=LONG)
+    mortal = sa.ListState(Line)
+    undying = sa.MapState(int, Line, ttl=LONG)
     own = sa.OperatorListState(Line)
     every = sa.UnionListState(Line)
 
@@ -75,6 +83,9 @@ class Shop(sa.KeyedOperator[str, int, str]):
             self.large[number] = Line("large", number)
         self.total.set(self.total.get() + value)
         self.anything.set((line, value))
+        self.greatest.add(value)
+        self.mortal.append(line)
+        self.living[line.sku] = self.undying[value] = line
         self.own.append(line)
         self.every.append(line)
         ctx.emit("stored")
@@ -89,25 +100,18 @@ class NewShop(sa.KeyedOperator[str, int, str]):
     large = sa.MapState(int, TodaysLine)
     sum = sa.stored_as("total", sa.ValueState(float, default=0.0))
     anything = sa.ValueState[Any](Any, default=None)
+    greatest = sa.ReducingState(float, max)
+    living = sa.MapState(str, TodaysLine, ttl=LONG)
+    mortal = sa.ListState(TodaysLine, ttl=LONG)
+    undying = sa.MapState(int, TodaysLine)
     own = sa.OperatorListState(TodaysLine)
     every = sa.UnionListState(TodaysLine)
 
     def process(self, value: int, ctx: sa.Context[str, str], /) -> None:
         self.items.append(TodaysLine("new", 0.5))
-        found = self.value.get()
-        found_large = sorted(self.large.items())
-        ctx.emit(
-            repr(
-                (
-                    found,
-                    list(self.items),
-                    dict(sorted(self.entries.items())),
-                    found_large,
-                    self.sum.get(),
-                    self.anything.get(),
-                )
-            )
-        )
+        maps = dict(sorted(self.entries.items())), sorted(self.large.items())
+        living = sorted(self.living.items()), list(self.mortal), sorted(self.undying.items()), self.greatest.get()
+        ctx.emit(repr((self.value.get(), list(self.items), *maps, self.sum.get(), self.anything.get(), *living)))
         ctx.emit(repr(sorted(line.sku for line in self.own)) + repr(sorted(map(repr, self.every))))
 
 
@@ -117,17 +121,10 @@ def expected(values: list[int], more: int) -> str:
     large = [(number, TodaysLine("large", float(number))) for number in range(100)] if spread else []
     anything = (Line(f"sku-{values[-1]}", values[-1]), values[-1])
     items = [*lines, *[TodaysLine("new", 0.5)] * more]
-    basket = NewBasket(lines, float(sum(values)))
-    return repr(
-        (
-            basket,
-            items,
-            {line.sku: line for line in sorted(lines, key=lambda line: line.sku)},
-            large,
-            float(sum(values)),
-            anything,
-        )
-    )
+    entries = {line.sku: line for line in sorted(lines, key=lambda line: line.sku)}
+    total = float(sum(values))
+    living = sorted(entries.items()), lines, list(zip(values, lines, strict=True)), float(max(values))
+    return repr((NewBasket(lines, total), items, entries, large, total, anything, *living))
 
 
 def shop(feed: Feed, operator: Any, sink: Any, parallelism: int) -> sa.Dataflow:

@@ -8,6 +8,7 @@ import errno
 import random
 import shutil
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from streamactors.runtime.info import CheckpointInfo
 from streamactors.state.blocks import codec_for
 from streamactors.state.rocksdb_database import Database
 from streamactors.testing.failing_files import FailingFiles
-from tests.runtime.feeds import Feed, until
+from tests.runtime.feeds import PATIENCE, Feed, until
 
 pytestmark = pytest.mark.slow
 
@@ -477,6 +478,56 @@ async def test_cancelled_while_it_restores(world: World) -> None:
     with pytest.raises(asyncio.CancelledError):
         await starting
     assert list(world.local.iterdir()) == []
+
+
+async def test_aborted_while_its_files_are_being_linked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one waits for that, and is incremental."""
+    real, linking, go_on = Database.checkpoint, threading.Event(), threading.Event()
+
+    def slow(self: Database, path: Path) -> None:
+        if "groups 0.." in self.where and not go_on.is_set():
+            linking.set()
+            assert go_on.wait(PATIENCE)
+        real(self, path)
+
+    world.files = FailingFiles(LocalFiles(world.storage.as_uri()))
+    async with world.job(world.config(tolerable_failures=3)) as job:
+        await world.feed_in(*range(KEYS))
+        await taken(world, job)
+        await world.feed_in(*range(50))
+        monkeypatch.setattr(Database, "checkpoint", slow)
+        world.files.fail("write", "*/chk-2/*.sst", times=1)
+        asking = asyncio.ensure_future(job.checkpoint())
+        await until(linking.is_set)
+        with pytest.raises(CheckpointFailed, match="Input/output error"):
+            await asking
+        await world.feed_in(*range(50, 100))  # processing goes on, in memory
+        asking = asyncio.ensure_future(job.checkpoint())
+        await until(lambda: (world.storage / "keep/run-1/attempt-1/chk-3").exists())
+        go_on.set()
+        assert (await asking).uploaded_bytes < SMALL
+        await world.check(job)
+        await until(lambda: not list(world.local.glob("*/native-*")))
+    async with world.job() as job:
+        await world.check(job)
+
+
+async def test_too_busy_for_a_native_snapshot(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written in full, rather than not at all."""
+    async with world.job() as job:
+        await world.feed_in(*range(KEYS))
+        await taken(world, job)
+        with monkeypatch.context() as busy:
+            busy.setattr(Database, "hold", too_busy)
+            info = await taken(world, job)
+        restorable = await world.load(info.uri)
+        assert natives(restorable.manifest) == 0 and restorable.manifest.entries == KEYS + KEYS // 100
+    async with world.job() as job:
+        await world.check(job)
+
+
+def too_busy(database: Database) -> None:
+    raise CheckpointFailed(f"{database.where}: RocksDB is too busy for a native snapshot")
 
 
 async def test_several_at_once(world: World) -> None:

@@ -254,7 +254,7 @@ async def test_edges_that_are_alike_are_told_apart() -> None:
         plan_backlogs(captured.manifest(), union(Rebalance()))
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data(), widths, widths, widths, widths)
 def test_both_inputs_of_a_step_get_their_own_at_any_parallelism(
     data: st.DataObject, senders: int, before: int, up: int, after: int

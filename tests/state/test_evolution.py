@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import streamactors as sa
 from streamactors.errors import IncompatibleState, InvalidDataflow, UnserialisableValue
 from streamactors.state.blocks import codec_for
+from streamactors.state.operator_lists import OperatorLists
 from streamactors.state.serializers import AnySerializer, Serializer, serializer_for
 
 AT = dt.datetime(2024, 5, 1, 12, 30, tzinfo=dt.UTC)
@@ -585,6 +586,38 @@ class TestWithoutDeclaredType:
         with pytest.raises(IncompatibleState, match=r"records of class .*Batch can't be read: field 'n' was left out"):
             AnySerializer().decode_many(data)
         del new
+
+
+# ------------------------------------------------------------------------------------------------- state without a key
+def filled(declaration: Any) -> tuple[OperatorLists, Any]:
+    lists = OperatorLists("shop")
+    return lists, lists.bind("held", declaration)
+
+
+@pytest.mark.parametrize("kind", [sa.OperatorListState, sa.UnionListState, sa.BroadcastState])
+def test_state_without_a_key_is_read_as_its_type_is_now(kind: Any) -> None:
+    old, new = record([("name", str), ("amount", int)]), record([("total", Annotated[float, sa.Alias("amount")])])
+    keys = (int,) if kind is sa.BroadcastState else ()
+    lists, state = filled(kind(*keys, old))
+    with lists.broadcasting():
+        for number in range(3):
+            value = old(name="a", amount=number)
+            state.append(value) if not keys else state.__setitem__(number, value)
+    snapshot = lists.begin_snapshot()
+    assert snapshot is not None
+    blocks = list(iter(snapshot.next_block, None))
+    stored = msgspec.msgpack.decode(msgspec.msgpack.encode(lists.schemas()))
+    restored, state = filled(kind(*(float for _ in keys), new))
+    restored.check_schemas(stored)
+    for block in blocks:
+        assert block is not None
+        restored.restore(block, 0, block.items)
+    found = list(state.items()) if keys else list(state)
+    wanted = [new(total=float(number)) for number in range(3)]
+    assert repr(found) == repr([(float(number), each) for number, each in enumerate(wanted)] if keys else wanted)
+    restored, state = filled(kind(*keys, str))
+    with pytest.raises(IncompatibleState, match=r"operator 'shop', state 'held': stored as Event, now str"):
+        restored.check_schemas(stored)
 
 
 # ----------------------------------------------------------------------------------------------------- a user's formats

@@ -3,7 +3,10 @@
 import datetime as dt
 import enum
 import uuid
+from collections.abc import Iterator
 from decimal import Decimal
+from itertools import count
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,7 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamactors.errors import StateAccessError, UnserialisableKey
+from streamactors.state.backend import KeyedBackend
+from streamactors.state.descriptors import MapState
+from streamactors.state.heap import HeapBackend
+from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.key_order import KeyOrder
+from streamactors.state.rocksdb import RocksDBBackend, RocksDBOptions
 
 pytestmark = pytest.mark.slow
 
@@ -54,6 +62,44 @@ def test_a_range_is_that_of_sorted_keys(key_type: Any, keys: st.SearchStrategy[A
     found = list(KeyOrder("state 'x'", key_type).between(entries, start, stop))
     inside = [key for key in entries if (start is None or key >= start) and (stop is None or key < stop)]
     assert found == [(key, entries[key]) for key in sorted(inside)]
+
+
+@pytest.mark.parametrize(("key_type", "keys"), ORDERED, ids=[str(tp) for tp, _ in ORDERED])
+def test_rocksdb_gives_the_range_of_the_heap(
+    key_type: Any, keys: st.SearchStrategy[Any], tmp_path: Path, numbers: Iterator[int]
+) -> None:
+    """Small maps are in memory as a whole; of large ones some entries are read, and some not written yet."""
+    options = RocksDBOptions(folder=str(tmp_path), memory=8 << 20, cache=16, dirty=4)
+    one = KeyGroupRange(0, 1)
+    backends: list[KeyedBackend] = [RocksDBBackend(one, 1, options=options), HeapBackend(one, 1)]
+    states: list[MapState[Any, int]] = [backend.bind("state", MapState(key_type, int)) for backend in backends]
+
+    @settings(max_examples=25, deadline=None)
+    @given(
+        stored=st.lists(keys, max_size=90), later=st.lists(keys, max_size=9), bounds=st.tuples(*[st.none() | keys] * 2)
+    )
+    def same(stored: list[Any], later: list[Any], bounds: tuple[Any, Any]) -> None:
+        number = next(numbers)
+        for backend, state in zip(backends, states, strict=True):
+            backend.cursor.key, backend.cursor.group = number, 0
+            state.update((key, place) for place, key in enumerate(stored))
+            backend.begin_snapshot(number).abort()  # writes
+            state.update((key, -place) for place, key in enumerate(later))
+            for key in stored[::3]:
+                state.pop(key, None)
+        in_rocksdb, on_heap = (list(state.range(*bounds)) for state in states)
+        assert in_rocksdb == on_heap
+
+    try:
+        same()
+    finally:
+        for backend in backends:
+            backend.close()
+
+
+@pytest.fixture
+def numbers() -> Iterator[int]:
+    return count()
 
 
 @pytest.mark.parametrize(

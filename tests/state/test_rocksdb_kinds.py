@@ -1,14 +1,19 @@
 """All kinds of state in RocksDB, cached and not."""
 
+import datetime as dt
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from streamactors.state.backend import KeyedBackend
+from streamactors.state.backend import KeyedBackend, NativePart
+from streamactors.state.descriptors import ListState, Ttl, ValueState
+from streamactors.state.key_groups import key_group
 from streamactors.state.rocksdb import RocksDBBackend, RocksDBOptions
-from tests.state.backend_contract import ALL, GROUPS
-from tests.state.kinds_contract import KindsContract
+from tests.state.backend_contract import ALL, GROUPS, contents, drained, stand_on
+from tests.state.kinds_contract import MINUTE, TOUCHED, KindsContract, sweep
 from tests.state.manual_clock import ManualClock
 
 pytestmark = pytest.mark.slow
@@ -30,6 +35,101 @@ class TestRocksDBKinds(KindsContract):
     def make(self, clock: ManualClock) -> KeyedBackend:
         self.made.append(RocksDBBackend(ALL, GROUPS, uid="totals", clock=clock, options=self.options))
         return self.made[-1]
+
+    async def test_what_a_fetch_has_read_may_be_swept_before_it_is_kept(self, clock: ManualClock) -> None:
+        backend = self.make(clock)
+        assert isinstance(backend, RocksDBBackend)
+        value = backend.bind("value", ValueState(int, ttl=MINUTE))
+        items = backend.bind("items", ListState(int, ttl=MINUTE))
+        keys = list(range(100))
+        groups = [key_group(key, GROUPS) for key in keys]
+        for key in keys:
+            stand_on(backend.cursor, key)
+            value.set(key)
+            items.extend(range(200))
+        backend.cursor.clear()
+        self.forget(backend)
+        clock.advance(60)
+        fetch = backend.fetch(keys, groups)
+        assert fetch is not None
+        fetch.read()
+        await sweep(backend)
+        fetch.keep()
+        for key in keys:
+            stand_on(backend.cursor, key)
+            value.set(1)
+            items.append(1)
+        drained(backend.begin_snapshot(1))
+        assert backend.entries() == {"value": 100, "items": 100}
+        assert contents(backend, "items") == {key: [1] for key in keys}
+
+    def forget(self, backend: RocksDBBackend) -> None:
+        """Write all, and empty the cache."""
+        drained(backend.begin_snapshot(1))
+        for store in backend._stores.values():
+            store.young.clear()
+            store.old.clear()
+
+    async def test_sweeping_leaves_the_cache_alone(self, clock: ManualClock) -> None:
+        backend = self.make(clock)
+        assert isinstance(backend, RocksDBBackend)
+        for name, declared in self.all_kinds(MINUTE).items():
+            backend.bind(name, declared)
+        states = {name: backend._bound[number] for number, name in enumerate(self.all_kinds(None))}
+        for key in range(200):
+            stand_on(backend.cursor, key)
+            self.write(states, 1)
+        self.forget(backend)
+        clock.advance(60)
+        for key in range(1000, 1003):
+            stand_on(backend.cursor, key)
+            self.write(states, 1)
+        drained(backend.begin_snapshot(1))
+        backend.cursor.clear()
+        cached = {name: [*store.young, *store.old] for name, store in backend._stores.items()}
+        await sweep(backend)
+        assert {name: [*store.young, *store.old] for name, store in backend._stores.items()} == cached
+        assert all(not store.dirty for store in backend._stores.values())
+        assert set(backend.entries().values()) == {3}
+
+    @pytest.mark.parametrize(
+        ("before", "after", "left"),
+        [
+            (MINUTE, Ttl(dt.timedelta(seconds=45)), True),
+            (MINUTE, TOUCHED, True),
+            (None, MINUTE, True),
+            (MINUTE, None, True),
+            (MINUTE, Ttl(dt.timedelta(seconds=5)), False),
+        ],
+    )
+    def test_native_files_are_read_under_another_ttl(
+        self, clock: ManualClock, tmp_path_factory: pytest.TempPathFactory, before: Any, after: Any, left: bool
+    ) -> None:
+        backend, folder = self.make(clock), tmp_path_factory.mktemp("native")
+        assert isinstance(backend, RocksDBBackend)
+        states = {name: backend.bind(name, declared) for name, declared in self.all_kinds(before).items()}
+        for key in range(50):
+            stand_on(backend.cursor, key)
+            for x in range(1, 101):
+                self.write(states, x)
+        snapshot = backend.begin_native_snapshot(1)
+        snapshot.link()
+        snapshot.linked()
+        for file in snapshot.files():
+            shutil.copyfile(file.path, folder / file.name)
+        snapshot.abort()
+        held, schemas = self.held(backend), backend.schemas()
+        clock.advance(30)
+        again = self.make(clock)
+        assert isinstance(again, RocksDBBackend)
+        for name, declared in self.all_kinds(after).items():
+            again.bind(name, declared)
+        again.check_schemas(schemas)
+        again.restore_native([NativePart(str(folder), ALL)])
+        assert self.held(again) == (held if left else {name: {} for name in held})
+        assert set(again.entries().values()) == {50}
+        clock.advance(60)
+        assert self.held(again) == (held if after is None else {name: {} for name in held})
 
 
 class TestRocksDBKindsWithATinyCache(TestRocksDBKinds):

@@ -7,6 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import msgspec
 import numpy as np
@@ -46,6 +47,7 @@ TYPES: list[tuple[Any, list[Any], Any, list[Any]]] = [
     (dt.timedelta, [dt.timedelta(hours=1)], pa.duration("us"), [dt.timedelta(hours=1)]),
     (dt.time, [dt.time(1, 2)], pa.time64("us"), [dt.time(1, 2)]),
     (dt.datetime, [NOON], pa.timestamp("us", tz="UTC"), [NOON]),
+    (dt.datetime, [NOON.astimezone(ZoneInfo("Asia/Tokyo"))], pa.timestamp("us", tz="UTC"), [NOON]),
     (dt.datetime, [dt.datetime(2024, 1, 1)], pa.timestamp("us"), [dt.datetime(2024, 1, 1)]),
     (dt.datetime, [NOON, dt.datetime(2024, 1, 1)], pa.string(), [NOON.isoformat(), "2024-01-01T00:00:00"]),
     (list[int], [[1, 2], []], pa.list_(pa.int64()), [[1, 2], []]),

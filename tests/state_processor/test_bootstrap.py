@@ -264,6 +264,10 @@ def test_a_script_without_a_loop(tmp_path: Path) -> None:
         assert numbers_.to_arrow().num_rows == 50
         assert sum(batch.num_rows for batch in numbers_.to_batches(7)) == 50
         assert key_of(7) in set(numbers_.to_pandas()["key"])
+        change = snapshot.transform().drop_state("keep", "total")
+        other = snapshot.write(change, str(tmp_path / "other"))
+    with state_processor.open_blocking(other) as snapshot:
+        assert "total" not in snapshot.operators["keep"].states
 
 
 async def test_the_blocking_form_is_refused_inside_a_loop(tmp_path: Path) -> None:

@@ -50,9 +50,9 @@ class Later(SystemClock):
 # ----------------------------------------------------------------------------------------------------------- aggregates
 class Folding(sa.KeyedOperator[str, int, Any]):
     most = sa.ReducingState(int, max)
-    mean = sa.AggregatingState(sa.Avg(lambda number: float(number)))
+    mean = sa.AggregatingState(sa.Avg[int](float))
     several = sa.AggregatingState(sa.Aggregates(count=sa.Count(), least=sa.Min(lambda number: number)))
-    distinct = sa.AggregatingState(sa.Distinct(lambda number: number % 7))
+    distinct = sa.AggregatingState(sa.Distinct[int](lambda number: number % 7))
 
     def process(self, number: int, ctx: sa.Context[str, Any], /) -> None:
         for state in (self.most, self.mean, self.several, self.distinct):

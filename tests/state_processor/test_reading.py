@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from streamactors.errors import IncompatibleState, InvalidDataflow, StateAccessError
 from tests.state_processor.jobs import (
     Keeper,
+    Total,
     all_of,
     as_dict,
     config,
@@ -51,3 +53,48 @@ async def test_one_key(tmp_path: Path) -> None:
         assert await state.get("nobody") is None and await state.get("nobody", []) == []
         maps: Any = snapshot.state("keep", "totals")
         assert (await maps.get("k7")).keys() == {0, 1, 2}
+
+
+async def test_by_types(tmp_path: Path) -> None:
+    uri = await stored(keeping(numbers(), sink()), config(tmp_path))
+    assert dict(await rows_of(uri, "keep", "total", types=Total)) == {k: total_of(n) for k, n in last_of().items()}
+    assert dict(await rows_of(uri, "keep", "numbers", types=float)) == {
+        k: list(map(float, v)) for k, v in all_of().items()
+    }
+    rows = await rows_of(uri, "keep", "totals", types=(int, Total))
+    assert all(isinstance(total, Total) and total.count % 3 == inner for _, inner, total in rows)
+    async with opened(uri) as snapshot:
+        with pytest.raises(InvalidDataflow, match="'totals' is a map: give types="):
+            snapshot.state("keep", "totals", types=Total)
+        with pytest.raises(InvalidDataflow, match="a declaration or types, not both"):
+            snapshot.state("keep", "total", Keeper.total, types=Total)
+        with pytest.raises(IncompatibleState, match="operator 'keep', state 'total'"):
+            snapshot.state("keep", "total", types=int)
+
+
+async def test_what_there_is(tmp_path: Path) -> None:
+    uri = await stored(keeping(numbers(), sink()), config(tmp_path))
+    async with opened(uri) as snapshot:
+        assert list(snapshot.operators) == ["numbers", "keep", "out"] and snapshot.in_flight == []
+        assert snapshot.operator("numbers").positions == {"0/1": 300}
+        keep = snapshot.operator("keep")
+        assert (keep.kind, keep.parallelism, keep.max_parallelism, keep.named) == ("process", 2, 128, True)
+        assert {name: (info.kind, info.type) for name, info in keep.states.items()} == {
+            "total": ("value", "Total"),
+            "plain": ("value", "float"),
+            "numbers": ("list", "int"),
+            "totals": ("map", "int → Total"),
+            "anything": ("value", "any"),
+        }
+        assert keep.bytes == sum(info.bytes for info in keep.states.values())
+        assert all(info.entries == sum(size.entries for size in info.groups.values()) for info in keep.states.values())
+        largest = keep.states["total"].largest_groups(2)
+        assert len(largest) == 2 and largest[0][1].entries >= largest[1][1].entries >= 1
+        assert await snapshot.state("keep", "totals").types_of("map_key") == {"int": 150}
+        for call, message in (
+            (lambda: snapshot.operator("kept"), "holds no operator 'kept'; it holds: numbers, keep, out"),
+            (lambda: snapshot.state("keep", "plian"), "no state 'plian' in .*; it has: total, plain"),
+            (lambda: snapshot.state("keep", "total", Path), "declares no state 'total'"),
+        ):
+            with pytest.raises(StateAccessError, match=message):
+                call()

@@ -221,8 +221,8 @@ async def test_keys_of_another_kind(uri: str, tmp_path: Path, backend: str) -> N
     settings = config(tmp_path / "next", backend=backend, parallelism=3)
     flow = keeping(numbers(300), sink(), key=lambda n: n % 10)
     after = await stored(flow, settings, restore=made)
-    found = await entries_of(after, "keep", "numbers", Keeper)
-    assert {key: sorted(items) for key, items in found.items()} == {
+    after_all = await entries_of(after, "keep", "numbers", Keeper)
+    assert {key: sorted(items) for key, items in after_all.items()} == {
         key: sorted([*expected[key], *(n for n in range(120, 300) if n % 10 == key)]) for key in range(10)
     }
 
@@ -373,6 +373,47 @@ async def test_watermarks_of_keys_that_move_go_back_to_the_least(uri: str, tmp_p
     async with opened(kept) as first, opened(moved) as second:
         assert marks(first) == [(100, (GroupTime(3, 5, 500),)), (101, (GroupTime(3, 5, 500),))]
         assert marks(second) == [(100, ()), (100, ())]
+
+
+class Watching(sa.KeyedOperator[str, int, Any]):
+    """Emits each number with the watermark that it met."""
+
+    seen = sa.ListState(int)
+
+    def process(self, number: int, ctx: sa.Context[str, Any], /) -> None:
+        self.seen.append(number)
+        ctx.emit((ctx.key, number, ctx.watermark))
+
+
+@pytest.mark.parametrize("moves", [False, True])
+async def test_event_time_goes_on(tmp_path: Path, moves: bool) -> None:
+    def watching(feed: Feed, out: Any) -> sa.Dataflow:
+        watermarks = sa.Watermarks[int].monotonic(lambda number: number)
+        flow = sa.Dataflow("watching")
+        values = flow.source("numbers", feed, parallelism=1, watermarks=watermarks)
+        values.key_by(lambda n: f"k{n % 50}").process("watch", Watching).sink("out", out)
+        return flow
+
+    feed, out = Feed(), sink()
+    feed.put(*range(120))
+    async with dropped(watching(feed, out), config(tmp_path / "job")) as job:
+        async with asyncio.timeout(60):
+            while len(await job.query("watch", "seen", "k19")) < 3:
+                await asyncio.sleep(0.005)
+        uri = await job.savepoint(str(tmp_path / "savepoint"))
+    made = await transformed(uri, tmp_path / "made", lambda t: t.with_max_parallelism(12) if moves else t)
+    async with opened(uri) as before, opened(made) as after:
+        marks = before.operator("watch").watermarks
+        assert after.operator("watch").watermarks == (dict.fromkeys(marks, min(marks.values())) if moves else marks)
+        assert any(subtask.channels for subtask in before.manifest.subtasks)
+        assert any(subtask.channels for subtask in after.manifest.subtasks) != moves
+    feed.put(*range(120, 200))
+    feed.end()
+    later: ListSink[Any] = sink()
+    await sa.run(watching(feed, later), config(tmp_path / "next", parallelism=3), restore=made)
+    met = {number: watermark for _, number, watermark in later.values}
+    assert sorted(met) == list(range(120, 200))
+    assert all(min(marks.values()) <= watermark < number for number, watermark in met.items())
 
 
 async def test_what_is_in_flight_is_carried_and_keeps_keys_where_they_are(tmp_path: Path) -> None:

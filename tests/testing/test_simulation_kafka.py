@@ -83,6 +83,8 @@ class ModelWriter(SinkWriter[Any]):
 
     async def prepare(self, checkpoint: int) -> Sequence[Pending]:
         written = [("out", 0, 0, self._written)] if self._written else []
+        if self._session is not None:
+            self._client.prepared(on_model(self._session), checkpoint)
         self._session, self._written = None, 0
         return self._transactions.prepare(checkpoint, written)
 

@@ -249,7 +249,7 @@ class Run:
         return Outcome(
             world=self._world,
             exactly_once="at-least-once" not in self._modes,
-            states=last_states(self._world.root, self._config.checkpoints.storage, self._graph),
+            states=last_states(self._world.root, self._config.checkpoints.storage, self._graph, self._world.now),
             widths=self._widths,
         )
 

@@ -41,7 +41,7 @@ async def read_states(restorable: Restorable, graph: LogicalGraph, clock: Clock)
 async def _read_keyed(
     restorable: Restorable, uid: str, declared: dict[str, Declaration], groups: int, clock: Clock
 ) -> States:
-    backend = HeapBackend(KeyGroupRange(0, groups), groups, uid=uid)
+    backend = HeapBackend(KeyGroupRange(0, groups), groups, uid=uid, clock=clock)
     for name, declaration in declared.items():
         backend.bind(name, declaration)
     for _, state in restorable.manifest.nodes(uid):

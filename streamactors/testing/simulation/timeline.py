@@ -67,6 +67,8 @@ class Timeline:
     def attempt_begins(self) -> None:
         """Where it starts from is on record by now: whoever comes next goes on from there by itself."""
         self.attempts += 1
+        if self.from_here.checkpoint is not None and not self.from_here.claim:
+            self._named.add(self.from_here.restore.removeprefix("file://"))
         self.from_here = Start()
 
     def deleted(self) -> list[str]:
@@ -84,7 +86,8 @@ class Timeline:
         checkpoint, _ = self._published[folder]
         self._abandoned.append((checkpoint, max(number for number, _ in self._published.values())))
         self.from_here = Start(f"file://{folder}", checkpoint, claim=draw.random() < 0.5)
-        (self._claimed if self.from_here.claim else self._named).add(folder)
+        if self.from_here.claim:
+            self._claimed.add(folder)
         return self.from_here
 
     def _possible(self, folder: str) -> bool:

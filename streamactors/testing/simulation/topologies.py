@@ -10,6 +10,7 @@ from streamactors.testing.simulation.checks import counted, no_loss, nothing_twi
 from streamactors.testing.simulation.connected import connected, joined_once, ruled, ruled_alike
 from streamactors.testing.simulation.events import Copy, Event, Update, bucket_of, events, inputs, key_of, named
 from streamactors.testing.simulation.faults import Faults
+from streamactors.testing.simulation.kinds import folded, kinds
 from streamactors.testing.simulation.listing import kept_once, lists
 from streamactors.testing.simulation.result import Check, Outcome
 from streamactors.testing.simulation.scenario import Scenario
@@ -148,6 +149,7 @@ TOPOLOGIES: Final[dict[str, tuple[Callable[[World], Dataflow], Check]]] = {
     "lists": (lists, kept_once),
     "connected": (connected, joined_once),
     "rules": (ruled, ruled_alike),
+    "kinds": (kinds, folded),
     "event-time": (event_time, judged_as_ever),
 }
 

@@ -14,9 +14,9 @@ from streamactors.testing.simulation.state import States, read_states
 from streamactors.testing.simulation.trace import Trace
 
 
-def last_states(root: Folder, storage: str, graph: LogicalGraph) -> dict[str, States]:
-    """By operator, of the last checkpoint; read back from the disk in peace."""
-    time = VirtualTime(stream(0, "read"), 0.0, 0.0001)
+def last_states(root: Folder, storage: str, graph: LogicalGraph, now: float) -> dict[str, States]:
+    """By operator, of the last checkpoint; read back from the disk in peace. `now`: what has expired is not there."""
+    time = VirtualTime(stream(0, "read"), now, 0.0001)
     loop = SimulationLoop(stream(0, "read"), Trace(), time, order="fifo")
     clock = SimulatedClock(time, stream(0, "read"))
     files = LocalFiles(storage, clock=clock, disk=VolatileDisk(root))
