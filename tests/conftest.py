@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from streamactors.testing import KafkaBroker
@@ -15,6 +16,10 @@ from tests.leaks import held, leaving_no_task, left_since
 from tests.s3_server import S3Bucket, S3Server
 
 FAILED = pytest.StashKey[bool]()
+
+# A busy machine makes an example slow, and that is no bug.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 
 USES_KAFKA = {"kafka", "own", "secured"}

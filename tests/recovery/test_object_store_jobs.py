@@ -142,17 +142,19 @@ async def test_from_store_to_folder_and_back(tmp_path: Path, bucket: S3Bucket, p
 
 
 async def test_inspected(bucket: S3Bucket, capsys: pytest.CaptureFixture[str]) -> None:
-    async with await CheckpointStore.open(f"{bucket.uri}/x", "orders", clock=SYSTEM) as store:
-        complete = await take(store)
-        assert await inspect(f"{bucket.uri}/x", as_json=True, verify="digests") == 0
-        [found] = msgspec.json.decode(capsys.readouterr().out)
-        assert (found["uri"], found["problem"]) == (complete.uri, None)
-        assert await inspect(complete.uri, as_json=True, verify="digests") == 0
-        for key in bucket.objects():
-            if key.endswith("0001-totals"):
-                bucket.put(key, b"x" * 24)
-        assert await inspect(complete.uri, as_json=True, verify="digests") == 1
-        assert "is altered: expected digest" in capsys.readouterr().out
+    feed, sink = Feed(), ListSink[Any]()
+    feed.put(*range(100))
+    async with counted(feed, sink, config(f"{bucket.uri}/x")) as job:
+        await until(lambda: job.status == "running")
+        taken = await job.checkpoint()
+    assert await inspect(f"{bucket.uri}/x", as_json=True, verify="digests") == 0
+    [found] = msgspec.json.decode(capsys.readouterr().out)
+    assert (found["uri"], found["problem"]) == (taken.uri, None)
+    assert await inspect(taken.uri, as_json=True, verify="digests") == 0
+    [stored] = [key for key in bucket.objects() if "/0001-" in key]
+    bucket.put(stored, bucket.read(stored)[:-1] + b"!")
+    assert await inspect(taken.uri, as_json=True, verify="digests") == 1
+    assert "is altered: expected digest" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------------------ ownership

@@ -190,7 +190,7 @@ def unplaced(value: Any) -> Any:
     return type(value)(map(unplaced, value)) if type(value) in (list, tuple) else value
 
 
-@pytest.mark.parametrize(("tp", "value", "expected"), CASES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("tp", "value", "expected"), CASES, ids=lambda value: getattr(value, "__name__", None))
 def test_values_are_read_without_their_classes_and_written_as_they_read_them(
     tp: Any, value: Any, expected: Any
 ) -> None:

@@ -1,6 +1,7 @@
 """Kinds of state that are more than a value: aggregates, state that expires, broadcast state, renamed state; and the
 native files of RocksDB."""
 
+import asyncio
 import datetime as dt
 from pathlib import Path
 from typing import Any
@@ -250,8 +251,9 @@ async def test_native_files_of_rocksdb(tmp_path: Path) -> None:
     feed.put(*range(300))
     async with dropped(keeping(feed, sink()), config(tmp_path / "job", backend="rocksdb", parallelism=3)) as job:
         await until(lambda: job.status == "running")
-        while await job.query("keep", "total", "k49") != total_of(299):
-            await until(lambda: True)
+        async with asyncio.timeout(60):
+            while await job.query("keep", "total", "k49") != total_of(299):
+                await asyncio.sleep(0.005)
         uri = (await job.checkpoint()).uri
     async with opened(uri) as snapshot:
         assert NATIVE_FILES in snapshot.manifest.requires

@@ -92,6 +92,7 @@ def test_importing_streamactors_is_light() -> None:
     loaded = set(json.loads(printed.stdout))
     assert "streamactors" in loaded
     heavy = {"typer", "rich", "aiokafka", "starlette", "uvicorn", "ray", "rocksdict", "pyarrow", "pytest", "connectors"}
+    heavy |= {"fsspec", "s3fs"}
     assert not loaded & heavy
 
 

@@ -15,7 +15,7 @@ from typing import Final
 from streamactors.api.dataflow import Dataflow
 from streamactors.checkpoint.storage import LocalFiles
 from streamactors.clock import Clock
-from streamactors.config import Config
+from streamactors.config import Config, RocksDB
 from streamactors.deploy.local import LocalAttempt, deploy_locally
 from streamactors.errors import InvalidConfig, SimulationFailed
 from streamactors.graph.logical import LogicalGraph
@@ -79,7 +79,7 @@ def simulate(
         scenario, config=config or scenario.config, faults=faults or scenario.faults, check=check or scenario.check
     )
     _refuse_running_loop()
-    with scratch(), _own_garbage(), _quiet(logs=listen is not None):
+    with scratch(wanted=_on_disk(scenario)), _own_garbage(), _quiet(logs=listen is not None):
         return Run(scenario, seed, Trace(listen)).to_the_end()
 
 
@@ -297,6 +297,12 @@ class _Deployment:
 
 
 # --------------------------------------------------------------------------------------------------------- surroundings
+def _on_disk(scenario: Scenario) -> bool:
+    """Whether any process of a run may have state on its local disk."""
+    configured = scenario.config is not None and backend_of(scenario.config) == RocksDB.name
+    return configured or RocksDB.name in scenario.faults.backends
+
+
 def _refuse_running_loop() -> None:
     try:
         asyncio.get_running_loop()
