@@ -54,6 +54,7 @@ from streamactors.state.descriptors import (
     stored_as,
 )
 from streamactors.state.serializers import Custom, Pickle
+from streamactors.time.timers import Timer, Timers
 from streamactors.time.watermarks import WatermarkGenerator, Watermarks
 
 __all__ = [
@@ -126,6 +127,8 @@ __all__ = [
     "StreamactorsError",
     "Sum",
     "Text",
+    "Timer",
+    "Timers",
     "TopN",
     "TransactionAlreadyCommitted",
     "TransactionLost",

@@ -90,29 +90,26 @@ class JobHandle:
 
     async def stop(self, savepoint: str | None = None, *, drain: bool = False) -> str | None:
         """Stop reading, take a last checkpoint (a savepoint in the new or empty folder `savepoint`), commit, finish;
-        returns its URI. `drain` first ends the data: only for a job that will not be resumed."""
+        returns its URI. `drain` first ends the data: only for a job that will not be resumed. Raises CheckpointFailed,
+        also where it is stopping already and was asked otherwise; JobNotRunning if it is cancelled meanwhile."""
         if self._task.done():
             _raise_failure(self._task)
             return None
-        if self._job.stopping:
-            return await self._stop_too(savepoint, drain)
         try:
-            await self._or_end(self._job.stop(drain=drain, savepoint=savepoint))
+            as_asked = await self._or_end(self._job.stop(drain=drain, savepoint=savepoint))
         except CheckpointFailed:
             await self.wait()  # it finishes by itself, or fails
             if self.status != "finished" or savepoint is not None:
                 raise
-        await self.wait()
-        return self._last_uri()
-
-    async def _stop_too(self, savepoint: str | None, drain: bool) -> str | None:
-        """Another has asked it to stop: that is not changed any more, or its savepoint would be lost."""
-        if savepoint is not None or drain:
+            as_asked = True
+        if not as_asked and (savepoint is not None or drain):
             raise CheckpointFailed(f"job {self.name!r} is stopping already; how it does can't be changed any more")
-        await self.wait()
-        return self._last_uri()
+        return await self._stopped()
 
-    def _last_uri(self) -> str | None:
+    async def _stopped(self) -> str | None:
+        await self.wait()
+        if self.status == "cancelled":
+            raise JobNotRunning(f"job {self.name!r} was cancelled before it had stopped")
         last = self._job.last_checkpoint
         return last.uri if last is not None else None
 
@@ -299,6 +296,9 @@ async def _leave(
                 await handle.stop()
         except TimeoutError:
             log.error("%s: no last checkpoint in %s, goes on from the one before", handle.name, exit_timeout)
+        except CheckpointFailed:
+            if handle.status != "cancelled":  # as that ends a job at any other time: without a word
+                raise
     if handle.status == "failed":  # and lets go of what it had open
         await asyncio.wait([task])
     if task.done():
@@ -389,7 +389,7 @@ async def _wait_or_stop(handle: JobHandle, signalled: "_Signals") -> int:
         await asyncio.wait([ended, first], return_when=asyncio.FIRST_COMPLETED)
         if ended.done():
             await ended
-            return EXIT_INTERRUPTED if handle.status == "cancelled" else EXIT_OK
+            return _exit_code(handle)
         log.info("%s: stopping; a second signal cancels", handle.name)
         stopping = asyncio.ensure_future(handle.stop())
         tasks.append(stopping)
@@ -398,7 +398,7 @@ async def _wait_or_stop(handle: JobHandle, signalled: "_Signals") -> int:
             await handle.cancel()
             return EXIT_INTERRUPTED
         await _stopped(stopping, handle)
-        return EXIT_OK
+        return _exit_code(handle)
     finally:
         for task in tasks:
             task.cancel()
@@ -410,7 +410,11 @@ async def _stopped(stopping: "asyncio.Future[str | None]", handle: JobHandle) ->
         uri = await stopping
         log.info("%s: stopped%s", handle.name, f"; goes on from {uri}" if uri else "")
     except CheckpointFailed:
-        await handle.wait()  # it finished, or failed, by itself meanwhile
+        await handle.wait()  # it finished or failed by itself meanwhile, or was cancelled
+
+
+def _exit_code(handle: JobHandle) -> int:
+    return EXIT_INTERRUPTED if handle.status == "cancelled" else EXIT_OK
 
 
 class _Signals:

@@ -58,12 +58,11 @@ def health(job: JobHandle | Callable[[], JobHandle | None]) -> HealthEndpoint:
 def _report(job: JobHandle | None) -> tuple[int, dict[str, Any]]:
     if job is None:
         return 503, {"job": None, "status": "not started"}
-    metrics = job.metrics()
-    last = metrics["last_checkpoint"]
+    last = job.checkpoints[-1] if job.checkpoints else None
     report = {
         "job": job.name,
         "status": job.status,
-        "restarts": metrics["restarts"],
+        "restarts": job.restarts,
         "last_checkpoint": None if last is None else {"id": last.id, "seconds": last.duration.total_seconds()},
     }
     return 503 if job.status in DEAD else 200, report

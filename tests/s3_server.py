@@ -28,7 +28,7 @@ CREDENTIAL = "testing/20260101/us-east-1/s3/aws4_request"
 # ------------------------------------------------------------------------------------------------------ in the server
 def serve() -> None:
     """Prints its port; ends when its standard input does, so never later than the tests."""
-    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from moto.moto_server.werkzeug_app import create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     class Handler(WSGIRequestHandler):
@@ -37,7 +37,7 @@ def serve() -> None:
         def log_request(self, *args: object) -> None:
             """Nobody reads it."""
 
-    application: Any = DomainDispatcherApplication(create_backend_app)
+    application: Any = create_backend_app("s3")  # finding out which service is meant would take most of the time
     one_by_one = threading.Lock()
 
     def answer(environ: Any, start_response: Callable[..., Any]) -> Iterable[bytes]:

@@ -234,6 +234,19 @@ def test_whoever_does_not_wait_any_longer_changes_nothing(project: Path) -> None
         assert program.end() == 130, program.stderr
 
 
+def test_cancelled_while_it_stops_a_job_says_so_by_its_exit_code(project: Path) -> None:
+    order(project, range(10))
+    with streamactors("run", "jobs:stuck", "--storage", "other", "--interval", "1h", cwd=project) as program:
+        program.wait_for((project / "waiting").exists, "the operator waits")
+        program.signal(signal.SIGTERM)
+        program.wait_for(lambda: "a second signal cancels" in program.stderr, "stopping")
+        with streamactors("stop", "stuck", cwd=project) as asking:
+            program.wait_for(lambda: "asked for: stop" in program.stderr, "it was asked")
+            assert asked("cancel", "stuck", "--yes")["status"] == "cancelled"
+            assert asking.end() == 1 and "error: not done" in asking.stderr
+        assert program.end() == 130, program.stderr
+
+
 # ------------------------------------------------------------------------------------------------------------- choosing
 def test_two_jobs_of_one_name_are_told_apart(project: Path) -> None:
     order(project, range(10))

@@ -139,9 +139,7 @@ async def test_without_checkpoints_there_are_none_to_ask_for() -> None:
         assert await job.stop() is None
 
 
-async def test_an_exit_that_takes_too_long_cancels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    entered = asyncio.Event()
-
+def stuck_flow(entered: asyncio.Event) -> sa.Dataflow:
     class Stuck(sa.Operator[int, int]):
         async def process(self, value: int, ctx: sa.Context[None, int]) -> None:
             entered.set()
@@ -149,9 +147,30 @@ async def test_an_exit_that_takes_too_long_cancels(tmp_path: Path, caplog: pytes
 
     flow = sa.Dataflow("stuck")
     flow.source("numbers", Endless()).process("stuck", Stuck).sink("out", ListSink())
+    return flow
+
+
+async def test_an_exit_that_takes_too_long_cancels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    entered = asyncio.Event()
+    flow = stuck_flow(entered)
     async with sa.start(flow, config(tmp_path), exit_timeout=dt.timedelta(milliseconds=20)) as job:
         await entered.wait()
     assert job.status == "cancelled" and "no last checkpoint" in caplog.text
+
+
+async def test_cancelled_by_another_meanwhile_an_exit_is_over_without_a_word(tmp_path: Path) -> None:
+    """As it is when the block cancels the job itself."""
+    entered = asyncio.Event()
+
+    async def cancel_when_it_stops(job: sa.JobHandle) -> None:
+        await until(lambda: job.stopping)
+        await job.cancel()
+
+    async with sa.start(stuck_flow(entered), config(tmp_path)) as job:
+        await entered.wait()
+        cancelling = asyncio.create_task(cancel_when_it_stops(job))
+    await cancelling
+    assert job.status == "cancelled"
 
 
 async def test_collect_gives_a_streams_values() -> None:

@@ -1,5 +1,7 @@
 """Numbers by name."""
 
+import math
+
 import pytest
 
 from streamactors.metrics import BUCKETS, Histogram, MetricGroup
@@ -13,6 +15,18 @@ def test_a_name_is_one_metric() -> None:
     group.histogram("seconds").observe(0.02)
     group.histogram("seconds").observe(0.03)
     assert group.read() == {"done": 3, "level": 3.0, "seconds.count": 2, "seconds.sum": pytest.approx(0.05)}
+
+
+def test_a_gauge_that_fails_is_no_number_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    group = MetricGroup()
+    group.gauge("broken", lambda: 1 / 0)
+    group.gauge("level", lambda: 3.0)
+    for _ in range(2):
+        values = group.read()
+        assert math.isnan(values["broken"]) and values["level"] == 3.0
+    assert [record.getMessage() for record in caplog.records] == [
+        "gauge 'broken' can't be read: ZeroDivisionError: division by zero"
+    ]
 
 
 def test_a_bound_belongs_to_its_bucket() -> None:

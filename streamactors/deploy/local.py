@@ -101,11 +101,11 @@ def read_metrics(subtask: Subtask) -> dict[str, Any]:
     """Counts of one subtask: records in and out by node, what is queued, what is unsent."""
     nodes = {
         node.uid: {
+            **slot.metrics.read(),  # first: what the user calls `records_in` too does not stand in for ours
             "records_in": slot.records_in,
             "records_out": slot.records_out,
             "undelivered": slot.undelivered,
             "entries": dict(node.entries()),
-            **slot.metrics.read(),
         }
         for node, slot in zip(subtask.nodes, subtask.chain.slots, strict=True)
     }

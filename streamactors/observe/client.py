@@ -68,7 +68,7 @@ class JobClient:
             )
             response = connection.getresponse()
             data = response.read()
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):  # the latter: as many others wait for it as the socket lets
             raise RequestFailed(SILENT, f"{self._job} does not answer: {_HELD_UP}") from None
         except (OSError, http.client.HTTPException) as error:
             raise RequestFailed(GONE, f"{self._job} ended before it answered ({type(error).__name__})") from None

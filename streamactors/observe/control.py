@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 from starlette.applications import Starlette
@@ -77,7 +76,7 @@ class SteeredJob:
         return model.JobSummary(**self._summary())
 
     def status(self) -> model.JobStatus:
-        subtasks = self._counts()
+        subtasks = self._handle.metrics()["subtasks"]
         return model.JobStatus(
             **self._summary(),
             operators=self._operators(subtasks),
@@ -86,15 +85,6 @@ class SteeredJob:
 
     def checkpoints(self) -> model.Checkpoints:
         return model.Checkpoints(checkpoints=[_checkpoint(info) for info in reversed(self._handle.checkpoints)])
-
-    def _counts(self) -> Mapping[str, Any]:
-        """A gauge is the user's code: where it fails there is a status all the same."""
-        try:
-            counts: Mapping[str, Any] = self._handle.metrics()["subtasks"]
-        except Exception as error:
-            log.warning("%s: the metrics could not be read: %s", self.name, error, exc_info=error)
-            return {}
-        return counts
 
     def _summary(self) -> dict[str, Any]:
         failures = self._handle.failures
@@ -195,7 +185,7 @@ class SteeredJob:
 
 def _absolute(uri: str) -> str:
     """The caller's current folder is another one than the job's."""
-    if not urlsplit(uri).scheme and not os.path.isabs(uri):
+    if "://" not in uri and not os.path.isabs(uri):
         raise InvalidRequest(f"savepoint {uri!r} must be a URI or an absolute path")
     return uri
 
@@ -276,15 +266,15 @@ def _route(method: str, path: str, endpoint: Endpoint) -> Route:
         try:
             return await endpoint(request)
         except ClientDisconnect:
-            return _refusal("client-gone", "the client went away in the middle of its request", 400)
+            return refusal("client-gone", "the client went away in the middle of its request", 400)
         except InvalidRequest as error:
-            return _refusal(error.code, str(error), error.status)
+            return refusal(error.code, str(error), error.status)
         except StreamactorsError as error:
             code, status = next((code, status) for kind, code, status in CODES if isinstance(error, kind))
-            return _refusal(code, str(error), status)
+            return refusal(code, str(error), status)
         except Exception as error:
             log.exception("%s %s failed", method, path)
-            return _refusal("internal-error", f"{type(error).__name__}: {error}", 500)
+            return refusal("internal-error", f"{type(error).__name__}: {error}", 500)
 
     return Route(path, answered, methods=[method])
 
@@ -292,7 +282,7 @@ def _route(method: str, path: str, endpoint: Endpoint) -> Route:
 async def _unrouted(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = ROUTING_CODES.get(error.status_code, "refused")
-    response = _refusal(code, error.detail, error.status_code)
+    response = refusal(code, error.detail, error.status_code)
     response.headers.update(error.headers or {})
     return response
 
@@ -317,7 +307,8 @@ async def _read(request: Request) -> bytes:
     return bytes(data)
 
 
-def _refusal(code: str, message: str, status: int) -> Response:
+def refusal(code: str, message: str, status: int) -> Response:
+    """What says no, whoever says it."""
     return _answer(model.Error(error=model.Problem(code=code, message=message)), status)
 
 

@@ -21,7 +21,8 @@ from typing import Final
 
 import msgspec
 
-from streamactors.errors import ControlUnavailable, NoSuchJob
+from streamactors.checkpoint.storage import normalise_uri
+from streamactors.errors import ControlUnavailable, InvalidConfig, NoSuchJob
 from streamactors.settings import redacted
 
 if sys.platform != "win32":
@@ -134,7 +135,7 @@ def running() -> tuple[list[RunningJob], list[str]]:
 
 def find(wanted: str | None, jobs: Sequence[RunningJob]) -> RunningJob:
     """By name, process id or storage; the only one where none is named. Raises NoSuchJob, which tells what runs."""
-    named = [job for job in jobs if wanted is None or wanted in _names(job)]
+    named = [job for job in jobs if wanted is None or wanted in _names(job)] or _stored_at(wanted, jobs)
     if len(named) == 1:
         return named[0]
     if not jobs:
@@ -148,6 +149,17 @@ def find(wanted: str | None, jobs: Sequence[RunningJob]) -> RunningJob:
 
 def _names(job: RunningJob) -> tuple[str | None, ...]:
     return job.entry.flow, str(job.entry.pid), job.entry.storage
+
+
+def _stored_at(folder: str | None, jobs: Sequence[RunningJob]) -> list[RunningJob]:
+    """By the path that was given as storage; a name without a slash would be taken for a folder too easily."""
+    if folder is None or "/" not in folder:
+        return []
+    try:
+        uri = redacted(normalise_uri(folder))
+    except InvalidConfig:
+        return []
+    return [job for job in jobs if job.entry.storage == uri]
 
 
 def _lines(jobs: Sequence[RunningJob]) -> str:
@@ -171,7 +183,8 @@ def _read(folder: Path, directory: int, name: str) -> RunningJob | None:
         return None  # it has just ended
     try:
         if not _is_held(entry):
-            _remove(directory, id)
+            if os.fstat(entry).st_nlink:  # else another has removed it, and its name may be that of a new one
+                _remove(directory, id)
             return None
         return RunningJob(msgspec.json.decode(os.read(entry, 1 << 16), type=Entry), str(folder / (id + _SOCKET)))
     except msgspec.DecodeError:
@@ -231,7 +244,7 @@ def _check_length(folder: Path) -> None:
 @contextmanager
 def _opened(folder: Path, *, create: bool) -> Iterator[int]:
     """Its descriptor. Raises ControlUnavailable for one that others could have prepared, FileNotFoundError."""
-    _check_parent(folder.parent)
+    _check_parent(folder.parent, folder.parent.stat())
     if create:
         with suppress(FileExistsError):
             os.mkdir(folder, 0o700)
@@ -253,8 +266,12 @@ def _check_private(folder: Path, found: os.stat_result) -> None:
         raise ControlUnavailable(f"{folder} is open to other users (mode {mode:o}): chmod 700 {folder}")
 
 
-def _check_parent(parent: Path) -> None:
-    """Where everybody may write, only a sticky folder keeps others from putting theirs in place of ours."""
-    mode = parent.stat().st_mode
-    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+def _check_parent(parent: Path, found: os.stat_result) -> None:
+    """Where everybody may write, only a sticky folder keeps others from putting theirs in place of ours. Its owner may
+    as well: after a plain `su`, XDG_RUNTIME_DIR is that of the user before."""
+    if found.st_mode & stat.S_ISVTX:
+        return
+    if found.st_uid not in (0, os.geteuid()):
+        raise ControlUnavailable(f"{parent} belongs to another user ({found.st_uid}): it is not used")
+    if found.st_mode & stat.S_IWOTH:
         raise ControlUnavailable(f"{parent} lets everybody replace what is in it: chmod +t {parent}")

@@ -11,13 +11,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from h11 import LocalProtocolError
+from h11 import Data, EndOfMessage, LocalProtocolError, Response
 from starlette.applications import Starlette
+from starlette.responses import Response as HTTPResponse
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from streamactors.actors.supervisor import despite_cancellation
+from streamactors.observe.control import refusal
 
 GRACE: Final = 5.0
 """Seconds that answers under way may take once the server ends."""
@@ -43,7 +45,6 @@ class _Server:
             proxy_headers=False,
             server_header=False,
             date_header=False,
-            limit_concurrency=MOST_CONNECTIONS,
         )
         self.config.load()
         self.idle = asyncio.Event()
@@ -86,6 +87,8 @@ class _Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._server.idle.clear()
         super().connection_made(transport)
+        if len(self.connections) > MOST_CONNECTIONS:
+            self.app = _closing(refusal("busy", f"{MOST_CONNECTIONS} connections are open already", 503))
         if self._server.closed:
             transport.abort()
 
@@ -93,6 +96,13 @@ class _Connection(H11Protocol):
         super().connection_lost(exc)
         if not self.connections:
             self._server.idle.set()
+
+    def send_400_response(self, msg: str) -> None:
+        answer = _closing(refusal("bad-request", msg, 400))
+        head = Response(status_code=400, headers=answer.raw_headers, reason=b"Bad Request")
+        for event in (head, Data(data=bytes(answer.body)), EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -112,6 +122,11 @@ class _Connection(H11Protocol):
     def _is_receiving(self) -> bool:
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is not None and cycle.more_body and not cycle.response_complete
+
+
+def _closing(answer: HTTPResponse) -> HTTPResponse:
+    answer.headers["connection"] = "close"
+    return answer
 
 
 @asynccontextmanager

@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from streamactors.elements import Batch, DeadLetter, ErrorRoute, OutputTag
-from streamactors.errors import InvalidDataflow, NotBound, RecordFailed, StreamactorsError
+from streamactors.errors import InvalidDataflow, NotBound, RecordFailed, StateAccessError, StreamactorsError
 from streamactors.metrics import MetricGroup
 from streamactors.state.backend import Cursor, KeyedBackend
 from streamactors.state.operator_lists import OperatorLists
+from streamactors.state.timers import Domain, TimerRow
 from streamactors.time.progress import EventTime
+from streamactors.time.timers import NoTimers, Timer, Timers, TimerService
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -73,8 +75,13 @@ class Context(Generic[K_co, T_contra]):
         2**63 - 1 after the last record."""
         raise NotBound("Context.watermark")
 
+    @property
+    def timers(self) -> Timers:
+        """Those of the key in hand, on which on_timer is called."""
+        raise NotBound("Context.timers")
+
     def emit(self, value: T_contra, timestamp: int | None = None) -> None:
-        """Send a value on, with the record's own timestamp unless another is given."""
+        """Send a value on, with the record's own timestamp (that of the timer in hand) unless another is given."""
         raise NotBound("Context.emit")
 
     def emit_to(self, tag: OutputTag[T], value: T) -> None:
@@ -118,6 +125,10 @@ class KeyedOperator(Lifecycle, ABC, Generic[K, T, U]):
     @abstractmethod
     def process(self, value: T, ctx: Context[K, U], /) -> Awaitable[None] | None: ...
 
+    def on_timer(self, timer: Timer, ctx: Context[K, U], /) -> Awaitable[None] | None:
+        """Called for each timer that `ctx.timers` was given, once its time has come, with its key in hand."""
+        return None
+
 
 # ---------------------------------------------------------------------------------------------------- links of a chain
 @dataclass(frozen=True, slots=True)
@@ -138,6 +149,8 @@ class LinkContext:
     long asks between two of them, and leaves the others in `rest`."""
     time: EventTime = field(default_factory=EventTime)
     """How far event time has come for this link."""
+    watermarks: bool = True
+    """Whether any come."""
     carry_groups: bool = False
     """Whether what a keyed operator emits is to carry the key group of the record that it was emitted for."""
 
@@ -151,6 +164,7 @@ class Link(ABC):
     """What the last `process` has left of its batch, having been interrupted; taken by the chain."""
     side: int
     """The input that the next batch came in by, where there are two: 0 the left one, 1 the right; set by the chain."""
+    timers: TimerService | None = None
 
     def __init__(self, ctx: LinkContext) -> None:
         self.ctx = ctx
@@ -165,6 +179,10 @@ class Link(ABC):
     @abstractmethod
     async def process(self, batch: Batch) -> Batch | None:
         """All that this batch (up to `rest`) turns into; None or empty for nothing."""
+
+    async def fire(self, domain: Domain, rows: list[TimerRow]) -> Batch | None:
+        """All that these timers turn into; those that it does not come to are put back. Only where it has `timers`."""
+        raise StateAccessError(f"operator {self.uid!r} has no timers")
 
     async def finish(self) -> Batch | None:
         """End of data: the last output."""
@@ -286,16 +304,23 @@ class _Side(NamedTuple):
         del self.values[length:], self.stamps[length:], self.groups[length:]
 
 
+_NO_TIMERS = (
+    "it has no timers: they belong to keys, and are for a KeyedOperator or KeyedCoOperator that defines on_timer; "
+    "use key_by first, and derive the operator from one of these"
+)
+
+
 class RecordContext(Cursor, Context[Any, Any]):
     """The one `Context` of a link: the cursor of its state, and the collector of its output."""
 
-    __slots__ = ("_append", "_drain", "_groups", "_sides", "_stamps", "_time", "_values", "timestamp")
+    __slots__ = ("_append", "_drain", "_groups", "_sides", "_stamps", "_time", "_values", "timers", "timestamp")
 
     def __init__(
         self, drain: Callable[["RecordContext"], Coroutine[Any, Any, None]], time: EventTime | None = None
     ) -> None:
         super().__init__()
         self.timestamp: int | None = None
+        self.timers: Timers = NoTimers(_NO_TIMERS)  # type: ignore[misc]
         self._time = EventTime() if time is None else time
         self._drain = drain
         self._values: list[Any] = []

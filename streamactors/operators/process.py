@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 from streamactors.elements import Batch, DeadLetter, ErrorRoute, OutputTag
-from streamactors.errors import InvalidDataflow
+from streamactors.errors import InvalidDataflow, RecordFailed, StreamactorsError
 from streamactors.operators.base import (
     GroupedContext,
     KeyedOperator,
@@ -23,9 +23,11 @@ from streamactors.operators.base import (
     make_operator,
     refuse_instance,
 )
-from streamactors.state.backend import INACTIVE, prefetch_of
+from streamactors.state.backend import INACTIVE, KeyedBackend, prefetch_of
 from streamactors.state.broadcast import BroadcastState
 from streamactors.state.descriptors import ValueState, declared_states
+from streamactors.state.timers import Domain, TimerRow, TimerState, TimerStore, keys_of
+from streamactors.time.timers import Timer, TimerService
 
 
 class Hook(NamedTuple):
@@ -44,10 +46,13 @@ class ProcessLink(Link):
     """Runs an operator record by record, without an await per record where the hook is a `def`.
 
     A record that fails under `on_error=tag` goes to the dead letters; what it had emitted is taken back, what it had
-    written to state stays, as after any handled exception.
+    written to state stays, as after any handled exception. A timer that fails is no record, and fails the job.
+
+    `on_timer` None: it has no timers. What a record sets for a time that has come fires before the next record: then
+    the others are left in `rest`.
     """
 
-    def __init__(self, ctx: LinkContext, operator: Any, hook: Hook) -> None:
+    def __init__(self, ctx: LinkContext, operator: Any, hook: Hook, on_timer: Hook | None = None) -> None:
         super().__init__(ctx)
         self._operator = operator
         self._process, self._async, self._keyed = hook
@@ -55,12 +60,18 @@ class ProcessLink(Link):
         self._prefetch = prefetch_of(ctx.backend)
         self._context = (GroupedContext if ctx.carry_groups else RecordContext)(self._drain, ctx.time)
         self._opened = False
+        self._on_timer = on_timer
         if ctx.backend is not None:
             ctx.backend.attach(self._context)
         bind_states(operator, ctx)
+        if ctx.backend is not None and on_timer is not None:
+            self.timers = TimerService(bind_timers(ctx.backend), self._context, ctx.time, watermarks=ctx.watermarks)
+            self._context.timers = self.timers
 
     async def open(self) -> None:
         self._opened = True
+        if self.timers is not None:
+            await self.timers.opened()
         await call_hook(self._operator.open, self.ctx.operator)
 
     async def close(self) -> None:
@@ -94,6 +105,9 @@ class ProcessLink(Link):
     def _run(self, values: Iterator[Any], batch: Batch) -> None:
         process, ctx = self._process, self._context
         stamps = repeat(None) if batch.timestamps is None else batch.timestamps
+        if self.timers is not None and self._keyed:
+            self._run_timed(self.timers, values, batch)
+            return
         if not self._keyed:
             for value, ctx.timestamp in zip(values, stamps, strict=False):
                 process(value, ctx)
@@ -105,6 +119,16 @@ class ProcessLink(Link):
         else:
             for value, ctx.key, ctx.group, ctx.timestamp in zip(values, batch.keys, batch.groups, stamps, strict=False):
                 process(value, ctx)
+
+    def _run_timed(self, timers: TimerService, values: Iterator[Any], batch: Batch) -> None:
+        process, ctx = self._process, self._context
+        taken = 0
+        for value, ctx.key, ctx.group, ctx.timestamp in _rows(values, batch.keys, batch.groups, batch.timestamps):
+            process(value, ctx)
+            taken += 1
+            if timers.event_due:
+                break
+        self.rest = _after(batch, taken)
 
     def _run_grouped(self, values: Iterator[Any], batch: Batch) -> None:
         process, ctx = self._process, self._context
@@ -119,9 +143,12 @@ class ProcessLink(Link):
         for value, ctx.key, ctx.group, ctx.timestamp in _rows(values, batch.keys, groups, batch.timestamps):
             await process(value, ctx)
             taken += 1
-            if interrupted():
+            if interrupted() or self._timer_due():
                 break
         self.rest = _after(batch, taken)
+
+    def _timer_due(self) -> bool:
+        return self.timers is not None and self.timers.event_due
 
     async def _run_routed(self, batch: Batch) -> None:
         """Slower: a failing record must leave no output behind."""
@@ -139,7 +166,7 @@ class ProcessLink(Link):
             except Exception as error:
                 context.roll_back(mark)
                 self._to_dead_letters(one, error)
-            if self._async and self.ctx.interrupted():
+            if (self._async and self.ctx.interrupted()) or self._timer_due():
                 self.rest = _after(batch, index + 1)
                 return
 
@@ -148,6 +175,63 @@ class ProcessLink(Link):
         assert isinstance(route, OutputTag)
         self.ctx.operator.metrics.counter("dead_letters").inc()
         self._context.emit_to(route, dead_letter(self.uid, one.values[0], one.origin(0), error))
+
+    # ------------------------------------------------------------------------------------------------------- timers
+    async def fire(self, domain: Domain, rows: list[TimerRow]) -> Batch | None:
+        timers, context, on_timer = self.timers, self._context, self._on_timer
+        assert timers is not None and on_timer is not None
+        if self._prefetch is not None:
+            await self._prefetch(*keys_of(rows))
+        context.begin(stamped=True, grouped=self._carry)
+        timers.begin_slice(rows)
+        waiting = iter(rows)
+        try:
+            if on_timer.is_async:
+                await self._fire_async(timers, domain, waiting)
+            else:
+                self._fire(timers, domain, waiting)
+        finally:
+            context.clear()
+            timers.end_slice(domain, list(waiting))
+        self.sides = context.take_sides()
+        return context.take()
+
+    def _fire(self, timers: TimerService, domain: Domain, rows: Iterator[TimerRow]) -> None:
+        assert self._on_timer is not None
+        on_timer, ctx = self._on_timer.call, self._context
+        for timer in self._taken(timers, domain, rows):
+            try:
+                on_timer(timer, ctx)
+            except Exception as error:
+                raise self._timer_failed(timer, error) from error
+            if timers.upset:
+                return
+
+    async def _fire_async(self, timers: TimerService, domain: Domain, rows: Iterator[TimerRow]) -> None:
+        assert self._on_timer is not None
+        on_timer, ctx, interrupted = self._on_timer.call, self._context, self.ctx.interrupted
+        for timer in self._taken(timers, domain, rows):
+            try:
+                await on_timer(timer, ctx)
+            except Exception as error:
+                raise self._timer_failed(timer, error) from error
+            if timers.upset or interrupted():
+                return
+
+    def _taken(self, timers: TimerService, domain: Domain, rows: Iterator[TimerRow]) -> Iterator[Timer]:
+        """Those that are pending still, each with its key in hand."""
+        take, ctx, by_event = timers.stores[domain].take, self._context, domain == "event"
+        for row in rows:
+            if take(row):
+                time, ctx.group, ctx.key, name = row
+                ctx.timestamp = time if by_event else None
+                yield Timer(time, domain, name)
+
+    def _timer_failed(self, timer: Timer, error: Exception) -> RecordFailed:
+        named = f" {timer.name!r}" if timer.name else ""
+        what = f"{timer.domain} timer{named} of {timer.timestamp}: {type(error).__name__}: {error}"
+        retryable = not isinstance(error, StreamactorsError) or error.retryable
+        return RecordFailed(self.uid, what, key=self._context.key, name=self.ctx.name, retryable=retryable)
 
     async def _drain(self, context: RecordContext) -> None:
         if self.ctx.drain is not None:
@@ -171,6 +255,11 @@ def bind_states(operator: Any, ctx: LinkContext) -> None:
         if keeper is not None:
             # setattr keeps the compact attribute layout of the instance: 10 ns less an access than by __dict__.
             setattr(operator, name, keeper.bind(declaration.stored or name, declaration))
+
+
+def bind_timers(backend: KeyedBackend) -> dict[Domain, TimerStore]:
+    declared = (TimerState("event"), TimerState("processing"))
+    return {each.domain: cast(TimerStore, backend.bind(each.name, each)) for each in declared}
 
 
 class Kinds(NamedTuple):
@@ -247,7 +336,14 @@ class ProcessSpec(OperatorSpec):
         return self._link(replace(ctx, on_error=self.on_error), operator)
 
     def _link(self, ctx: LinkContext, operator: Any) -> Link:
-        return ProcessLink(ctx, operator, Hook.of(operator.process, keyed=self.keyed))
+        return ProcessLink(ctx, operator, Hook.of(operator.process, keyed=self.keyed), self._on_timer(operator))
+
+    def _on_timer(self, operator: Any) -> Hook | None:
+        """None where the operator has not defined it: then it can't mean to use timers."""
+        hook = getattr(operator, "on_timer", None)
+        default = getattr(self.kinds.keyed, "on_timer", None)
+        defined = self.keyed and hook is not None and getattr(hook, "__func__", hook) is not default
+        return Hook.of(hook, keyed=True) if defined and hook is not None else None
 
 
 def _class_behind(factory: Any) -> type | None:

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from streamactors.elements import Batch
 from streamactors.operators.base import Context, Lifecycle, Link, LinkContext
 from streamactors.operators.process import Hook, Kinds, ProcessLink, ProcessSpec
+from streamactors.time.timers import Timer
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -43,6 +44,10 @@ class KeyedCoOperator(Lifecycle, ABC, Generic[K, T, U, R]):
     @abstractmethod
     def process_right(self, value: U, ctx: Context[K, R], /) -> Awaitable[None] | None: ...
 
+    def on_timer(self, timer: Timer, ctx: Context[K, R], /) -> Awaitable[None] | None:
+        """As that of a `KeyedOperator`."""
+        return None
+
 
 class KeyedBroadcastOperator(Lifecycle, ABC, Generic[K, T, U, R]):
     """A keyed stream, and one that every subtask gets all of, such as rules.
@@ -64,8 +69,10 @@ class KeyedBroadcastOperator(Lifecycle, ABC, Generic[K, T, U, R]):
 class TwoInputLink(ProcessLink):
     """A hook for each input."""
 
-    def __init__(self, ctx: LinkContext, operator: Any, left: Hook, right: Hook) -> None:
-        super().__init__(ctx, operator, left)
+    def __init__(
+        self, ctx: LinkContext, operator: Any, left: Hook, right: Hook, on_timer: Hook | None = None
+    ) -> None:
+        super().__init__(ctx, operator, left, on_timer)
         self._hooks = left, right
 
     async def process(self, batch: Batch) -> Batch | None:
@@ -101,7 +108,7 @@ class CoProcessSpec(ProcessSpec):
 
     def _link(self, ctx: LinkContext, operator: Any) -> Link:
         left, right = (Hook.of(hook, keyed=self.keyed) for hook in (operator.process_left, operator.process_right))
-        return TwoInputLink(ctx, operator, left, right)
+        return TwoInputLink(ctx, operator, left, right, self._on_timer(operator))
 
 
 @dataclass(frozen=True)

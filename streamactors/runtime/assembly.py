@@ -20,6 +20,7 @@ from streamactors.graph.physical import ChannelId, PhysicalPlan, SubtaskId, Vert
 from streamactors.metrics import MetricGroup
 from streamactors.operators.base import Link, LinkContext, OperatorContext, OperatorSpec
 from streamactors.operators.sink import SinkSpec
+from streamactors.runtime.alarm import Alarm
 from streamactors.runtime.backlog import Backlog, BacklogReader
 from streamactors.runtime.barriers import Barriers
 from streamactors.runtime.chain import Chain, LinkSlot
@@ -70,6 +71,23 @@ class AttemptSpec:
         """Whether there are watermarks."""
         specs = (node.spec for vertex in self.plan.vertices for node in vertex.nodes)
         return any(spec.gives_time for spec in specs if isinstance(spec, SourceSpec))
+
+    @cached_property
+    def timed(self) -> frozenset[str]:
+        """The uids of the nodes that watermarks come to."""
+        found: set[str] = set()
+        for vertex in self.plan.vertices:  # in topological order
+            entering = (edge.upstream for edge in self.plan.edges if edge.downstream == vertex.uid)
+            timed = any(self._leaving(upstream) in found for upstream in entering)
+            for node in vertex.nodes:
+                timed = node.spec.gives_time if isinstance(node.spec, SourceSpec) else timed
+                if timed:
+                    found.add(node.uid)
+        return frozenset(found)
+
+    def _leaving(self, vertex: str) -> str:
+        """The last node of a vertex: watermarks go through all of it."""
+        return self.plan.vertex[vertex].nodes[-1].uid
 
     @cached_property
     def edges(self) -> PlanEdges:
@@ -161,6 +179,7 @@ class _Assembly:
             reports=self._around.reports,
             governor=self._around.governor,
             sweeper=self._sweeper([backend for backend in backends.values() if backend is not None]),
+            alarm=Alarm(self._chain.timers, self._around.clock, self._mailbox.signal.set),
         )
 
     def _sweeper(self, backends: Sequence[KeyedBackend]) -> Sweeper:
@@ -239,6 +258,7 @@ class _Assembly:
             drain=functools.partial(self._chain.drain, place),
             interrupted=self._interrupted,
             time=self._event_times[node.uid],
+            watermarks=node.uid in self._spec.timed,
             carry_groups=self._spec.overtaking,
         )
         if isinstance(node.spec, SinkSpec):

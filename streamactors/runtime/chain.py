@@ -5,6 +5,10 @@ and of one link the batch to go first last; what was restored waits in `_backlog
 takes a slice from the deepest link with work, so each link's output is consumed before its next input, and between two
 steps nothing is in hand but these two. Order within a link is the order of its input, also where a drain was cut short
 and has left work behind.
+
+Timers: a watermark that comes to a link stays in the stack until all that are due by it have fired, a slice each step;
+until then the link's `time` is stored as before it. An event timer that is due for another reason (it was set late, or
+restored) fires before the link gets anything more.
 """
 
 import asyncio
@@ -16,7 +20,9 @@ from streamactors.metrics import MetricGroup
 from streamactors.operators.base import Link
 from streamactors.runtime.inflight import Route
 from streamactors.runtime.routing import Output
+from streamactors.state.timers import Domain, TimerRow
 from streamactors.time.progress import EventTime
+from streamactors.time.timers import TimerService
 
 SLICE_SECONDS = 0.0005
 """A step aims at taking about this long, so that the governor and the barriers get their turn."""
@@ -29,6 +35,7 @@ class LinkSlot:
     `link` is None in the place of a source."""
 
     __slots__ = (
+        "firing",
         "home",
         "link",
         "main",
@@ -65,6 +72,8 @@ class LinkSlot:
         self.main = main
         self.sides = sides
         self.slice = 64
+        self.firing = 16
+        """Timers that it fires at a time."""
         self.records_in = 0
         self.records_out = 0
         self.undelivered = 0
@@ -80,8 +89,15 @@ class LinkSlot:
     def took(self, records: int, seconds: float) -> None:
         """Adapt the slice to how long the last one took."""
         self.records_in += records
-        fitting = int(records * SLICE_SECONDS / seconds) if seconds > 0 else LARGEST_SLICE
-        self.slice = max(1, min(fitting, 2 * self.slice, LARGEST_SLICE))
+        self.slice = _next_slice(self.slice, records, seconds)
+
+    def fired(self, timers: int, seconds: float) -> None:
+        self.firing = _next_slice(self.firing, timers, seconds)
+
+
+def _next_slice(now: int, taken: int, seconds: float) -> int:
+    fitting = int(taken * SLICE_SECONDS / seconds) if seconds > 0 else LARGEST_SLICE
+    return max(1, min(fitting, 2 * now, LARGEST_SLICE))
 
 
 class Chain:
@@ -103,15 +119,28 @@ class Chain:
         self._stack: list[tuple[int, Batch | TimeMark]] = []
         self._origin: Route | None = None
         """How the input in hand came to the first link."""
+        self._timed: list[tuple[int, TimerService]] = []
+        """The links that have timers, the deepest first."""
         self._backlog: deque[tuple[int, Route | None, Batch | TimeMark]] = deque()
 
     def add(self, slot: LinkSlot) -> None:
         self.slots.append(slot)
         self._last += 1
+        if slot.link is not None and slot.link.timers is not None:
+            self._timed.insert(0, (self._last, slot.link.timers))
 
     @property
     def busy(self) -> bool:
-        return bool(self._stack or self._backlog)
+        return bool(self._stack or self._backlog) or (bool(self._timed) and self._due_from(-1) is not None)
+
+    @property
+    def restoring(self) -> bool:
+        """Whether some of what was in flight is still to be processed."""
+        return bool(self._backlog)
+
+    @property
+    def timers(self) -> list[TimerService]:
+        return [timers for _, timers in self._timed]
 
     @property
     def slice(self) -> int:
@@ -134,8 +163,11 @@ class Chain:
         self._backlog.append((place, origin, element))
 
     def in_hand(self) -> Iterator[tuple[Route, Batch | TimeMark]]:
-        """What is not yet fully processed, in the order in which it will be, with how it came to its link."""
+        """What is not yet fully processed, in the order in which it will be, with how it came to its link. Not the last
+        watermark of all: whoever goes on from here meets the end of the data again."""
         for place, element in reversed(self._stack):
+            if isinstance(element, Watermark) and element.time_ms == MAX_TIME:
+                continue
             route = self.slots[place].route or self._origin
             assert route is not None
             yield route, element
@@ -145,13 +177,16 @@ class Chain:
 
     async def step(self) -> None:
         """One slice through one link."""
+        if self._timed and (due := self._due_from(self._next_place())) is not None:
+            await self._fire_due(due)
+            return
         if not self._stack:
             place, self._origin, restored = self._backlog.popleft()
             self._stack.append((place, restored))
         index, batch = self._stack.pop()
         if type(batch) is not Batch:
             assert not isinstance(batch, Batch)
-            self.tell(index, batch)
+            await self._take_mark(index, batch)
             return
         if self.before_seen is not None:
             self.before_seen(batch)
@@ -172,10 +207,67 @@ class Chain:
             self._insert(index, index, link.rest)
             link.rest = None
         slot.took(taken, self._monotonic() - started)
+        self._emit_all(index, link, result)
+
+    def _emit_all(self, index: int, link: Link, result: Batch | None) -> None:
         self.emit(index, result)
         if link.sides:
             sides, link.sides = link.sides, {}
             self.emit_sides(index, sides)
+
+    # -------------------------------------------------------------------------------------------------------- timers
+    def _next_place(self) -> int:
+        """The link that has something to do next; -1 if none has."""
+        if self._stack:
+            return self._stack[-1][0]
+        return self._backlog[0][0] if self._backlog else -1
+
+    def _due_from(self, place: int) -> int | None:
+        """The deepest link, from `place` on, that may have event timers to fire before anything else."""
+        for index, timers in self._timed:
+            if index < place:
+                return None
+            if timers.event_due:
+                return index
+        return None
+
+    async def _fire_due(self, index: int) -> None:
+        link, slot = self.slots[index].link, self.slots[index]
+        assert link is not None and link.timers is not None
+        await self._fire(index, "event", await link.timers.next_events(slot.firing))
+
+    async def _take_mark(self, index: int, mark: TimeMark) -> None:
+        """It goes on once all timers that are due by it have fired."""
+        slot = self.slots[index]
+        timers = None if slot.link is None else slot.link.timers
+        if timers is not None and isinstance(mark, Watermark):
+            await timers.reach(mark)
+            rows = await timers.next_events(slot.firing)
+            if rows:
+                self._stack.append((index, mark))
+                await self._fire(index, "event", rows)
+                return
+        self.tell(index, mark)
+
+    async def fire_processing(self, now: int) -> bool:
+        """A slice of the processing timers due by `now`, of one link; False if there are none."""
+        for index, timers in self._timed:
+            rows = await timers.next_processing(now, self.slots[index].firing)
+            if rows:
+                await self._fire(index, "processing", rows)
+                return True
+        return False
+
+    async def _fire(self, index: int, domain: Domain, rows: list[TimerRow]) -> None:
+        slot = self.slots[index]
+        link = slot.link
+        if link is None or not rows:
+            return
+        slot.home = None  # what is emitted belongs to no split
+        started = self._monotonic()
+        result = await link.fire(domain, rows)
+        slot.fired(len(rows), self._monotonic() - started)
+        self._emit_all(index, link, result)
 
     def restate(self) -> None:
         """Where event time stands at each link, to those after it: they may have been started afresh."""

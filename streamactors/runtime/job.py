@@ -76,6 +76,8 @@ class Job:
         """Of the current attempt, or the last one."""
         self.stopping = False
         """Whether it has been asked to stop."""
+        self._stop_asked = asyncio.Lock()
+        """Held until it is known whether it can be stopped as asked: whoever asks meanwhile waits for that."""
         self._spec = spec
         self._deploy = deploy
         self._clock = clock
@@ -184,16 +186,8 @@ class Job:
         try:
             await attempt.run()
         finally:
-            self._last_metrics = self._read_last_metrics(attempt)
+            self._last_metrics = attempt.metrics()
             self._attempt = None
-
-    def _read_last_metrics(self, attempt: Attempt) -> dict[str, Any]:
-        """A gauge is the user's code, and may reach for what has been closed: that must not hide how it ended."""
-        try:
-            return attempt.metrics()
-        except Exception as error:
-            log.warning("%s: the last metrics could not be read: %s", self.name, error, exc_info=error)
-            return {}
 
     def _planned(self, restored: Restorable | None) -> tuple[PhysicalPlan, Restores, Backlogs]:
         kept = stored_max_parallelism(restored.manifest) if restored is not None else None
@@ -298,14 +292,20 @@ class Job:
         assert self._store is not None
         await self._store.check_savepoint(uri)
 
-    async def stop(self, *, drain: bool, savepoint: str | None = None) -> CheckpointInfo | None:
-        """Ask the sources to read no further, and wait for the last checkpoint. The job then finishes."""
-        if savepoint is not None:
-            await self._check_target(savepoint)
-        attempt = await self._current()
-        self.stopping = True
-        answer = attempt.stop(drain=drain, savepoint=savepoint)
-        return None if answer is None else await answer
+    async def stop(self, *, drain: bool, savepoint: str | None = None) -> bool:
+        """Ask the sources to read no further, and wait for the last checkpoint. The job then finishes. False, at once,
+        where it is stopping already: that is not changed any more, or its savepoint would be lost."""
+        async with self._stop_asked:
+            if self.stopping:
+                return False
+            if savepoint is not None:
+                await self._check_target(savepoint)
+            attempt = await self._current()
+            self.stopping = True
+            answer = attempt.stop(drain=drain, savepoint=savepoint)
+        if answer is not None:
+            await answer
+        return True
 
     async def query(self, uid: str, state: str, key: Any) -> Any:
         """A copy of what `key` holds, as of between two records. Raises StateAccessError."""

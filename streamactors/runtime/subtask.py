@@ -1,7 +1,7 @@
 """The subtask actor, and THE loop.
 
-The loop takes, in this order: control messages; barriers that have left; barriers that have arrived; the batch in hand
-and the restored backlog; a triggered barrier; what is unsent; the next element of an unblocked channel. So a barrier is
+The loop takes, in this order: control messages; barriers that have left; barriers that have arrived; processing timers
+that are due; the batch in hand and the restored backlog; the end of the data; a triggered barrier; what is unsent; the next element of an unblocked channel. So a barrier is
 at the head of its channel only when nothing is in hand, and nothing is taken from the mailbox while there is no room
 downstream: that is how back-pressure travels. A barrier that overtakes is handled as it arrives, between two records.
 
@@ -28,6 +28,7 @@ from streamactors.elements import END, MAX_TIME, Barrier, Batch, Element, EndOfD
 from streamactors.errors import StateAccessError
 from streamactors.graph.physical import SubtaskId
 from streamactors.operators.sink import SinkLink
+from streamactors.runtime.alarm import Alarm
 from streamactors.runtime.backlog import BacklogReader, RestoredMark
 from streamactors.runtime.barriers import Barriers
 from streamactors.runtime.chain import Chain
@@ -76,6 +77,7 @@ class Subtask:
         reports: Reports,
         governor: Governor,
         sweeper: Sweeper,
+        alarm: Alarm,
     ) -> None:
         self.id = id
         self.mailbox = mailbox
@@ -94,9 +96,12 @@ class Subtask:
         self._reports = reports
         self._governor = governor
         self._sweeper = sweeper
+        self._alarm = alarm
         self._sinks = [slot.link for slot in chain.slots if isinstance(slot.link, SinkLink)]
         self._triggers: deque[Barrier] = deque()
         self._open_channels = max(1, source.channels)
+        self._last_ended: int | None = None
+        """The channel that has ended after all others, until the end has been processed."""
         self._started = False
         self._done = False
 
@@ -136,6 +141,7 @@ class Subtask:
             for node in self.nodes:
                 stack.push_async_callback(node.release)
             stack.push_async_callback(self._sweeper.close)
+            stack.callback(self._alarm.stop)
             stack.push_async_callback(self.chain.close)
             stack.push_async_callback(self._input.close)
             stack.push_async_callback(self.barriers.close)
@@ -158,6 +164,7 @@ class Subtask:
     async def _loop(self) -> None:
         control, announced, signal = self.mailbox.control, self.mailbox.announced, self.mailbox.signal
         chain, outputs, governor, captures = self.chain, self.outputs, self._governor, self._captures
+        alarm = self._alarm
         while not self._done:
             if control:
                 await self._obey(control.popleft())
@@ -169,8 +176,12 @@ class Subtask:
                 await signal.wait()
             elif governor.due():
                 await governor.turn()
+            elif alarm.due and self._may_fire() and outputs.flush():
+                await self._fire()
             elif chain.busy and outputs.flush():
                 await self._work()
+            elif self._last_ended is not None and not chain.busy:
+                await self._end(self._last_ended)
             elif self._triggers and not chain.busy:
                 await self.barriers.on(Triggered(self._triggers.popleft()))
             elif not outputs.flush():
@@ -184,6 +195,17 @@ class Subtask:
 
     async def _work(self) -> None:
         await self.chain.step()
+        if not self.chain.busy:
+            self.outputs.seal()
+
+    def _may_fire(self) -> bool:
+        """Not ahead of what was in flight, and not once the data has ended."""
+        return not self.chain.restoring and self._open_channels > 0
+
+    async def _fire(self) -> None:
+        """A slice of the processing timers."""
+        if not await self.chain.fire_processing(self._alarm.now()):
+            self._alarm.schedule()
         if not self.chain.busy:
             self.outputs.seal()
 
@@ -211,28 +233,35 @@ class Subtask:
     async def _channel_ended(self, channel: int) -> None:
         self._open_channels -= 1
         if self._open_channels == 0:
-            await self._end()
-        if self._input.channels:
-            await self.barriers.on(ChannelEnded(channel))
+            self._last_ended = channel
+            self._end_time(channel)
+            return
+        await self.barriers.on(ChannelEnded(channel))
         # Behind a snapshot that this may have led to: an aligned one has no place for what is in hand.
-        if self._times is not None and self._input.channels:
-            marks = self._times.ended(channel)
-            if self._open_channels:
-                self.chain.push_marks(marks, self._captures.route(channel))
-
-    async def _end(self) -> None:
-        """All input has been processed. Under checkpoints the subtask lives on, and passes barriers."""
-        self.barriers.ended = True
         if self._times is not None:
-            self.chain.tell(0, Watermark(MAX_TIME, merged=True))
-            while self.chain.busy:
-                await self.chain.step()
+            self.chain.push_marks(self._times.ended(channel), self._captures.route(channel))
+
+    def _end_time(self, channel: int) -> None:
+        """The last watermark: all event timers fire, in turn with whatever else there is to do."""
+        last = Watermark(MAX_TIME, merged=True)
+        if self._times is not None and self._input.channels:
+            self._times.ended(channel)
+            self.chain.push_marks([last], self._captures.route(channel))
+        elif self._times is not None:
+            self.chain.tell(0, last)
+
+    async def _end(self, channel: int) -> None:
+        """All input has been processed. Under checkpoints the subtask lives on, and passes barriers."""
+        self._last_ended = None
+        self.barriers.ended = True
         await self.chain.finish()
         if not self._checkpointing:
             for sink in self._sinks:
                 await sink.writer.finish()
         self.outputs.broadcast(END)
         self._reports(EndReached(self.id))
+        if self._input.channels:
+            await self.barriers.on(ChannelEnded(channel))
 
     async def make_room(self) -> None:
         """For `ctx.drain()`: until everything emitted so far has left, or a barrier waits to overtake it."""
@@ -256,6 +285,7 @@ class Subtask:
             case Start():
                 self._started = True
                 self.chain.restate()
+                self._alarm.start()
             case TriggerBarrier(barrier):
                 self._triggers.append(barrier)
                 await self.barriers.on(BarrierAnnounced(0, barrier))

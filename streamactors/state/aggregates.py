@@ -7,9 +7,11 @@ Invariant: `merge` of the accumulators of any two parts of some values, in their
 `None` and NaN stand for "no value" in `Min`, `Max`, `Distinct` and as the rank in `TopN`: they are passed over.
 """
 
+import inspect
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, ClassVar, Final, Generic, TypedDict, TypeVar, cast, overload
 
 from streamactors.errors import InvalidDataflow
@@ -79,6 +81,15 @@ class Count(_BuiltIn[Any, int, int]):
         return accumulator
 
 
+def _number(found: Any) -> float:
+    """As a float that can be stored, and whose sums keep their precision: numpy's own are neither."""
+    if type(found) is float or type(found) is int:
+        return found
+    if isinstance(found, Real):
+        return float(found)
+    raise TypeError(f"expected a number, found {found!r}")
+
+
 class Sum(_BuiltIn[T, float, float]):
     """The sum of `fn(value)`, by plain addition of floats; 0.0 of nothing. NaN makes it NaN, None is an error."""
 
@@ -91,7 +102,7 @@ class Sum(_BuiltIn[T, float, float]):
         return 0.0
 
     def add(self, accumulator: float, value: T) -> float:
-        return accumulator + self._fn(value)
+        return accumulator + _number(self._fn(value))
 
     def merge(self, left: float, right: float) -> float:
         return left + right
@@ -113,7 +124,7 @@ class Avg(_BuiltIn[T, tuple[float, int], float]):
 
     def add(self, accumulator: tuple[float, int], value: T) -> tuple[float, int]:
         total, count = accumulator
-        return total + self._fn(value), count + 1
+        return total + _number(self._fn(value)), count + 1
 
     def merge(self, left: tuple[float, int], right: tuple[float, int]) -> tuple[float, int]:
         return left[0] + right[0], left[1] + right[1]
@@ -327,8 +338,11 @@ def accumulator_type(aggregate: Aggregate[Any, Any, Any]) -> Any:
 
 
 def refuse_no_aggregate(aggregate: object, where: str) -> None:
-    """Raises InvalidDataflow for what is no instance of an Aggregate, such as its class."""
+    """Raises InvalidDataflow for what is no instance of an Aggregate, such as its class, or has an `async def`."""
     if isinstance(aggregate, Aggregate):
+        for name in ("create", "add", "merge", "result"):
+            if inspect.iscoroutinefunction(getattr(aggregate, name)):
+                raise InvalidDataflow(f"{where}: make {type(aggregate).__name__}.{name} a plain function, not async")
         return
     if isinstance(aggregate, type) and issubclass(aggregate, Aggregate):
         raise InvalidDataflow(f"{where}: {aggregate.__name__} is a class; give an instance, {aggregate.__name__}(…)")

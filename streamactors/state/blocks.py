@@ -37,6 +37,7 @@ from streamactors.state.descriptors import (
 from streamactors.state.layouts import decode_layout
 from streamactors.state.schemas import Schema, without_none
 from streamactors.state.serializers import KeySerializer, Serializer, optional, serializer_for
+from streamactors.state.timers import TimerState
 from streamactors.state.ttl import UNSET, Lifetime, StampedSerializer
 
 EntryT = TypeVar("EntryT")
@@ -469,6 +470,12 @@ class MapCodec(EntryCodec[dict[Any, Any]]):
         return {key: value for key, (value, time) in entry.items() if time > limit} or UNSET
 
 
+class TimersCodec(MapCodec):
+    """An entry is a dict of one key's timers: see `timers`."""
+
+    kind = "timers"
+
+
 Codec = ValueCodec | ListCodec | MapCodec
 
 
@@ -491,6 +498,8 @@ def _codec_for(declaration: Declaration) -> Codec:
                 raise InvalidDataflow(f"the default does not fit: {error}") from error
         case ListState():
             return ListCodec(declaration)
+        case TimerState():
+            return TimersCodec(declaration)
         case MapState():
             return MapCodec(declaration)
         case ReducingState():

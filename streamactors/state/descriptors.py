@@ -33,8 +33,8 @@ class Ttl:
     """
 
     def __init__(self, after: dt.timedelta, *, refresh_on: Literal["write", "read-write"] = "write") -> None:
-        if after < _MILLISECOND:
-            raise InvalidDataflow(f"Ttl(after={after!r}): give a time above zero, at least a millisecond")
+        if not isinstance(after, dt.timedelta) or after < _MILLISECOND:
+            raise InvalidDataflow(f"Ttl(after={after!r}): give a timedelta above zero, at least a millisecond")
         if refresh_on not in ("write", "read-write"):
             raise InvalidDataflow(f"Ttl(refresh_on={refresh_on!r}): 'write' or 'read-write'")
         self.after = after
@@ -183,7 +183,8 @@ class MapState(Declaration, MutableMapping[K, V]):
     """A dict per key.
 
     With a ttl, each entry expires by itself, and `len` has to look at all of them. Reading a value counts as reading
-    (`[]`, `get`, `values`, `items`, `range`); `in`, `len` and the keys alone do not.
+    (`[]`, `get`, `values`, `items`, `range`); `in`, `len` and the keys alone do not. Copy it by `dict(state.items())`:
+    `dict(state)` looks up one key after the other, and one may expire meanwhile.
     """
 
     def __init__(self, key_type: type[K], value_type: type[V], *, ttl: Ttl | None = None) -> None:

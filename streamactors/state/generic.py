@@ -585,7 +585,7 @@ class _StoredSerializer(Serializer[Any]):
     def _native(self, value: Any, lower: Callable[[Any], Any], checked: Callable[[Any], Any]) -> bytes:
         try:
             return _NATIVE + msgspec.msgpack.encode(lower(value))
-        except OverflowError:  # an integer beyond 64 bits
+        except (OverflowError, UnicodeEncodeError):  # an integer beyond 64 bits; half a surrogate pair
             return self._wide(value, lower, checked)
 
     def _wide(self, value: Any, lower: Callable[[Any], Any], checked: Callable[[Any], Any]) -> bytes:

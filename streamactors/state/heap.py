@@ -19,8 +19,10 @@ from streamactors.state.descriptors import Declaration, stand_in
 from streamactors.state.heap_states import kept_state
 from streamactors.state.heap_sweep import sweep_group
 from streamactors.state.heap_tables import MISSING, HeapSnapshot, Store
+from streamactors.state.heap_timers import HeapTimers
 from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.stored import Reader, check_keys, check_own, check_schemas
+from streamactors.state.timers import HIDDEN, TimerState
 from streamactors.state.ttl import UNSET, Turn, lifetimes_of
 
 
@@ -47,7 +49,8 @@ class HeapBackend:
 
     @property
     def declarations(self) -> dict[str, Declaration]:
-        return {state.name: state for state in self._bound}
+        timers = (store for store in self._stores.values() if isinstance(store, HeapTimers))
+        return {state.name: state for state in self._bound} | {store.name: store.declaration for store in timers}
 
     def attach(self, cursor: Cursor) -> None:
         self.cursor = cursor
@@ -57,6 +60,10 @@ class HeapBackend:
     def bind(self, name: str, declaration: StateT) -> StateT:
         if name in self._stores:
             raise InvalidDataflow(f"operator {self._uid!r}: two states have the name {name!r}")
+        if isinstance(declaration, TimerState):
+            timers = HeapTimers(self._uid, name, declaration, self.groups, self._max_parallelism)
+            self._stores[name] = timers
+            return cast(StateT, timers)
         try:
             codec = codec_for(declaration, self._clock.time_ms)
         except InvalidDataflow as error:
@@ -96,6 +103,9 @@ class HeapBackend:
 
     def _add(self, store: Store, block: StateBlock) -> None:
         try:
+            if isinstance(store, HeapTimers):
+                store.add(block)
+                return
             keys, entries = store.codec.decode_block(block.data, rewritten=block.rewritten)
         except StreamactorsError as error:
             raise type(error)(f"{store.where}: {error}") from error
@@ -121,8 +131,8 @@ class HeapBackend:
                     yield group, key, seen
 
     def _store(self, name: str) -> Store:
-        if name not in self._stores:
-            known = ", ".join(self._stores) or "none"
+        if name not in self._stores or name.startswith(HIDDEN):
+            known = ", ".join(name for name in self._stores if not name.startswith(HIDDEN)) or "none"
             raise StateAccessError(f"operator {self._uid!r} has no state {name!r}; it declares: {known}")
         return self._stores[name]
 

@@ -1,6 +1,6 @@
 """The tables of keyed state on the heap, and snapshots of them: see `heap`."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 from typing import Any, Final
 
@@ -10,19 +10,26 @@ from streamactors.state.blocks import EntryCodec
 from streamactors.state.bound import closed_tables, no_tables
 from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.pace import Pace
+from streamactors.state.versions import StateGroup, Version
 
 MISSING: Final[Any] = object()
 
 
 class GuardedTable:
-    """A group's dict while snapshots wait for it. Entries are reached by `get` to be read, by `[]` to be changed."""
+    """A group's dict while snapshots wait for it, and as long as it has a version. Entries are reached by `get` to be
+    read, by `[]` to be changed. With neither left to tell of a change, it is out of the way: `tables[group]` is the dict
+    again."""
 
-    __slots__ = ("captures", "reading_touches", "table")
+    __slots__ = ("_group", "_tables", "captures", "reading_touches", "table", "version")
 
-    def __init__(self, table: dict[Any, Any], reading_touches: bool) -> None:
-        self.table = table
+    def __init__(self, tables: list[Any], group: int, reading_touches: bool) -> None:
+        self._tables = tables
+        self._group = group
+        self.table: dict[Any, Any] = tables[group]
         self.reading_touches = reading_touches
         self.captures: list[Capture] = []
+        self.version: Version | None = None
+        tables[group] = self
 
     def get(self, key: Any, default: Any = None) -> Any:
         if self.reading_touches:
@@ -51,6 +58,17 @@ class GuardedTable:
     def _touch(self, key: Any) -> None:
         for capture in self.captures:
             capture.touch(key)
+        if self.version is not None:
+            self.changed()
+
+    def changed(self) -> None:
+        self.version = None
+        self.step_aside()
+
+    def step_aside(self) -> None:
+        """If nobody needs it. Whoever still holds it after that may go on using it."""
+        if not self.captures and self.version is None and self._tables[self._group] is self:
+            self._tables[self._group] = self.table
 
 
 def drop(table: Any, key: Any) -> None:
@@ -82,15 +100,26 @@ class Store:
     def guard(self, group: int) -> GuardedTable:
         found = self.tables[group]
         if not isinstance(found, GuardedTable):
-            found = self.tables[group] = GuardedTable(found, reading_touches=not self.codec.immutable)
+            found = GuardedTable(self.tables, group, reading_touches=not self.codec.immutable)
         return found
+
+    def version(self, group: int) -> Version:
+        guard = self.guard(group)
+        if guard.version is None:
+            guard.version = Version()
+        return guard.version
+
+    def changed(self, group: int) -> None:
+        """By whoever reaches for `table`."""
+        found = self.tables[group]
+        if isinstance(found, GuardedTable):
+            found.changed()
 
     def release(self, group: int, capture: "Capture") -> None:
         found = self.tables[group]
         if isinstance(found, GuardedTable) and capture in found.captures:
             found.captures.remove(capture)
-            if not found.captures:
-                self.tables[group] = found.table
+            found.step_aside()
 
     def close(self) -> None:
         self.tables[:] = closed_tables(self.where, len(self.tables))
@@ -105,12 +134,13 @@ class Capture:
     elsewhere.
     """
 
-    __slots__ = ("_group", "_kept", "_rest", "_steady", "_store", "_table", "codec", "error", "items")
+    __slots__ = ("_group", "_kept", "_rest", "_steady", "_store", "_table", "codec", "error", "items", "version")
 
-    def __init__(self, store: Store, group: int) -> None:
+    def __init__(self, store: Store, group: int, *, versioned: bool) -> None:
         self._store = store
         self.codec = store.codec
         self._group = group
+        self.version = store.version(group) if versioned else None
         self._kept: dict[Any, Any] = {}
         self._rest: dict[Any, Any] | None = None
         self._steady: tuple[Iterator[Any], Iterator[Any]] | None = None
@@ -119,6 +149,10 @@ class Capture:
         guard = store.guard(group)
         guard.captures.append(self)
         self._table = guard.table
+
+    @property
+    def place(self) -> StateGroup:
+        return self._store.name, self._group
 
     def touch(self, key: Any) -> None:
         if self._rest is None:
@@ -193,7 +227,7 @@ class Capture:
 
 
 class HeapSnapshot:
-    """See `KeyedSnapshot`."""
+    """See `KeyedSnapshot` and, where it is `versioned`, `VersionedSnapshot`."""
 
     def __init__(
         self,
@@ -201,13 +235,30 @@ class HeapSnapshot:
         stores: Iterable[Store],
         on_end: Callable[["HeapSnapshot"], None],
         monotonic: Callable[[], float],
+        *,
+        versioned: bool = False,
     ) -> None:
         self.checkpoint_id = checkpoint_id
         self._on_end = on_end
         self._monotonic = monotonic
         self._pace = Pace()
-        self._waiting = [Capture(store, group) for store in stores for group in store.groups if store.table(group)]
+        self._waiting = [
+            Capture(store, group, versioned=versioned)
+            for store in stores
+            for group in store.groups
+            if store.table(group)
+        ]
         self._waiting.reverse()
+
+    @property
+    def versions(self) -> dict[StateGroup, Version]:
+        return {capture.place: capture.version for capture in self._waiting if capture.version is not None}
+
+    def leave_out(self, groups: Collection[StateGroup]) -> None:
+        left = [capture for capture in self._waiting if capture.place in groups]
+        self._waiting = [capture for capture in self._waiting if capture.place not in groups]
+        for capture in left:
+            capture.release()
 
     def next_block(self, budget_seconds: float = BLOCK_SECONDS, *, max_entries: int | None = None) -> StateBlock | None:
         limit = self._pace.items(budget_seconds)

@@ -4,7 +4,7 @@ A serialised value begins with one byte for how the rest was written:
 
 - `N` native msgpack by msgspec: what it gives back exactly. Almost everything.
 - `W` wide: msgspec's builtins, with extension types for datetimes (msgspec would turn every time zone into UTC) and
-  integers beyond 64 bits.
+  integers beyond 64 bits; also for strings that are no Unicode.
 - `T` self-describing (`tagged`): for types that hold `Any`, numpy arrays and the like, and for keys.
 - `P` pickle, only where the user said so by `Pickle`.
 - `F` a format of the user's own, given by `Custom`.
@@ -320,7 +320,7 @@ class _TypedSerializer(Serializer[Any]):
     def _native(self, value: Any) -> bytes:
         try:
             return _NATIVE + msgspec.msgpack.encode(value, enc_hook=_refuse_class)
-        except OverflowError:  # an integer beyond 64 bits
+        except (OverflowError, UnicodeEncodeError):  # an integer beyond 64 bits; half a surrogate pair
             return self._wide(value)
 
     def _wide(self, value: Any) -> bytes:
@@ -384,6 +384,9 @@ class _OlderReader(Serializer[Any]):
 
     def decode(self, data: bytes) -> Any:
         return self._today.read_older(data, self._convert, self._today.type)
+
+    def copy(self, value: Any) -> Any:
+        return self._today.copy(value)
 
     def decode_many(self, data: bytes) -> list[Any]:
         found = self._today.read_older(data, self._convert_all, list[self._today.type])  # type: ignore[name-defined]

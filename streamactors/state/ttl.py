@@ -257,6 +257,8 @@ class TtlMap(MapState[K, V]):  # noqa: PLW1641 (compared by what it holds, so no
         self._lifetime = lifetime
         self._check = check
         self._cursor = cursor
+        self._given: tuple[int, Any, Any] | None = None
+        """The key group and key in hand, and the key that an iteration over them has given out last."""
 
     def attach(self, cursor: Cursor) -> None:
         self._cursor = cursor
@@ -264,7 +266,13 @@ class TtlMap(MapState[K, V]):  # noqa: PLW1641 (compared by what it holds, so no
 
     def _young(self, key: Any) -> Stamped | None:
         entry = self._stamped.get(key)
-        return None if entry is None or entry[1] <= self._lifetime.limit() else entry
+        if entry is None or (entry[1] <= self._lifetime.limit() and not self._is_given(key)):
+            return None
+        return entry
+
+    def _is_given(self, key: Any) -> bool:
+        """Whoever has just been given a key may look it up, though it has expired since."""
+        return self._given is not None and self._given == (self._cursor.group, self._cursor.key, key)
 
     def _read(self, key: K) -> Stamped | None:
         entry = self._young(key)
@@ -333,7 +341,16 @@ class TtlMap(MapState[K, V]):  # noqa: PLW1641 (compared by what it holds, so no
         return self._young(key) is not None
 
     def __iter__(self) -> Iterator[K]:
-        return (key for key, _ in self._entries())
+        return self._giving(self._entries())
+
+    def _giving(self, entries: Iterable[tuple[K, Stamped]]) -> Iterator[K]:
+        cursor = self._cursor
+        for key, _ in entries:
+            before, self._given = self._given, (cursor.group, cursor.key, key)
+            try:
+                yield key
+            finally:
+                self._given = before
 
     def __len__(self) -> int:
         return sum(1 for _ in self._entries())
@@ -345,7 +362,7 @@ class TtlMap(MapState[K, V]):  # noqa: PLW1641 (compared by what it holds, so no
         self._stamped.clear()
 
     def __eq__(self, other: object) -> bool:
-        return dict(self._current()) == (dict(other._current()) if isinstance(other, TtlMap) else other)
+        return dict(self.items()) == (dict(other.items()) if isinstance(other, TtlMap) else other)
 
     # ------------------------------------------------------------------------------------------------------ iterating
     def _current(self) -> dict[K, V]:

@@ -84,7 +84,7 @@ class EventTime:
     """Where event time stands at one step of one subtask. `groups`: the subtask's key groups, where its records have
     them; after a rescale some of them may be ahead of the subtask, having been another's."""
 
-    __slots__ = ("_ahead", "_before_end", "_groups", "current", "idle")
+    __slots__ = ("_ahead", "_before_end", "_groups", "_reaching", "current", "idle")
 
     def __init__(
         self, current: int = MIN_TIME, *, groups: range = range(0), ahead: GroupTimes = (), idle: bool = False
@@ -93,6 +93,8 @@ class EventTime:
         self.idle = idle
         self._before_end: tuple[int, GroupTimes] | None = None
         self._groups = groups
+        self._reaching: Watermark | None = None
+        """A watermark in hand: what is due by it has not all been done."""
         self._ahead: dict[int, int] = {}
         for first, last, time in ahead:
             self._raise(first, last, time)
@@ -101,10 +103,26 @@ class EventTime:
     def at(self, group: int) -> int:
         """For records of one key group (any number that is none: for those without)."""
         ahead = self._ahead
-        return ahead.get(group, self.current) if ahead else self.current
+        time = ahead.get(group, self.current) if ahead else self.current
+        return time if self._reaching is None else max(time, self._reached_by(self._reaching, group))
+
+    def _reached_by(self, mark: Watermark, group: int) -> int:
+        in_scope = mark.groups is None or mark.groups[0] <= group <= mark.groups[1]
+        return mark.time_ms if in_scope else self.current
+
+    @property
+    def reached(self) -> int:
+        """As far as it is for every key group."""
+        mark = self._reaching
+        return self.current if mark is None or mark.groups is not None else max(self.current, mark.time_ms)
+
+    def reach(self, mark: Watermark) -> None:
+        """It has come, and until `on` is told of it, only `at` and `reached` show it: not what is stored."""
+        self._reaching = mark
 
     def on(self, mark: TimeMark) -> TimeMark | None:
         """What is to be passed on."""
+        self._reaching = None
         if not isinstance(mark, Watermark):
             was_idle, self.idle = self.idle, True
             return None if was_idle else IDLE

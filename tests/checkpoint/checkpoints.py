@@ -14,8 +14,13 @@ from streamactors.checkpoint.restorable import Restorable
 from streamactors.checkpoint.store import CheckpointStore
 from streamactors.checkpoint.writer import CheckpointWriter
 from streamactors.errors import CorruptCheckpoint
+from streamactors.state.blocks import codec_for
+from streamactors.state.descriptors import ValueState
 
 BLOCKS = (BlockRef("total", 0, 1, 0, 8), BlockRef("total", 1, 1, 8, 8), BlockRef("total", 2, 1, 16, 8))
+
+
+SCHEMAS = {"total": codec_for(ValueState(int)).schema()}
 
 
 def state(checkpoint: int) -> list[bytes]:
@@ -31,7 +36,7 @@ def manifest_of(
     final: bool = False,
     savepoint: bool = False,
 ) -> Manifest:
-    node = NodeState("totals", keyed=tuple(KeyedHandle(file, BLOCKS) for file in files))
+    node = NodeState("totals", keyed=tuple(KeyedHandle(file, BLOCKS) for file in files), schemas=SCHEMAS)
     subtasks = (SubtaskState("totals", 0, (node,)),)
     return Manifest(
         flow=store.flow,

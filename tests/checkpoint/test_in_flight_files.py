@@ -119,8 +119,24 @@ def test_inspect_shows_them(tmp_path: Path) -> None:
     assert (one["in_flight_records"], one["in_flight_bytes"], one["bytes"]) == (5, size, size)
     assert sum(edge.pop("bytes") for edge in one["in_flight"]) == size
     assert one["in_flight"] == [
-        {"upstream": "orders", "downstream": "totals", "tag": None, "ordinal": 0, "kind": "keyed", "records": 3},
-        {"upstream": "orders", "downstream": "totals", "tag": "late", "ordinal": 1, "kind": "rebalance", "records": 2},
+        {
+            "upstream": "orders",
+            "downstream": "totals",
+            "tag": None,
+            "ordinal": 0,
+            "side": 0,
+            "kind": "keyed",
+            "records": 3,
+        },
+        {
+            "upstream": "orders",
+            "downstream": "totals",
+            "tag": "late",
+            "ordinal": 1,
+            "side": 0,
+            "kind": "rebalance",
+            "records": 2,
+        },
     ]
     assert "in flight" in shown(str(tmp_path))
     text = shown(uri)

@@ -3,7 +3,7 @@
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
@@ -40,6 +40,20 @@ def test_a_job_whose_loop_is_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
     with listening() as (job, _):
         error = failure(job)
     assert error.code == "unreachable" and not error.is_gone and "blocks the event loop" in str(error)
+
+
+def test_a_job_for_which_as_many_wait_as_its_socket_lets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as whoever looks at a suspended job again and again."""
+    monkeypatch.setattr(client, "PATIENCE", 0.05)
+    with listening() as (job, listener), ExitStack() as stack:
+        listener.listen(0)
+        with suppress(BlockingIOError):
+            while True:
+                waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+                waiting.setblocking(False)
+                waiting.connect(job.socket)
+        error = failure(job)
+    assert error.code == "unreachable" and not error.is_gone
 
 
 @pytest.mark.parametrize(

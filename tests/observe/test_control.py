@@ -182,19 +182,25 @@ async def test_a_failure_is_told_while_the_job_goes_on(tmp_path: Path) -> None:
     assert status["restarts"] == 1 and "ZeroDivisionError" in status["last_failure"]
 
 
-async def test_a_gauge_that_fails_keeps_nothing_else_from_being_told(tmp_path: Path) -> None:
-    class Gauging(sa.Operator[int, int]):
+async def test_metrics_of_the_user_keep_nothing_from_being_told() -> None:
+    """Neither one that fails, nor one that is called like ours."""
+
+    class Measuring(sa.Operator[int, int]):
         def open(self, ctx: sa.OperatorContext) -> None:
             ctx.metrics.gauge("broken", lambda: 1 / 0)
+            ctx.metrics.counter("records_in").inc(0.5)
 
         def process(self, value: int, ctx: sa.Context[None, int]) -> None:
             ctx.emit(value)
 
-    flow = sa.Dataflow("sums")
-    flow.source("numbers", Feed()).process("gauging", Gauging).sink("out", ListSink())
+    flow, feed = sa.Dataflow("sums"), Feed()
+    flow.source("numbers", feed).process("measuring", Measuring).sink("out", ListSink())
     async with sa.start(flow, on_exit="cancel") as job, asked(job) as api:
+        feed.put(1, 2, 3)
+        await until(lambda: job.metrics()["subtasks"]["numbers[0]"]["nodes"]["out"]["records_in"] == 3)
         status = await api.get()
-    assert status["status"] == "running" and status["subtasks"] == []
+    counts = {each["uid"]: each["records_in"] for each in status["operators"]}
+    assert counts["measuring"] == 3 and status["status"] == "running"
 
 
 # ------------------------------------------------------------------------------------------------------------ steering
@@ -270,6 +276,40 @@ async def test_a_stop_that_is_under_way_keeps_its_savepoint(tmp_path: Path) -> N
         assert (await first)["checkpoint"]["uri"] == await second == saved.as_uri()
 
 
+async def test_of_stops_at_once_the_first_is_carried_out(tmp_path: Path) -> None:
+    """Though it is still looking whether the folder of its savepoint is empty when the others come."""
+    async with running(tmp_path) as (_, api):
+        posts = [{"savepoint": str(tmp_path / "first")}, {"savepoint": str(tmp_path / "second")}, {"drain": True}, {}]
+        answers = [api.client.post(f"{api.path}/stop", json=post) for post in posts]
+        first, second, third, fourth = await asyncio.gather(*answers)
+    assert first.json()["checkpoint"]["uri"] == (tmp_path / "first").as_uri()
+    for answer in second, third:
+        assert refusal(answer)[:2] == (409, "checkpoint-failed") and "is stopping already" in refusal(answer)[2]
+    assert fourth.json() == first.json() and not (tmp_path / "second").exists()
+
+
+async def test_of_stops_at_once_the_second_is_carried_out_where_the_first_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    async with running(tmp_path) as (_, api):
+        refused, stopped = await asyncio.gather(
+            api.refused("/stop", {"savepoint": str(tmp_path / "full")}), api.post("/stop")
+        )
+    assert refused[:2] == (422, "refused") and stopped["status"] == "finished"
+
+
+async def test_a_stop_is_not_done_where_the_job_is_cancelled_meanwhile(tmp_path: Path) -> None:
+    held = Held()
+    async with held.running(tmp_path) as (job, api):
+        first = asyncio.create_task(api.refused("/stop"))
+        await until(lambda: job.stopping)
+        second = asyncio.create_task(api.refused("/stop"))
+        await until(lambda: sum("held: stop" in task.get_name() for task in asyncio.all_tasks()) == 2)
+        await job.cancel()
+        assert (await first)[0] == 409
+        assert await second == (409, "job-not-running", "job 'held' was cancelled before it had stopped")
+
+
 # ------------------------------------------------------------------------------------------------------------ refusals
 @pytest.mark.parametrize(
     ("method", "path", "sent", "status", "code", "told"),
@@ -285,6 +325,8 @@ async def test_a_stop_that_is_under_way_keeps_its_savepoint(tmp_path: Path) -> N
         ("POST", "/v1/jobs/sums/savepoints", {}, 400, "invalid-request", "missing required field `uri`"),
         ("POST", "/v1/jobs/sums/savepoints", {"json": {"uri": "here"}}, 400, "invalid-request", "absolute path"),
         ("POST", "/v1/jobs/sums/savepoints", {"json": {"uri": ""}}, 400, "invalid-request", "absolute path"),
+        ("POST", "/v1/jobs/sums/savepoints", {"json": {"uri": "nightly:1"}}, 400, "invalid-request", "absolute path"),
+        ("POST", "/v1/jobs/sums/savepoints", {"json": {"uri": "file://[x"}}, 422, "refused", "file:///absolute/path"),
         ("POST", "/v1/jobs/sums/savepoints", {"json": {"uri": "/proc/x"}}, 409, "checkpoint-failed", "/proc"),
         ("POST", "/v1/jobs/sums/savepoints", {"json": {"uri": "x://y"}}, 422, "refused", "x://"),
         ("POST", "/v1/jobs/sums/stop", {"content": b"{}"}, 415, "unsupported-media-type", "application/json"),
@@ -303,6 +345,25 @@ async def test_refusals(
         assert refusal(answer)[:2] == (status, code), answer.text
         assert told in refusal(answer)[2]
         assert job.status == "running" and not job.stopping
+
+
+async def test_a_refusal_of_the_server_itself_is_an_answer_like_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MOST_CONNECTIONS", 1)
+    async with running(tmp_path) as (job, api):
+        assert (await api.get())["name"] == "sums"  # its connection stays open
+        for sent, told in ((b"NONSENSE\r\n\r\n", b'400 Bad Request|"bad-request"'), (GET, b'503 |"busy"')):
+            reader, writer = await asyncio.open_unix_connection(socket_of(job))
+            writer.write(sent)
+            answer = await reader.read()  # to its end: it is hung up
+            writer.close()
+            assert b"content-type: application/json\r\n" in answer
+            assert all(part in answer for part in told.split(b"|")), answer
+        assert (await api.get())["name"] == "sums"
+
+
+GET = b"GET /v1/jobs HTTP/1.1\r\nhost: job\r\n\r\n"
 
 
 async def test_a_body_without_end_is_not_read_to_the_end(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import socket
 import stat
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,27 @@ def test_an_entry_that_is_taken_for_stale_while_it_is_made_is_made_again(
         assert [job.entry for job in found()] == [ENTRY]
 
 
+def test_whoever_looked_before_that_removes_nothing(registry_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has opened the entry that was removed, and goes on when there is another of the same name."""
+    lock, opened = fcntl.flock, list[int]()
+
+    def lock_late(file: int, how: int) -> None:
+        if how == fcntl.LOCK_EX and not opened:
+            [entry] = registry_folder.iterdir()
+            opened.append(os.open(entry, os.O_RDONLY))
+            assert found() == []  # another looks, and removes it
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    with registry.place("0123456789") as place, place.listen():
+        place.publish(ENTRY)
+        [entry] = registry_folder.glob("*.json")
+        with monkeypatch.context() as late:
+            late.setattr(os, "open", lambda *args, **options: opened[0])
+            assert registry._read(registry_folder, -1, entry.name) is None
+        assert [job.entry for job in found()] == [ENTRY]
+
+
 def test_files_of_others_in_the_folder_are_left_alone(registry_folder: Path) -> None:
     registry_folder.mkdir(mode=0o700)
     (registry_folder / "notes.txt").touch()
@@ -132,6 +154,17 @@ def test_a_folder_of_another_user_is_refused(registry_folder: Path, monkeypatch:
     assert f"{registry_folder} belongs to another user" in str(refused.value)
     jobs, (reason, _) = registry.running()
     assert jobs == [] and "belongs to another user" in reason
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "refused"),
+    [(0o700, 54321, True), (0o755, 0, False), (0o700, os.geteuid(), False), (0o1777, 54321, False)],
+)
+def test_who_may_own_a_parent(mode: int, owner: int, refused: bool) -> None:
+    """XDG_RUNTIME_DIR is that of the user before, after a plain `su`."""
+    found = os.stat_result((stat.S_IFDIR | mode, 1, 1, 1, owner, 1, 1, 1, 1, 1))
+    with pytest.raises(ControlUnavailable, match="belongs to another user") if refused else nullcontext():
+        registry._check_parent(Path("/run/user/54321"), found)
 
 
 def test_a_link_is_not_followed(registry_folder: Path, tmp_path: Path) -> None:
@@ -208,6 +241,16 @@ USERS = job_of("users", 13, "file:///c")
 @pytest.mark.parametrize(("wanted", "pid"), [("users", 13), ("11", 11), ("file:///b", 12)])
 def test_a_job_is_known_by_name_process_and_storage(wanted: str, pid: int) -> None:
     assert registry.find(wanted, [*ORDERS, USERS]).entry.pid == pid
+
+
+def test_a_storage_may_be_told_as_it_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    jobs = [USERS, job_of("orders", 11, (tmp_path / "stored").as_uri())]
+    for typed in (str(tmp_path / "stored"), "./stored", "../" + tmp_path.name + "/stored/"):
+        assert registry.find(typed, jobs).entry.pid == 11
+    for typed in ("stored", "./other", "x://stored"):  # a name is none of a folder
+        with pytest.raises(NoSuchJob, match="there is no job"):
+            registry.find(typed, jobs)
 
 
 def test_the_only_job_needs_no_name() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 import streamactors as sa
 from connectors.memory import ListSink
+from streamactors.checkpoint import writer
 from streamactors.checkpoint.restorable import list_checkpoints
 from streamactors.checkpoint.storage import LocalFiles
 from streamactors.clock import SYSTEM
@@ -487,7 +488,10 @@ class TestRule5AbortsBeforeTheirBarrier:
         await finish(self.flow(feed, Door(open=True), sink), config(tmp_path, capacity=64, **mode))
         assert Counter(value for value, _ in sink.values) == Counter(range(500))
 
-    async def test_it_stops_capturing_and_deletes_its_files(self, tmp_path: Path) -> None:
+    async def test_it_stops_capturing_and_deletes_its_files(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(writer, "SMALL", 0)  # each has a file of its own
         feed, door, sink, files = Feed(), Door(), ListSink[Any](), failing(tmp_path)
         feed.put(*range(500))
         soon = {"timeout": dt.timedelta(milliseconds=150), "tolerable_failures": 3, **UNALIGNED}
@@ -641,6 +645,7 @@ class TestBoundedMemory:
     async def test_a_slow_storage_pauses_the_subtask(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(inflight, "LIMIT", 1000)
         monkeypatch.setattr(inflight, "CHUNK_BYTES", 100)
+        monkeypatch.setattr(writer, "SMALL", 0)  # what is packed is gathered first
         feed, door, sink, files = fed(*range(2000), chunk=10), Door(), ListSink[Any](), failing(tmp_path)
 
         def flow(door: Door) -> sa.Dataflow:
@@ -770,7 +775,7 @@ class TestDamage:
                 infos.append(await asked)
         assert all(info.inflight_bytes for info in infos)
         handle = next(iter(manifest_of(infos[1].uri).in_flight()))[0]
-        [damaged] = [path for path in tmp_path.rglob("*-in-flight*") if str(path).endswith(handle.file.path)]
+        [damaged] = [path for path in tmp_path.rglob("*") if str(path).endswith(handle.file.path)]
         damage(damaged, how)
         feed.end()
         with caplog.at_level(logging.WARNING):

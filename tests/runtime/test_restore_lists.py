@@ -125,7 +125,7 @@ def test_reaches_every_subtask_with_its_schema(before: int, now: int) -> None:
 
 
 def test_of_an_operator_that_is_gone_it_is_refused_unless_given_up() -> None:
-    with pytest.raises(IncompatibleState, match=r"'buffer', which the flow no longer has.*drop_state=\['buffer'\]"):
+    with pytest.raises(IncompatibleState, match=r"'buffer', which flow 'test' does not have.*drop_state=\['buffer'\]"):
         plan_restore(stored(2), planned(2, buffer="renamed"))
     assert plan_restore(stored(2), planned(2, buffer="renamed"), {"buffer"}) == {}
     assert all(restore.allow_dropped for restore in plan_restore(stored(2), planned(2), {"buffer"}).values())

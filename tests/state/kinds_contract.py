@@ -5,7 +5,8 @@ A test module derives a class from `KindsContract` for its backend.
 
 import datetime as dt
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -30,6 +31,30 @@ class Spot(msgspec.Struct):
 
 def merged(a: Spot, b: Spot) -> Spot:
     return Spot(a.x + b.x, max(a.y, b.y))
+
+
+class ExpiringClock(ManualClock):
+    """Leaps by a minute after it was looked at so many times."""
+
+    left: int | None = None
+
+    def time_ms(self) -> int:
+        now = super().time_ms()
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                self.left = None
+                self.advance(60)
+        return now
+
+    @contextmanager
+    def last_look(self, looks: int, before: Callable[[], None]) -> Iterator[None]:
+        self.left = None
+        before()
+        self.left = looks
+        yield
+        self.left = None
+        before()
 
 
 async def no_turn() -> None:
@@ -248,6 +273,37 @@ class KindsContract(ABC):
         clock.advance(20)
         assert (dict(seen), list(items), seen.setdefault("c", 9)) == ({"b": 7, "c": 2}, ["c"], 2)
         assert seen.popitem()[0] in "bc"
+
+    @pytest.mark.parametrize("ttl", [MINUTE, TOUCHED], ids=["write", "read"])
+    def test_what_an_iteration_gives_can_be_looked_up_though_it_expires_meanwhile(self, ttl: Ttl) -> None:
+        clock = ExpiringClock()
+        backend = self.make(clock)
+        seen = backend.bind("seen", MapState(str, int, ttl=ttl))
+        other = backend.bind("other", MapState(str, int, ttl=ttl))
+        held = {f"k{number}": number for number in range(10)}
+        for number in range(20):
+            with clock.last_look(number, lambda: self._write_both(backend, seen, other, held)):
+                assert dict(seen.items()) in (held, {})
+            with clock.last_look(number, lambda: self._write_both(backend, seen, other, held)):
+                assert {key: seen[key] for key in seen}.items() <= held.items()
+            with clock.last_look(number, lambda: self._write_both(backend, seen, other, held)):
+                assert (seen == other) in (True, False)
+        keys = iter(seen)
+        assert next(keys) in held
+        clock.advance(60)
+        stand_on(backend.cursor, "b")
+        assert dict(seen.items()) == {}
+        stand_on(backend.cursor, "a")
+        del keys
+        assert dict(seen.items()) == {}
+        assert all(key not in seen for key in held)
+        backend.close()
+
+    @staticmethod
+    def _write_both(backend: KeyedBackend, seen: Any, other: Any, held: dict[str, int]) -> None:
+        stand_on(backend.cursor, "a")
+        seen.update(held)
+        other.update(held)
 
     def test_folding_begins_afresh(self, backend: KeyedBackend, clock: ManualClock) -> None:
         total = backend.bind("total", ReducingState(int, lambda a, b: a + b, ttl=MINUTE))

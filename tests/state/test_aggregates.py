@@ -3,10 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 from functools import reduce
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -131,8 +134,18 @@ def test_none_and_nan_are_no_values_where_they_compare_with_nothing(nothing: Any
 
 def test_nan_spoils_sums_and_none_is_an_error() -> None:
     assert math.isnan(result(Sum(itself), [1.0, math.nan])) and math.isnan(result(Avg(itself), [1.0, math.nan]))
-    with pytest.raises(TypeError):
-        result(Sum(itself), [None])
+    for nothing in (None, "3", Decimal(3)):
+        for aggregate in (Sum(itself), Avg(itself)):
+            with pytest.raises(TypeError, match="expected a number"):
+                result(aggregate, [nothing])
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.int64, Fraction, bool])
+def test_sums_of_other_numbers_are_floats_that_can_be_stored(number: Any) -> None:
+    several = Aggregates[Any, dict[str, Any]](sum=Sum(itself), avg=Avg(itself))
+    accumulator = folded(several, [1e8, number(1), number(0)])
+    serializer = serializer_for(several.accumulator)
+    assert serializer.decode(serializer.encode(accumulator)) == {"sum": 1e8 + 1, "avg": (1e8 + 1, 3)}
 
 
 @pytest.mark.parametrize("make", [lambda: Min(itself), lambda: Max(itself), lambda: Distinct(itself), Collect])
@@ -160,6 +173,13 @@ def test_what_is_no_aggregate_is_refused() -> None:
         Aggregates()
     with pytest.raises(InvalidDataflow, match="from 1 up"):
         TopN(0, itself)
+    with pytest.raises(InvalidDataflow, match=r"AggregatingState: make Awaiting.add a plain function, not async"):
+        AggregatingState(Awaiting())
+
+
+class Awaiting(Count):
+    async def add(self, accumulator: int, value: Any) -> int:  # type: ignore[override]
+        return accumulator
 
 
 class Own(Aggregate[int, int, int]):

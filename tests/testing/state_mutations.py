@@ -24,6 +24,7 @@ ROCKSDB: Final = "backends=rocksdb"
 """The other switches of the scenario stay."""
 MISSING: Final = "which is not there|is missing"
 """A file of a checkpoint."""
+NOT_DURABLE: Final = MISSING + "|before the name of .* was durable"
 
 
 # ----------------------------------------------------------------------------------------------------- native snapshots
@@ -57,7 +58,7 @@ def part_of_native_state_skipped_on_rescale(patch: pytest.MonkeyPatch) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- shared files
-@mutant("pipeline aligned", "keyed-chain unaligned", symptom=MISSING, faults=ROCKSDB + ",storage_failures=6")
+@mutant("pipeline aligned", "keyed-chain unaligned", symptom=NOT_DURABLE, faults=ROCKSDB + ",storage_failures=6")
 def file_of_an_aborted_checkpoint_reused(patch: pytest.MonkeyPatch) -> None:
     """Whatever was uploaded in this attempt is offered, though its checkpoint may never have been completed."""
     reuse, write = StoredSnapshots.reuse, StoredSnapshots.write

@@ -6,7 +6,7 @@ import pytest
 
 from streamactors.testing.simulation import MODES, TOPOLOGIES, run_scenario
 
-SEEDS = 32
+SEEDS = 46
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from streamactors.checkpoint.storage import LocalFiles
 from streamactors.clock import Clock
 from streamactors.config import Config, RocksDB
 from streamactors.deploy.local import LocalAttempt, deploy_locally
-from streamactors.errors import InvalidConfig, SimulationFailed
+from streamactors.errors import InvalidConfig, SimulationFailed, StreamactorsError
 from streamactors.graph.logical import LogicalGraph
 from streamactors.graph.physical import PhysicalPlan
 from streamactors.graph.planner import plan
@@ -246,12 +246,12 @@ class Run:
     # ---------------------------------------------------------------------------------------------------------- verdict
     def _outcome(self) -> Outcome:
         assert self._graph is not None and self._config.checkpoints is not None
-        return Outcome(
-            world=self._world,
-            exactly_once="at-least-once" not in self._modes,
-            states=last_states(self._world.root, self._config.checkpoints.storage, self._graph, self._world.now),
-            widths=self._widths,
-        )
+        try:
+            states = last_states(self._world.root, self._config.checkpoints.storage, self._graph, self._world.now)
+        except StreamactorsError as error:
+            raise self._failed(f"the last checkpoint can't be read: {error}") from error
+        exactly_once = "at-least-once" not in self._modes
+        return Outcome(world=self._world, exactly_once=exactly_once, states=states, widths=self._widths)
 
     def _judge(self, outcome: Outcome) -> None:
         if undecided := [value for topic in self._world.broker.topics for value in self._world.broker.undecided(topic)]:

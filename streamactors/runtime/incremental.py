@@ -1,0 +1,144 @@
+"""Checkpoints that hold only the key groups that may have changed, and refer to earlier checkpoints' files for the rest.
+
+Invariants:
+1. A checkpoint refers to what was stored of exactly the entries that it would otherwise have to write: of the same
+   `Version`, under the same schema.
+2. It refers only to what the checkpoint that the job goes on from refers to as well. Which files those are, the
+   target's `reuse` knows; nothing has to be told of here when checkpoints complete or are given up.
+3. It refers to nothing that was written `full_every` checkpoints ago, or earlier. So no more than that many checkpoints'
+   files are needed to restore one, also over restarts.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from itertools import groupby
+from typing import Any, Final, Protocol
+from weakref import WeakKeyDictionary
+
+from streamactors.checkpoint import layout
+from streamactors.checkpoint.manifest import BlockRef, FileHandle, KeyedHandle
+from streamactors.elements import Barrier
+from streamactors.runtime.messages import NodeRestore
+from streamactors.state.backend import KeyedSnapshot
+from streamactors.state.versions import StateGroup, Version, VersionedBackend, VersionedSnapshot
+
+COPIES: Final = 4
+"""A version is stored more than once while no checkpoint that holds it has completed. So many are remembered."""
+
+Write = Callable[[KeyedSnapshot], Awaitable[KeyedHandle | None]]
+
+
+class ReuseTarget(Protocol):
+    """The checkpoint that a snapshot becomes a part of."""
+
+    def reuse(self, barrier: Barrier, size: int, digest: bytes) -> FileHandle | None: ...
+
+
+class Increments:
+    """What one operator subtask has in storage, by version."""
+
+    def __init__(self, backend: VersionedBackend, full_every: int) -> None:
+        self._backend = backend
+        self._full_every = full_every
+        self._stored: WeakKeyDictionary[Version, tuple[KeyedHandle, ...]] = WeakKeyDictionary()
+
+    def restored(self, start: NodeRestore, schemas: Mapping[str, Any]) -> None:
+        """The backend holds what it was restored from, and nothing else. `schemas`: today's. What was merged from
+        several files, read from native ones or under another schema, is not there as it would be written now."""
+        found: dict[StateGroup, list[KeyedHandle]] = {}
+        for handle, refs in start.blocks:
+            for place, part in _by_group(KeyedHandle(handle.file, refs)):
+                found.setdefault(place, []).append(part)
+        for (state, group), parts in found.items():
+            same = state in schemas and schemas[state] == start.schemas.get(state)
+            native = any(handle.start <= group < handle.stop for handle in start.native)
+            if same and not native and len(parts) == 1:
+                self.stored(self._backend.version(state, group), parts[0])
+
+    def begin(self, checkpoint: int) -> "IncrementalStoring":
+        """The synchronous part."""
+        return IncrementalStoring(self._backend.begin_versioned_snapshot(checkpoint), self)
+
+    def stored(self, version: Version, part: KeyedHandle) -> None:
+        """`part`: of one state and key group."""
+        self._stored[version] = (*self._stored.get(version, ())[1 - COPIES :], part)
+
+    def found(self, version: Version, reuse: Callable[[FileHandle], FileHandle | None]) -> KeyedHandle | None:
+        """Where it lies, and may be referred to. The latest is tried first, which is to stay the longest."""
+        for part in reversed(self._stored.get(version, ())):
+            file = reuse(part.file)
+            if file is not None:
+                return KeyedHandle(FileHandle(file.path, file.size, file.digest, part.file.start), part.blocks)
+        return None
+
+    def is_young(self, file: FileHandle, checkpoint: int) -> bool:
+        place = layout.place_of(file.path)
+        return place is not None and checkpoint - place.checkpoint < self._full_every
+
+
+class IncrementalStoring:
+    """The storing of one snapshot, in this order: `refer`, `store`; or `abort`."""
+
+    def __init__(self, snapshot: VersionedSnapshot, increments: Increments) -> None:
+        self._snapshot = snapshot
+        self._increments = increments
+        self._referred: tuple[KeyedHandle, ...] = ()
+
+    def refer(self, target: ReuseTarget, barrier: Barrier) -> None:
+        """Early, so that nothing is kept aside for what need not be written. Raises CheckpointFailed."""
+        reuse = _Reuse(target, barrier, self._increments.is_young)
+        found: dict[StateGroup, KeyedHandle] = {}
+        for place, version in self._snapshot.versions.items():
+            if (part := self._increments.found(version, reuse)) is not None:
+                found[place] = part
+        self._snapshot.leave_out(found)
+        self._referred = _by_file(found.values())
+
+    async def store(self, write: Write) -> tuple[KeyedHandle, ...]:
+        """`write` stores what the snapshot gives out."""
+        versions = dict(self._snapshot.versions)
+        written = await write(self._snapshot)
+        if written is None:
+            return self._referred
+        for place, part in _by_group(written):
+            self._increments.stored(versions[place], part)
+        return (*self._referred, written)
+
+    def abort(self) -> None:
+        self._snapshot.abort()
+
+
+class _Reuse:
+    """Asks once for each file, which holds many groups."""
+
+    def __init__(self, target: ReuseTarget, barrier: Barrier, is_young: Callable[[FileHandle, int], bool]) -> None:
+        self._target = target
+        self._barrier = barrier
+        self._is_young = is_young
+        self._answers: dict[str, FileHandle | None] = {}
+
+    def __call__(self, file: FileHandle) -> FileHandle | None:
+        if file.path not in self._answers:
+            self._answers[file.path] = self._ask(file)
+        return self._answers[file.path]
+
+    def _ask(self, file: FileHandle) -> FileHandle | None:
+        if not self._is_young(file, self._barrier.checkpoint):
+            return None
+        return self._target.reuse(self._barrier, file.size, file.digest)
+
+
+def _place(ref: BlockRef) -> StateGroup:
+    return ref.state, ref.group
+
+
+def _by_group(handle: KeyedHandle) -> Iterable[tuple[StateGroup, KeyedHandle]]:
+    """Blocks of a group keep their order."""
+    for place, refs in groupby(sorted(handle.blocks, key=_place), key=_place):
+        yield place, KeyedHandle(handle.file, tuple(refs))
+
+
+def _by_file(parts: Iterable[KeyedHandle]) -> tuple[KeyedHandle, ...]:
+    refs: dict[FileHandle, list[BlockRef]] = {}
+    for part in parts:
+        refs.setdefault(part.file, []).extend(part.blocks)
+    return tuple(KeyedHandle(file, tuple(blocks)) for file, blocks in refs.items())
