@@ -36,11 +36,19 @@ class StateBackend(Protocol):
     def name(self) -> str: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Heap(StateBackend):
-    """Keyed state in Python dictionaries."""
+    """Keyed state in Python dictionaries. `incremental`: a checkpoint holds only the key groups that may have changed
+    since the last one, and refers to earlier ones for the rest, unless `Checkpoints.incremental` is off; `full_every`:
+    to none that is so many checkpoints old, so that all is written at least so often."""
 
     name: ClassVar[str] = "heap"
+    incremental: bool = False
+    full_every: int = 10
+
+    def __post_init__(self) -> None:
+        _check_type("Heap.incremental", self.incremental, bool, "True or False")
+        _check_whole("Heap.full_every", self.full_every, remedy="checkpoints")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -140,7 +140,7 @@ class S3Bucket:
 
 
 # ----------------------------------------------------------------------------------------------------------- the proxy
-Damage = Literal["503", "500", "403", "cut before", "cut inside", "answer lost", "answer cut", "hold"]
+Damage = Literal["503", "500", "404", "403", "cut before", "cut inside", "answer lost", "answer cut", "hold"]
 
 
 @dataclass
@@ -235,8 +235,8 @@ class Proxy:
 
     async def _answer(self, rule: Rule | None, head: bytes, body: bytes) -> bytes:
         damage = rule.damage if rule is not None else None
-        if damage in ("503", "500", "403"):
-            return _refusal(int(damage))
+        if damage in ("503", "500", "404", "403"):
+            return _refusal(int(damage), with_body=not head.startswith(b"HEAD "))
         if damage == "cut before":
             return b""
         if damage == "cut inside":
@@ -278,11 +278,11 @@ async def _body(head: bytes, reader: asyncio.StreamReader) -> bytes:
             return b"".join(parts)
 
 
-def _refusal(status: int) -> bytes:
-    code = {503: "SlowDown", 500: "InternalError", 403: "AccessDenied"}[status]
+def _refusal(status: int, *, with_body: bool) -> bytes:
+    code = {503: "SlowDown", 500: "InternalError", 404: "NotFound", 403: "AccessDenied"}[status]
     body = f"<Error><Code>{code}</Code><Message>refused by the test</Message></Error>".encode()
     head = [f"HTTP/1.1 {status} {code}", "Content-Type: application/xml", "Connection: close"]
-    return "\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode() + body
+    return "\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode() + (body if with_body else b"")
 
 
 @asynccontextmanager

@@ -1,5 +1,6 @@
 """Which `Files` a URI stands for, and what they share: connections, clock, options."""
 
+import contextlib
 import importlib.util
 from collections.abc import Mapping
 from typing import Any, Final
@@ -87,5 +88,6 @@ class FileSystems:
         return FsspecStore(f"{scheme}://{name}", options, self._clock)
 
     async def close(self) -> None:
-        for bucket in self._buckets.values():
-            await bucket.store.close()
+        async with contextlib.AsyncExitStack() as closing:  # all of them, whatever one of them raises
+            for bucket in self._buckets.values():
+                closing.push_async_callback(bucket.store.close)

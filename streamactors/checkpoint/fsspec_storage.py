@@ -4,6 +4,7 @@ What fsspec has for Google's and Azure's stores runs an event loop of its own in
 any blocking library.
 """
 
+import asyncio
 import errno
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, ParamSpec, Protocol, TypeVar
@@ -38,31 +39,33 @@ class FsspecStore:
         self._options = options
         self._in_memory = uri.startswith("memory:")
         self._run: Runner = inline if self._in_memory else clock.run_blocking
+        self._connecting = asyncio.Lock()
         self._connected: tuple[Any, str] | None = None
 
-    def _connect(self) -> tuple[Any, str]:
+    async def _connect(self) -> tuple[Any, str]:
         """The file system, and the bucket's path in it."""
-        if self._connected is None:
-            from fsspec.core import url_to_fs
+        async with self._connecting:
+            if self._connected is None:
+                self._connected = await uninterrupted(self._run(self._opened))
+            return self._connected
 
-            try:
-                files, path = url_to_fs(self._uri, use_listings_cache=False, skip_instance_cache=True, **self._options)
-            except (TypeError, ValueError, KeyError) as error:
-                # Not chained: it may show values.
-                raise InvalidConfig(
-                    f"{self._uri}: the storage options {', '.join(sorted(self._options)) or '(none)'} are not what its "
-                    f"file system takes ({type(error).__name__}). See docs/storage.md."
-                ) from None
-            self._connected = files, path.rstrip("/")
-        return self._connected
-
-    async def _do(self, work: Callable[[Any, str], T], key: str) -> T:
-        def run() -> T:
-            files, bucket = self._connect()
-            return work(files, f"{bucket}/{key}" if key else bucket)
+    def _opened(self) -> tuple[Any, str]:
+        from fsspec.core import url_to_fs
 
         try:
-            return await uninterrupted(self._run(run))
+            files, path = url_to_fs(self._uri, use_listings_cache=False, skip_instance_cache=True, **self._options)
+        except (TypeError, ValueError, KeyError) as error:
+            # Not chained: it may show values.
+            raise InvalidConfig(
+                f"{self._uri}: the storage options {', '.join(sorted(self._options)) or '(none)'} are not what its "
+                f"file system takes ({type(error).__name__}). See docs/storage.md."
+            ) from None
+        return files, path.rstrip("/")
+
+    async def _do(self, work: Callable[[Any, str], T], key: str) -> T:
+        try:
+            files, bucket = await self._connect()
+            return await uninterrupted(self._run(work, files, f"{bucket}/{key}" if key else bucket))
         except (OSError, InvalidConfig):
             raise
         except Exception as error:  # each file system raises its own

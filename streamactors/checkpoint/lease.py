@@ -5,7 +5,8 @@ process which was paused can't overwrite what belongs to its successor.
 
 Invariants:
 1. A lease is taken by creating the file where there is none, or over from a holder that is known to be dead, or whose
-   beats have not changed for `expiry` seconds by the clock of whoever watches: no two clocks are compared.
+   beats have not changed for `expiry` seconds by whoever watches, who looks all the time: no two clocks are compared,
+   and one that is paused itself, or jumps, proves nothing.
 2. `held` is false from the moment that anybody else's token is in the file.
 
 What a lease can't do: keep a process from writing that was paused and does not know yet that it was taken over, or
@@ -15,6 +16,7 @@ exclusively (`CheckpointStore.ensure_owner`).
 
 import asyncio
 import logging
+import math
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -117,8 +119,9 @@ class Lease:
     async def _beats(self, holder: Note) -> bool:
         """Watch until there is another beat (or another holder, or none: `_take` looks again), or none for `expiry`."""
         first = await self._last_beat(holder)
-        begun = self._clock.monotonic()
-        while self._clock.monotonic() - begun < self._times.expiry:
+        for _ in range(
+            math.ceil(self._times.expiry / self._times.look)
+        ):  # a time when we were paused counts for little
             await self._clock.sleep(self._times.look)
             if await self._last_beat(holder) != first:
                 return await self._holder() == holder

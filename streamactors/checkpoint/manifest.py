@@ -268,6 +268,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def reusable_files(self) -> Iterator[FileHandle]:
         """Those that a later checkpoint may refer to."""
         for _, node in self.nodes():
+            yield from (keyed.file for keyed in node.keyed)
             for native in node.native:
                 yield from (part.file for part in native.files if part.size == part.file.size)
 

@@ -32,6 +32,7 @@ from streamactors.checkpoint.storage import (
     Entry,
     Files,
     Written,
+    again,
     each_chunk,
     is_plain_path,
     normalise_uri,
@@ -166,12 +167,13 @@ class ObjectFiles:
         request: Callable[[], Awaitable[T]],
         *,
         retries: Retries | None = None,
+        expected: tuple[type[OSError], ...] = (),
     ) -> T:
-        """FileNotFoundError and FileExistsError are for the caller; all else is StorageFailed."""
+        """What is `expected` is for the caller; all else is StorageFailed."""
         uri = self.uri_of(path)
         try:
             return await (retries or self._bucket.retries).call(f"can't {doing} {uri}", request)
-        except (FileNotFoundError, FileExistsError):
+        except expected:
             raise
         except OSError as error:
             raise object_storage_failed(doing, uri, error) from error
@@ -183,25 +185,26 @@ class ObjectFiles:
         request: Callable[[], Awaitable[T]],
         *,
         retries: Retries | None = None,
+        expected: tuple[type[OSError], ...] = (),
     ) -> T:
         """Likewise, but a request under way is not abandoned."""
 
         async def whole() -> T:
             return await request()
 
-        return await self._do(doing, path, lambda: uninterrupted(whole()), retries=retries)
+        return await self._do(doing, path, lambda: uninterrupted(whole()), retries=retries, expected=expected)
 
     # -------------------------------------------------------------------------------------------------------- writing
     async def write(self, path: str, chunks: Chunks) -> Written:
         digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
         async with contextlib.aclosing(_parts(chunks)) as parts:
-            first = await self._checked(await anext(parts, b""), digest)
-            second = await anext(parts, None)
-            if second is None:
-                written = Written(len(first.data), digest.digest())
-                await self._write_at_once(path, first, written)
-                return written
-            return await self._write_in_parts(path, first, second, parts, digest)
+            taken = [await anext(parts, b"")]
+            if len(taken[0]) == PART:
+                return await self._write_in_parts(path, again(taken, parts), digest)
+            data = await self._checked(taken[0], digest)
+            written = Written(len(data.data), digest.digest())
+            await self._write_at_once(path, data, written)
+            return written
 
     async def _write_at_once(self, path: str, data: Checked, written: Written) -> None:
         key, token = self._key(path), self._clock.token()
@@ -211,18 +214,15 @@ class ObjectFiles:
 
         await self._make(path, put, token, written)
 
-    async def _write_in_parts(
-        self, path: str, first: Checked, second: bytes, parts: AsyncGenerator[bytes, None], digest: hashlib.blake2b
-    ) -> Written:
+    async def _write_in_parts(self, path: str, parts: AsyncGenerator[bytes, None], digest: hashlib.blake2b) -> Written:
         token = self._clock.token()
         upload = await self._begin_upload(path, token)
         try:
-            size = await self._send(upload, path, 1, first)
-            size += await self._send(upload, path, 2, await self._checked(second, digest))
-            number = 2
-            async for part in parts:
-                number += 1
-                size += await self._send(upload, path, number, await self._checked(part, digest))
+            size = number = 0
+            async with contextlib.aclosing(parts):
+                async for part in parts:
+                    number += 1
+                    size += await self._send(upload, path, number, await self._checked(part, digest))
             written = Written(size, digest.digest())
             await self._make(path, upload.finish, token, written)
         except BaseException:
@@ -238,8 +238,6 @@ class ObjectFiles:
 
         try:
             return await self._change("write", path, lambda: self._store.upload(key, token))
-        except FileExistsError as error:
-            raise object_storage_failed("write", self.uri_of(path), error) from error
         except BaseException:
             await self._clean("abort", path, abort)  # it may have begun; the key is ours alone
             raise
@@ -252,7 +250,7 @@ class ObjectFiles:
         """Must not hide why, nor be cut short; what can't be cleaned up now is when the job starts again."""
         try:
             await uninterrupted(self._change(doing, path, request, retries=self._bucket.cleaning))
-        except (StorageFailed, FileNotFoundError) as error:
+        except StorageFailed as error:
             log.warning("something may be left behind: %s", error)
 
     async def _make(self, path: str, request: Callable[[], Awaitable[None]], token: str, written: Written) -> None:
@@ -282,7 +280,7 @@ class ObjectFiles:
         """Whether the request made the object. It may have, and be refused since the object is there, or since the
         upload is not there any more: when it was sent again after its answer was lost."""
         try:
-            await self._change(doing, path, request)
+            await self._change(doing, path, request, expected=(FileExistsError, FileNotFoundError))
         except (FileExistsError, FileNotFoundError) as error:
             if await self._is_ours(path, token, written):
                 return True
@@ -393,7 +391,9 @@ class ObjectFiles:
     async def _get(self, path: str, start: int, length: int) -> bytes:
         key = self._key(path)
         try:
-            return await self._do("read", path, lambda: self._store.get(key, start, length))
+            return await self._do(
+                "read", path, lambda: self._store.get(key, start, length), expected=(FileNotFoundError,)
+            )
         except FileNotFoundError as error:
             raise CorruptCheckpoint(f"{self.uri_of(path)} is missing: expected a file, found none") from error
 
@@ -508,6 +508,7 @@ _ADVICE: Final = {
     errno.EACCES: "Check the credentials, and that they may read, write, list and delete there.",
     errno.EPERM: "Check the credentials, and that they may read, write, list and delete there.",
     errno.ENODEV: "Create it, or correct the URI, the region or the endpoint.",
+    errno.ENOENT: "Check the URI and the endpoint: is that the store?",
     errno.EEXIST: "A file of that name is in the way: was it put there by hand?",
     errno.EINVAL: "Check the URI and the storage options.",
 }

@@ -7,6 +7,7 @@ s3fs knows how to find credentials and what every request needs; requests are ma
 import asyncio
 import base64
 import errno
+import functools
 import importlib
 import io
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -54,11 +55,10 @@ class S3Store:
 
     # ------------------------------------------------------------------------------------------------------ connection
     async def _call(self, method: str, **arguments: Any) -> Any:
-        await self._connect()
-        call = getattr(self._client, method)
-        arguments = self._files._get_s3_method_kwargs(call, Bucket=self._bucket, **arguments)
         try:
-            return await call(**arguments)
+            await self._connect()
+            call = getattr(self._client, method)
+            return await call(**self._files._get_s3_method_kwargs(call, Bucket=self._bucket, **arguments))
         except Exception as error:
             if not _is_of_the_connection(error):
                 raise
@@ -200,12 +200,19 @@ def _prepared() -> tuple[Any, Any]:
     tenths of a second, so it is done in a thread."""
     s3fs = importlib.import_module("s3fs")
     session = importlib.import_module("aiobotocore.session").AioSession()
-    loader = session.get_component("data_loader")
+    session.register_component("data_loader", _descriptions(session.get_config_variable("data_path")))
+    return s3fs, session
+
+
+@functools.cache
+def _descriptions(path: str | None) -> Any:
+    """Read once for all clients of this process, which only look at them."""
+    loader = importlib.import_module("botocore.loaders").create_loader(path)
     loader.load_service_model("s3", "service-2")
     loader.load_service_model("s3", "endpoint-rule-set-1")
     loader.load_data("endpoints")
     loader.load_data("partitions")
-    return s3fs, session
+    return loader
 
 
 class S3Upload:
@@ -267,7 +274,10 @@ def _is_of_the_connection(error: Exception) -> bool:
 
 
 _NO_CREDENTIALS: Final = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError")
-_NO_REQUEST: Final = ("ParamValidationError", "InvalidEndpointDiscoveryConfigurationError", "UnknownRegionError")
+_NO_REQUEST: Final = (
+    "ConfigNotFound", "ConfigParseError", "InvalidConfigError", "InvalidEndpointDiscoveryConfigurationError",
+    "NoRegionError", "ParamValidationError", "ProfileNotFound", "UnknownRegionError",
+)  # fmt: skip
 
 
 def _without_answer(error: Exception) -> OSError:

@@ -657,6 +657,15 @@ async def each_chunk(chunks: Chunks) -> AsyncGenerator[bytes, None]:
             yield chunk
 
 
+async def again(taken: list[bytes], rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """What was taken from the front of `rest`, and the rest. Lets go of each chunk as it is written."""
+    taken.reverse()
+    while taken:
+        yield taken.pop()
+    async for chunk in rest:
+        yield chunk
+
+
 # ------------------------------------------------------------------------------------------------------- names, errors
 OBJECT_STORES: Final = ("s3", "gs", "az", "abfs", "abfss", "memory")
 """Schemes of the stores whose files appear whole, or not at all."""

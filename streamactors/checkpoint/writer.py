@@ -13,7 +13,7 @@ from streamactors.checkpoint import layout
 from streamactors.checkpoint.layout import Place
 from streamactors.checkpoint.manifest import FileHandle
 from streamactors.checkpoint.packing import SMALL, Packer
-from streamactors.checkpoint.storage import Chunks, Files, each_chunk
+from streamactors.checkpoint.storage import Chunks, Files, again, each_chunk
 from streamactors.clock import Clock
 from streamactors.errors import CheckpointFailed
 
@@ -81,7 +81,7 @@ class CheckpointWriter:
             first = await _small(each)
             if isinstance(first, bytes):
                 return await self._packer.add(name, first)
-            return await self._write_alone(name, _again(first, each))
+            return await self._write_alone(name, again(first, each))
 
     async def _write_alone(self, name: str, chunks: Chunks) -> FileHandle:
         self._sequence += 1
@@ -138,12 +138,3 @@ async def _small(chunks: AsyncGenerator[bytes, None]) -> bytes | list[bytes]:
         if size > SMALL:
             return taken
     return b"".join(taken)
-
-
-async def _again(taken: list[bytes], rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """Lets go of each chunk as it is written."""
-    taken.reverse()
-    while taken:
-        yield taken.pop()
-    async for chunk in rest:
-        yield chunk

@@ -210,6 +210,8 @@ async def _write_table(rows: StoredRows, wanted: Wanted) -> None:
 
 def _cell(value: Any) -> str:
     text = value if isinstance(value, str) else plain.as_json_text(value)
+    if not text.isprintable():  # what moves the cursor of a terminal, or worse
+        text = json.dumps(plain.as_json(value))
     return text if len(text) <= _CELL else f"{text[:_CELL]}…"
 
 
@@ -220,7 +222,7 @@ async def _write_json(rows: StoredRows, wanted: Wanted) -> None:
             async for part in lists:
                 for row in part:
                     line = {name: plain.as_json(value) for name, value in zip(rows.columns, row, strict=True)}
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    file.write(plain.written(line) + "\n")
 
 
 @contextmanager

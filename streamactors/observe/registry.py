@@ -13,6 +13,7 @@ import socket
 import stat
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -57,14 +58,28 @@ class RunningJob:
         return f"{self.entry.flow} (pid {self.entry.pid}{storage})"
 
 
+_held: "weakref.WeakSet[Place]" = weakref.WeakSet()
+
+
+def _let_go_in_child() -> None:
+    """A lock belongs to its open file: by a forked child that outlives its parent, that would seem to live on."""
+    for place in list(_held):
+        place.let_go()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
+
+
 class Place:
     """The files of one job: its entry, held by a lock, and its socket."""
 
     def __init__(self, folder: Path, directory: int, id: str) -> None:
         self._directory = directory
         self._id = id
-        self._entry = _claim(directory, id + _ENTRY)
+        self._entry: int | None = _claim(directory, id + _ENTRY)
         self._path = str(folder / (id + _SOCKET))
+        _held.add(self)
 
     def listen(self) -> socket.socket:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -79,15 +94,24 @@ class Place:
 
     def publish(self, entry: Entry) -> None:
         """From here on others find the job."""
+        assert self._entry is not None
         os.write(self._entry, msgspec.json.encode(entry))
 
     def withdraw(self) -> None:
         """From here on nobody finds it."""
-        _remove(self._directory, self._id)
+        if self._entry is not None:
+            _remove(self._directory, self._id)
 
     def close(self) -> None:
         self.withdraw()
-        os.close(self._entry)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Of the lock; the files are another's from here on."""
+        _held.discard(self)
+        entry, self._entry = self._entry, None
+        if entry is not None:
+            os.close(entry)
 
 
 def _claim(directory: int, name: str) -> int:

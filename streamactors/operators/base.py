@@ -320,7 +320,7 @@ class RecordContext(Cursor, Context[Any, Any]):
     ) -> None:
         super().__init__()
         self.timestamp: int | None = None
-        self.timers: Timers = NoTimers(_NO_TIMERS)  # type: ignore[misc]
+        self.timers: Timers = NoTimers(_NO_TIMERS)
         self._time = EventTime() if time is None else time
         self._drain = drain
         self._values: list[Any] = []

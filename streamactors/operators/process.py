@@ -340,10 +340,10 @@ class ProcessSpec(OperatorSpec):
 
     def _on_timer(self, operator: Any) -> Hook | None:
         """None where the operator has not defined it: then it can't mean to use timers."""
-        hook = getattr(operator, "on_timer", None)
-        default = getattr(self.kinds.keyed, "on_timer", None)
-        defined = self.keyed and hook is not None and getattr(hook, "__func__", hook) is not default
-        return Hook.of(hook, keyed=True) if defined and hook is not None else None
+        defined = getattr(type(operator), "on_timer", None)
+        if not self.keyed or defined is getattr(self.kinds.keyed, "on_timer", None):
+            return None
+        return Hook.of(operator.on_timer, keyed=True)
 
 
 def _class_behind(factory: Any) -> type | None:

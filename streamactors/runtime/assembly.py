@@ -38,7 +38,7 @@ from streamactors.runtime.sweeping import Sweeper
 from streamactors.sinks import SinkContext
 from streamactors.sources import SourceContext
 from streamactors.state.backend import KeyedBackend
-from streamactors.state.backends import keyed_backend
+from streamactors.state.backends import full_every, keyed_backend
 from streamactors.state.operator_lists import OperatorLists
 from streamactors.time.progress import EventTime
 from streamactors.time.watermarks import SplitWatermarks
@@ -340,6 +340,7 @@ class _Assembly:
             clock=self._around.clock,
             max_parallelism=self._vertex.max_parallelism,
             incremental=self._spec.checkpoints is not None and self._spec.checkpoints.incremental,
+            full_every=full_every(self._spec.state_backend),
         )
 
     def _barriers(self, source: Input, outputs: Outputs, nodes: Sequence[NodeRuntime]) -> Barriers:

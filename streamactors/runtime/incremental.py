@@ -1,12 +1,12 @@
-"""Checkpoints that hold only the key groups that may have changed, and refer to earlier checkpoints' files for the rest.
+"""Checkpoints that hold only the key groups that may have changed, and refer to files of earlier ones for the rest.
 
 Invariants:
 1. A checkpoint refers to what was stored of exactly the entries that it would otherwise have to write: of the same
    `Version`, under the same schema.
 2. It refers only to what the checkpoint that the job goes on from refers to as well. Which files those are, the
    target's `reuse` knows; nothing has to be told of here when checkpoints complete or are given up.
-3. It refers to nothing that was written `full_every` checkpoints ago, or earlier. So no more than that many checkpoints'
-   files are needed to restore one, also over restarts.
+3. It refers to nothing that was written `full_every` checkpoints ago, or earlier. So no more than that many have files
+   that are needed to restore one, also over restarts.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -124,7 +124,9 @@ class _Reuse:
     def _ask(self, file: FileHandle) -> FileHandle | None:
         if not self._is_young(file, self._barrier.checkpoint):
             return None
-        return self._target.reuse(self._barrier, file.size, file.digest)
+        found = self._target.reuse(self._barrier, file.size, file.digest)
+        # The same content may have been stored before, under another name.
+        return found if found is not None and self._is_young(found, self._barrier.checkpoint) else None
 
 
 def _place(ref: BlockRef) -> StateGroup:

@@ -18,12 +18,14 @@ from streamactors.errors import (
     StorageFailed,
     StreamactorsError,
 )
+from streamactors.runtime.incremental import IncrementalStoring, Increments
 from streamactors.runtime.messages import ListPiece, NodeRestore
 from streamactors.runtime.native import NativeStoring
 from streamactors.runtime.snapshot import SnapshotStorage
 from streamactors.state.backend import KeyedBackend, KeyedSnapshot, StateBlock, native_of
 from streamactors.state.operator_lists import ListsSnapshot, OperatorLists
 from streamactors.state.unkeyed import ListBlock
+from streamactors.state.versions import versioned
 
 log = logging.getLogger("streamactors.checkpoint")
 
@@ -45,7 +47,9 @@ class NodeRuntime:
         clock: Clock,
         max_parallelism: int,
         incremental: bool,
+        full_every: int | None = None,
     ) -> None:
+        """`full_every`: see `Increments`; None where blocks are not referred to by later checkpoints."""
         self.uid = uid
         self.is_source = is_source
         self._backend = backend
@@ -56,6 +60,7 @@ class NodeRuntime:
         self._clock = clock
         self._max_parallelism = max_parallelism
         self._native = native_of(backend) if incremental else None
+        self._increments = _increments(backend, full_every) if incremental else None
         self._restored = False
 
     def check(self) -> None:
@@ -83,6 +88,8 @@ class NodeRuntime:
                 self._backend.restore([StateBlock(ref.state, ref.group, ref.entries, data)])
                 if self._governor.due():
                     await self._governor.turn()
+        if self._increments is not None:
+            self._increments.restored(self._start, self._backend.schemas())
 
     async def _restore_native(self, backend: KeyedBackend, storage: SnapshotStorage) -> None:
         """First, since files are taken over into empty state only."""
@@ -132,10 +139,12 @@ class NodeRuntime:
         if self._native is not None and not barrier.savepoint:
             await self._native.ready_for_native()
 
-    def begin_snapshot(self, barrier: Barrier) -> KeyedSnapshot | NativeStoring | None:
-        """The synchronous part. A savepoint is in the canonical format, which every backend reads."""
+    def begin_snapshot(self, barrier: Barrier) -> KeyedSnapshot | NativeStoring | IncrementalStoring | None:
+        """The synchronous part. A savepoint is complete, in the canonical format, which every backend reads."""
         if self._backend is None:
             return None
+        if self._increments is not None and not barrier.savepoint:
+            return self._increments.begin(barrier.checkpoint)
         try:
             native = None if barrier.savepoint else self._begin_native(self._backend, barrier.checkpoint)
             return self._backend.begin_snapshot(barrier.checkpoint) if native is None else native
@@ -189,6 +198,11 @@ class NodeRuntime:
             self._backend.close()
         if self._lists is not None:
             self._lists.close()
+
+
+def _increments(backend: KeyedBackend | None, full_every: int | None) -> Increments | None:
+    found = versioned(backend)
+    return None if full_every is None or found is None else Increments(found, full_every)
 
 
 class _Refused:

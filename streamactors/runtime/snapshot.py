@@ -32,6 +32,7 @@ from streamactors.checkpoint.manifest import (
 from streamactors.elements import Barrier
 from streamactors.errors import StreamactorsError
 from streamactors.graph.physical import SubtaskId
+from streamactors.runtime.incremental import IncrementalStoring
 from streamactors.runtime.inflight import CHUNK_BYTES, Capture, Captures
 from streamactors.runtime.messages import Failed, Reports, SnapshotDeclined, SnapshotStored
 from streamactors.runtime.native import NativeStoring
@@ -82,7 +83,7 @@ class CapturedNode:
     """The synchronous part of one node's snapshot."""
 
     uid: str
-    keyed: KeyedSnapshot | NativeStoring | None = None
+    keyed: KeyedSnapshot | NativeStoring | IncrementalStoring | None = None
     schemas: dict[str, Any] = field(default_factory=dict)
     positions: dict[str, Any] = field(default_factory=dict)
     pending: tuple[Any, ...] = ()
@@ -214,6 +215,9 @@ class Snapshots:
                 self._reports(Failed(self._subtask, error))
 
     async def _store_nodes(self, pending: _Pending) -> None:
+        for node in pending.nodes:
+            if isinstance(node.keyed, IncrementalStoring):
+                node.keyed.refer(self._storage, pending.barrier)
         natives = [node.keyed for node in pending.nodes if isinstance(node.keyed, NativeStoring)]
         async with contextlib.AsyncExitStack() as stack:
             for native in natives:
@@ -232,14 +236,12 @@ class Snapshots:
             pending.in_flight = capture.handle(file)
 
     async def _store_node(self, barrier: Barrier, node: CapturedNode) -> NodeState:
-        keyed, native = None, None
+        native = None
         if isinstance(node.keyed, NativeStoring):
             native = await node.keyed.store(self._storage, barrier, f"{node.uid}-{self._subtask.index}")
-        elif node.keyed is not None:
-            keyed = await self._store_keyed(barrier, node.uid, node.keyed)
         return NodeState(
             node.uid,
-            keyed=() if keyed is None else (keyed,),
+            keyed=await self._store_blocks_of(barrier, node),
             native=() if native is None else (native,),
             schemas=node.schemas,
             positions=node.positions,
@@ -250,6 +252,15 @@ class Snapshots:
             lists=None if node.lists is None else await self._store_lists(barrier, node.uid, node.lists),
             list_schemas=node.list_schemas,
         )
+
+    async def _store_blocks_of(self, barrier: Barrier, node: CapturedNode) -> tuple[KeyedHandle, ...]:
+        match node.keyed:
+            case None | NativeStoring():
+                return ()
+            case IncrementalStoring():
+                return await node.keyed.store(functools.partial(self._store_keyed, barrier, node.uid))
+        written = await self._store_keyed(barrier, node.uid, node.keyed)
+        return () if written is None else (written,)
 
     async def _store_keyed(self, barrier: Barrier, uid: str, keyed: KeyedSnapshot) -> KeyedHandle | None:
         refs: list[BlockRef] = []

@@ -245,7 +245,6 @@ class Subtask:
         """The last watermark: all event timers fire, in turn with whatever else there is to do."""
         last = Watermark(MAX_TIME, merged=True)
         if self._times is not None and self._input.channels:
-            self._times.ended(channel)
             self.chain.push_marks([last], self._captures.route(channel))
         elif self._times is not None:
             self.chain.tell(0, last)
@@ -262,6 +261,8 @@ class Subtask:
         self._reports(EndReached(self.id))
         if self._input.channels:
             await self.barriers.on(ChannelEnded(channel))
+        if self._times is not None and self._input.channels:
+            self._times.ended(channel)
 
     async def make_room(self) -> None:
         """For `ctx.drain()`: until everything emitted so far has left, or a barrier waits to overtake it."""

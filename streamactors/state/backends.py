@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 from streamactors.clock import Clock
-from streamactors.config import RocksDB, StateBackend
+from streamactors.config import Heap, RocksDB, StateBackend
 from streamactors.errors import IncompatibleState, MissingExtra
 from streamactors.state.backend import KeyedBackend, NativeBackend
 from streamactors.state.descriptors import Declaration
@@ -37,6 +37,11 @@ def keyed_backend(
 
     options = RocksDBOptions(folder=setting.folder, memory=setting.memory, cache=setting.cache)
     return RocksDBBackend(groups, max_parallelism, uid=uid, clock=clock, options=options)
+
+
+def full_every(setting: str | StateBackend) -> int | None:
+    """How many checkpoints may refer to the same blocks; None where each writes all of its own."""
+    return setting.full_every if isinstance(setting, Heap) and setting.incremental else None
 
 
 def require_installed(setting: str | StateBackend) -> None:

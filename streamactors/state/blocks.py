@@ -10,7 +10,7 @@ given to state that had none, and taken away.
 import copy
 import datetime as dt
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
 from typing import Any, ClassVar, Final, Generic, Self, TypeVar
@@ -20,6 +20,7 @@ import msgspec
 from streamactors.clock import SYSTEM
 from streamactors.errors import (
     CorruptCheckpoint,
+    IncompatibleState,
     InvalidDataflow,
     StreamactorsError,
     UnserialisableValue,
@@ -428,7 +429,8 @@ class MapCodec(EntryCodec[dict[Any, Any]]):
 
     def decode(self, data: bytes) -> dict[Any, Any]:
         keys, values = msgspec.msgpack.decode(data, type=tuple[bytes, bytes])
-        return dict(zip(self.keys.decode_many(keys), self.values.decode_many(values), strict=True))
+        found = self.keys.decode_many(keys)
+        return _distinct(zip(found, self.values.decode_many(values), strict=True), len(found))
 
     def size(self, entry: dict[Any, Any]) -> int:
         return len(entry)
@@ -447,7 +449,7 @@ class MapCodec(EntryCodec[dict[Any, Any]]):
         return {"kind": self.kind, **types, **self._lifetime_schema()}
 
     def _problems(self, old: Schema) -> list[str]:
-        keys = [f"key {problem}" for problem in self.keys.check_compatible(old["key"])]
+        keys = [f"key {problem}" for problem in self.keys.check_compatible_keys(old["key"])]
         return keys + self.values.check_compatible(old["type"])
 
     def _columns(self, entries: list[dict[Any, Any]]) -> tuple[list[int], list[bytes]]:
@@ -458,7 +460,7 @@ class MapCodec(EntryCodec[dict[Any, Any]]):
     def _entries(self, sizes: list[int], columns: list[bytes]) -> list[dict[Any, Any]]:
         keys, values = columns
         items = zip(self.keys.decode_many(keys), self.values.decode_many(values), strict=True)
-        return [dict(islice(items, size)) for size in sizes]
+        return [_distinct(islice(items, size), size) for size in sizes]
 
     def _stamp(self) -> None:
         self.values = StampedSerializer(self.values)
@@ -468,6 +470,15 @@ class MapCodec(EntryCodec[dict[Any, Any]]):
 
     def younger(self, entry: dict[Any, Any], limit: int) -> dict[Any, Any]:
         return {key: value for key, (value, time) in entry.items() if time > limit} or UNSET
+
+
+def _distinct(items: Iterable[tuple[Any, Any]], count: int) -> dict[Any, Any]:
+    made = dict(items)
+    if len(made) != count:
+        raise IncompatibleState(
+            f"{count} stored keys of a map are {len(made)} now: what told them apart is gone from their class"
+        )
+    return made
 
 
 class TimersCodec(MapCodec):

@@ -104,7 +104,14 @@ class BroadcastStore(UnkeyedStore):
             key = self.accept(self.keys, key)
         if type(value) not in self.values.types:
             value = self.accept(self.values, value)
-        self._insert(key, value)
+        self._insert(key, value if self.values.immutable else self._own(key, value))
+
+    def _own(self, key: Any, value: Any) -> Any:
+        """What is stored is often the record itself, and that is the same object in every subtask of the process."""
+        try:
+            return self.values.copy(value)
+        except StreamactorsError as error:
+            raise UnserialisableValue(f"{self.where}, key {key!r}: {error}") from error
 
     def delete(self, key: Any) -> None:
         self.check_writable()
@@ -269,6 +276,11 @@ class BoundBroadcast(BroadcastState[K, V]):  # noqa: PLW1641 (compared by what i
     def get(self, key: K, /, default: D) -> V | D: ...
     def get(self, key: K, /, default: Any = None) -> Any:
         return self[key] if key in self._current() else default
+
+    def setdefault(self, key: K, default: Any = None) -> Any:
+        if key not in self._current():
+            self[key] = default
+        return self[key]
 
     def clear(self) -> None:
         self._store.clear()

@@ -33,12 +33,16 @@ class Ttl:
     """
 
     def __init__(self, after: dt.timedelta, *, refresh_on: Literal["write", "read-write"] = "write") -> None:
-        if not isinstance(after, dt.timedelta) or after < _MILLISECOND:
-            raise InvalidDataflow(f"Ttl(after={after!r}): give a timedelta above zero, at least a millisecond")
+        _refuse_senseless(after)
         if refresh_on not in ("write", "read-write"):
             raise InvalidDataflow(f"Ttl(refresh_on={refresh_on!r}): 'write' or 'read-write'")
         self.after = after
         self.refresh_on = refresh_on
+
+
+def _refuse_senseless(after: Any) -> None:
+    if not isinstance(after, dt.timedelta) or after < _MILLISECOND:
+        raise InvalidDataflow(f"Ttl(after={after!r}): give a timedelta above zero, at least a millisecond")
 
 
 class Declaration:
@@ -339,6 +343,14 @@ def _refuse_shared(found: dict[str, Declaration], cls: type) -> None:
             raise InvalidDataflow(
                 f"{cls.__qualname__} declares one state under two names, {other!r} and {name!r}: make two"
             )
+    stored: dict[str, str] = {}
+    for name, declaration in found.items():
+        other = stored.setdefault(declaration.stored or name, name)
+        if other != name:
+            raise InvalidDataflow(
+                f"{cls.__qualname__} stores {other!r} and {name!r} both as {declaration.stored or name!r}: "
+                "change one stored_as"
+            )
 
 
 def _refuse_made_in_init(operator: object, cls: type) -> None:
@@ -354,6 +366,10 @@ def stored_as(name: str, state: DeclarationT) -> DeclarationT:
     `amount = stored_as("total", ValueState(float, default=0.0))`. Queries, too, find it by that name."""
     if not name:
         raise InvalidDataflow("stored_as('', …): give the name under which the state is stored")
+    if name.startswith("@"):
+        raise InvalidDataflow(
+            f"stored_as({name!r}, …): names that begin with @ are kept for what is stored beside state"
+        )
     state.stored = name
     return state
 

@@ -5,6 +5,9 @@ snapshot has not yet written a group, a `GuardedTable` stands in for its dict an
 is read or written for the first time, what it holds is kept for the snapshot. Reading counts, since `get` hands out the
 stored object and the user may change it; where nothing can be changed in place, only writing does. When a group's turn
 comes, its dict is copied (shallow, at memcpy speed), given out in bounded blocks, and the dict put back.
+
+**Versions**, for incremental checkpoints, are kept by the same tables: after the snapshot, one stays in the place of
+its dict until an entry is touched for the first time. That ends the version, and puts the dict back.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,6 +27,7 @@ from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.stored import Reader, check_keys, check_own, check_schemas
 from streamactors.state.timers import HIDDEN, TimerState
 from streamactors.state.ttl import UNSET, Turn, lifetimes_of
+from streamactors.state.versions import Version
 
 
 class HeapBackend:
@@ -78,9 +82,22 @@ class HeapBackend:
 
     # ---------------------------------------------------------------------------------------------------- snapshots
     def begin_snapshot(self, checkpoint_id: int) -> HeapSnapshot:
-        snapshot = HeapSnapshot(checkpoint_id, self._stores.values(), self._ended, self._clock.monotonic)
+        return self._begin(checkpoint_id, versioned=False)
+
+    def begin_versioned_snapshot(self, checkpoint_id: int) -> HeapSnapshot:
+        return self._begin(checkpoint_id, versioned=True)
+
+    def _begin(self, checkpoint_id: int, *, versioned: bool) -> HeapSnapshot:
+        stores, monotonic = self._stores.values(), self._clock.monotonic
+        snapshot = HeapSnapshot(checkpoint_id, stores, self._ended, monotonic, versioned=versioned)
         self._snapshots.append(snapshot)
         return snapshot
+
+    def version(self, state: str, group: int) -> Version:
+        store = self._stores.get(state)
+        if store is None or group not in self.groups:
+            raise StateAccessError(f"operator {self._uid!r} has no key group {group} of a state {state!r} here")
+        return store.version(group)
 
     def _ended(self, snapshot: HeapSnapshot) -> None:
         if snapshot in self._snapshots:
@@ -110,6 +127,7 @@ class HeapBackend:
         except StreamactorsError as error:
             raise type(error)(f"{store.where}: {error}") from error
         check_keys(keys, block.group, self._max_parallelism, store.where)
+        store.changed(block.group)
         table = store.table(block.group)
         for key, entry in zip(keys, entries, strict=True):
             table[key] = store.codec.merge(table[key], entry) if key in table else entry

@@ -17,8 +17,7 @@ MISSING: Final[Any] = object()
 
 class GuardedTable:
     """A group's dict while snapshots wait for it, and as long as it has a version. Entries are reached by `get` to be
-    read, by `[]` to be changed. With neither left to tell of a change, it is out of the way: `tables[group]` is the dict
-    again."""
+    read, by `[]` to be changed. When nobody is left to be told of a change, `tables[group]` is the dict again."""
 
     __slots__ = ("_group", "_tables", "captures", "reading_touches", "table", "version")
 

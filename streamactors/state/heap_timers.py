@@ -11,7 +11,6 @@ from streamactors.state.stored import check_keys
 from streamactors.state.timers import TimeIndex, TimerRow, TimerState, in_order
 
 
-
 class _RowsCodec(TimersCodec):
     """Of tables whose keys are whole timers, with nothing behind them: there is nothing to copy."""
 

@@ -45,7 +45,9 @@ from streamactors.state.rocksdb_snapshot import RocksSnapshot
 from streamactors.state.rocksdb_states import bound_state
 from streamactors.state.rocksdb_stores import MISSING, Shared, Store, group_start, store_for
 from streamactors.state.rocksdb_sweep import sweep_group
+from streamactors.state.rocksdb_timers import DIRTY, NEAR, RocksTimers
 from streamactors.state.stored import Reader, check_keys, check_own, check_schemas
+from streamactors.state.timers import TimerState
 from streamactors.state.ttl import UNSET, Turn, lifetimes_of
 
 __all__ = ["RocksDBBackend", "RocksDBOptions"]
@@ -92,6 +94,7 @@ class RocksDBBackend:
         self._shared = Shared(uid, groups, max_parallelism, database)
         self._shared.room = self._room
         self._stores: dict[str, Store[Any]] = {}
+        self._timers: dict[str, RocksTimers] = {}
         self._bound: list[Any] = []
         self._snapshots: list[RocksSnapshot] = []
         self._native: list[RocksNativeSnapshot] = []
@@ -113,7 +116,13 @@ class RocksDBBackend:
 
     @property
     def declarations(self) -> dict[str, Declaration]:
-        return {state.name: state for state in self._bound}
+        timers = {name: timers.declaration for name, timers in self._timers.items()}
+        return {state.name: state for state in self._bound} | timers
+
+    @property
+    def _kept(self) -> dict[str, Store[Any] | RocksTimers]:
+        """All that has rows."""
+        return {**self._stores, **self._timers}
 
     def attach(self, cursor: Cursor) -> None:
         self.cursor = cursor
@@ -121,10 +130,12 @@ class RocksDBBackend:
             state.attach(cursor)
 
     def bind(self, name: str, declaration: StateT) -> StateT:
-        if name in self._stores:
+        if name in self._kept:
             raise InvalidDataflow(f"operator {self._uid!r}: two states have the name {name!r}")
         if len(name.encode()) > 255:
             raise InvalidDataflow(f"operator {self._uid!r}, state {name!r}: the name is longer than 255 bytes")
+        if isinstance(declaration, TimerState):
+            return cast(StateT, self._bind_timers(name, declaration))
         try:
             codec = codec_for(declaration, self._clock.time_ms)
         except InvalidDataflow as error:
@@ -137,6 +148,13 @@ class RocksDBBackend:
         self._bound.append(bound)
         self._share_cache()
         return cast(StateT, bound)
+
+    def _bind_timers(self, name: str, declaration: TimerState) -> RocksTimers:
+        near, dirty = min(NEAR, self.options.cache), min(DIRTY, self.options.dirty)
+        run_blocking = self._clock.run_blocking
+        timers = RocksTimers(declaration, name, self._shared, run_blocking, near=near, dirty=dirty)
+        self._timers[name] = timers
+        return timers
 
     def _share_cache(self) -> None:
         each = max(self.options.cache // len(self._stores), 8)
@@ -167,7 +185,9 @@ class RocksDBBackend:
             store.retry()
             while len(store.dirty) > len(store.stuck):
                 self._write(store, WRITE_ROWS)
-        return next((error for store in self._stores.values() for error in store.stuck.values()), None)
+        refused = [error for timers in self._timers.values() if (error := timers.write_all()) is not None]
+        stuck = (error for store in self._stores.values() for error in store.stuck.values())
+        return next(iter(refused), None) or next(stuck, None)
 
     # ------------------------------------------------------------------------------------------------------- reading
     async def prefetch(self, keys: Sequence[Any], groups: Sequence[int]) -> None:
@@ -204,7 +224,7 @@ class RocksDBBackend:
     def begin_snapshot(self, checkpoint_id: int) -> RocksSnapshot:
         error = self._write_all()
         reader = self._database.rows(group_start(0), group_start(1 << 15), keep_blocks=False)
-        stores = {store.state: store for store in self._stores.values()}
+        stores = {store.state: store for store in self._kept.values()}
         snapshot = RocksSnapshot(checkpoint_id, stores, reader, error, self._ended, self._clock.monotonic)
         self._snapshots.append(snapshot)
         return snapshot
@@ -223,7 +243,7 @@ class RocksDBBackend:
         error = self._write_all()
         if error is not None:
             raise error
-        counts = counts_of(self._stores.values())
+        counts = counts_of(self._kept.values())
         if counts:
             write_meta(self._database, self.schemas(), counts, self._max_parallelism)
         self._native_made += 1
@@ -259,11 +279,13 @@ class RocksDBBackend:
         schema has changed (see `check_schemas`, to be called before) is rewritten. Raises IncompatibleState for another
         max parallelism or a newer format, CorruptCheckpoint for files that are missing, damaged or no snapshot.
         """
-        if any(store.count() for store in self._stores.values()):
+        if any(store.count() for store in self._kept.values()):
             raise IncompatibleState(f"operator {self._uid!r}: native files can only be restored into empty state")
         with self._folder.in_use():
             try:
                 self._restore_native(parts)
+                for timers in self._timers.values():
+                    timers.took_over()
             finally:
                 if self._closed:  # meanwhile, by whoever waits for this thread no longer
                     self._database.close()
@@ -296,7 +318,7 @@ class RocksDBBackend:
         self._shared.database = database
         self._native_digests.update(known_tables(part))
         for state, counts in counts_in(meta, self.groups):
-            self._stores[state].counts.update(counts)
+            self._kept[state].counts.update(counts)
         return True
 
     def _copy(self, part: NativePart, path: Path) -> None:
@@ -308,7 +330,7 @@ class RocksDBBackend:
             if same_rows(meta, self.schemas()):
                 self._database.ingest(iter(rows_of(source, groups)), path.with_suffix(".sst"), self.options)
                 for state, counts in counts_in(meta, groups):
-                    self._stores[state].counts.update(counts)
+                    self._kept[state].counts.update(counts)
             else:
                 self._rewrite(source, groups)
         finally:
@@ -317,29 +339,32 @@ class RocksDBBackend:
             remove(path)
 
     def _rewrite(self, source: Database, groups: KeyGroupRange) -> None:
-        stores = {store.state: store for store in self._stores.values()}
+        stores = {store.state: store for store in self._kept.values()}
         reader = rows_of(source, groups)
         snapshot = RocksSnapshot(0, stores, reader, None, lambda _: None, self._clock.monotonic, older=True)
         while (block := snapshot.next_block()) is not None:
             self.restore([block])
 
     def schemas(self) -> dict[str, Any]:
-        return {name: store.codec.schema() for name, store in self._stores.items()}
+        return {name: store.codec.schema() for name, store in self._kept.items()}
 
     def check_schemas(self, stored: Mapping[str, Any], *, allow_dropped: bool = False) -> None:
         readers = {
-            name: Reader(store.where, store.codec.problems, store.codec.read_as) for name, store in self._stores.items()
+            name: Reader(store.where, store.codec.problems, store.codec.read_as) for name, store in self._kept.items()
         }
         check_schemas(stored, readers, self._uid, allow_dropped=allow_dropped)
 
     def restore(self, blocks: Iterable[StateBlock]) -> None:
         for block in blocks:
             check_own(block, self.groups, self._uid)
-            if (store := self._stores.get(block.state)) is not None:
+            if (store := self._kept.get(block.state)) is not None:
                 self._add(store, block)
 
-    def _add(self, store: Store[Any], block: StateBlock) -> None:
+    def _add(self, store: Store[Any] | RocksTimers, block: StateBlock) -> None:
         try:
+            if isinstance(store, RocksTimers):
+                store.add(block, self._max_parallelism)
+                return
             keys, entries = store.codec.decode_block(block.data, rewritten=block.rewritten)
         except StreamactorsError as error:
             raise type(error)(f"{store.where}: {error}") from error
@@ -375,7 +400,7 @@ class RocksDBBackend:
         await sweep_group(self._store(name), group, self._shared, self.cursor, self._clock.run_blocking, turn)
 
     def entries(self) -> dict[str, int]:
-        return {name: store.count() for name, store in self._stores.items()}
+        return {name: store.count() for name, store in self._kept.items()}
 
     @property
     def memory_used(self) -> int:
@@ -391,7 +416,7 @@ class RocksDBBackend:
             snapshot.abort()
         for native in self._native.copy():
             native.abort()
-        for store in self._stores.values():
+        for store in self._kept.values():
             store.close()
         try:
             for database in (*self._opened, self._database):

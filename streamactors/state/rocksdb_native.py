@@ -17,6 +17,7 @@ from streamactors.state.layouts import check_version
 from streamactors.state.rocksdb_database import Database, RocksDBOptions, RowReader
 from streamactors.state.rocksdb_folder import LocalFolder, copy, digest, empty, link_or_copy, read, remove, sizes
 from streamactors.state.rocksdb_stores import Store, group_start
+from streamactors.state.rocksdb_timers import RocksTimers
 
 FORMAT: Final = "rocksdb-1"
 _META: Final = b"\xff\xffmeta"
@@ -43,7 +44,7 @@ class _Meta(msgspec.Struct, forbid_unknown_fields=False):
     counts: dict[str, dict[int, int]]
 
 
-def counts_of(stores: Iterable[Store[Any]]) -> dict[str, dict[int, int]]:
+def counts_of(stores: Iterable[Store[Any] | RocksTimers]) -> dict[str, dict[int, int]]:
     """Keys by state and key group, without zeros, where nothing is dirty."""
     counts = {store.name: {group: count for group, count in store.counts.items() if count} for store in stores}
     return {name: held for name, held in counts.items() if held}

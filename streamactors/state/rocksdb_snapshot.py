@@ -9,6 +9,7 @@ from streamactors.state.pace import Pace
 from streamactors.state.rocksdb_database import RowReader
 from streamactors.state.rocksdb_keys import LENGTH
 from streamactors.state.rocksdb_stores import ListStore, MapStore, Store, tail_of_list
+from streamactors.state.rocksdb_timers import RocksTimers
 
 _GROUP_BYTES: Final = 2
 
@@ -16,7 +17,7 @@ _GROUP_BYTES: Final = 2
 class _Part:
     """The rows of one state and key group that make one block."""
 
-    def __init__(self, store: Store[Any], codec: Any, group: int) -> None:
+    def __init__(self, store: Store[Any] | RocksTimers, codec: Any, group: int) -> None:
         self.store = store
         self.codec = codec
         self.group = group
@@ -30,7 +31,7 @@ class _Part:
         if not self.keys:
             return None
         try:
-            if isinstance(self.store, MapStore):
+            if self.maps:
                 data = self.codec.encode_block(self.keys, self.maps)
             else:
                 data = self.codec.encode_block([], [], self.keys, self.singles)
@@ -47,7 +48,7 @@ class RocksSnapshot:
     def __init__(
         self,
         checkpoint_id: int,
-        stores: Mapping[bytes, Store[Any]],
+        stores: Mapping[bytes, Store[Any] | RocksTimers],
         reader: RowReader,
         error: StreamactorsError | None,
         on_end: Callable[["RocksSnapshot"], None],
@@ -141,24 +142,33 @@ class RocksSnapshot:
 
     def _taker(self, part: _Part) -> Callable[[bytes, bytes], None]:
         match part.store:
-            case ListStore():
-                return lambda data, row: self._take_list(part, data, row)
-            case MapStore() as store:
-                return lambda data, row: self._take_map(part, store, data, row)
-        return lambda data, row: self._take_value(part, data, row)
+            case ListStore() as lists:
+                return lambda data, row: self._take_list(part, lists, data, row)
+            case MapStore() as maps:
+                return lambda data, row: self._take_map(part, maps, data, row)
+            case RocksTimers() as timers:
+                return lambda data, row: self._take_timer(part, timers, data, row)
+            case store:
+                return lambda data, row: self._take_value(part, store, data, row)
 
-    def _take_value(self, part: _Part, data: bytes, row: bytes) -> None:
-        key, value = part.store.key_and_row(data, row)
+    def _take_timer(self, part: _Part, timers: RocksTimers, data: bytes, row: bytes) -> None:
+        key, entry = timers.decoded(data, row)
+        part.keys.append(key)
+        part.maps.append(entry)
+        part.entries += 1
+
+    def _take_value(self, part: _Part, store: Store[Any], data: bytes, row: bytes) -> None:
+        key, value = store.key_and_row(data, row)
         part.keys.append(key)
         part.singles.append(value)
         part.entries += 1
 
-    def _take_head(self, part: _Part, data: bytes, row: bytes) -> bytes | None:
+    def _take_head(self, store: Store[Any], data: bytes, row: bytes) -> bytes | None:
         """What a key's first row holds; None for its other rows."""
         if not _is_head(data):
             return None
         self._length = len(data)
-        self._key, head = part.store.key_and_row(data[LENGTH.size :], row)
+        self._key, head = store.key_and_row(data[LENGTH.size :], row)
         self._begun = True
         return head
 
@@ -168,11 +178,11 @@ class RocksSnapshot:
         part.entries += self._begun
         self._begun = False
 
-    def _take_list(self, part: _Part, data: bytes, row: bytes) -> None:
+    def _take_list(self, part: _Part, store: ListStore, data: bytes, row: bytes) -> None:
         """The first row has the last items, which go behind the chunks."""
         if _is_head(data):
             self._end_list(part)
-        head = self._take_head(part, data, row)
+        head = self._take_head(store, data, row)
         if head is None:
             self._add_key(part)
             part.singles.append(row)
@@ -186,7 +196,7 @@ class RocksSnapshot:
             self._tail = b""
 
     def _take_map(self, part: _Part, store: MapStore, data: bytes, row: bytes) -> None:
-        if self._take_head(part, data, row) is None:
+        if self._take_head(store, data, row) is None:
             inner, value = store.key_and_row(data[self._length :], row)
             if not part.keys or part.keys[-1] is not self._key:
                 self._add_key(part)

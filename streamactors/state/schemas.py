@@ -7,7 +7,7 @@ problem. (`evolution` brings what is allowed into today's shape.)
 """
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple, get_origin
 
 import msgspec
@@ -179,32 +179,35 @@ def for_manifest(schema: Any) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------------- comparing schemas
-def problems(old: Schema, new: Schema, where: str = "") -> list[str]:
-    """Why `new` can't read what was stored as `old`; empty if it can. Each names the field and both types."""
+def problems(old: Schema, new: Schema, where: str = "", *, key: bool = False) -> list[str]:
+    """Why `new` can't read what was stored as `old`; empty if it can. Each names the field and both types. `key`: what
+    was different has to stay so."""
     if old == new or (old["kind"], new["kind"]) in _WIDER:
         return []
     if "union" in (old["kind"], new["kind"]):
-        return _union_problems(old, new, where)
+        return _union_problems(old, new, where, key)
     if old["kind"] == "literal" and all(type(value).__name__ == new["kind"] for value in old["values"]):
         return []
     if is_record(old) and is_record(new):
-        return _record_problems(old, new, where)
+        return _record_problems(old, new, where, key)
     if old["kind"] != new["kind"]:
         return [_changed(old, new, where)]
     match old["kind"]:
         case "dict":
-            return _each([old["key"], old["value"]], [new["key"], new["value"]], [f"{where}[key]", f"{where}[]"])
+            keys = problems(old["key"], new["key"], f"{where}[key]", key=True)
+            return keys + problems(old["value"], new["value"], f"{where}[]", key=key)
         case "tuple" if len(old["items"]) == len(new["items"]):
-            return _each(old["items"], new["items"], [f"{where}[{index}]" for index in range(len(old["items"]))])
+            pairs = enumerate(zip(old["items"], new["items"], strict=True))
+            return [problem for index, pair in pairs for problem in problems(*pair, f"{where}[{index}]", key=key)]
         case "enum" | "literal":
             gone = [value for value in old["values"] if value not in new["values"]]
             return [f"{_at(where)}the values {gone} of {describe(old)} are gone"] if gone else []
     if "item" in old:
-        return problems(old["item"], new["item"], f"{where}[]")
+        return problems(old["item"], new["item"], f"{where}[]", key=key)
     return [_changed(old, new, where)]
 
 
-def _record_problems(old: Schema, new: Schema, where: str) -> list[str]:
+def _record_problems(old: Schema, new: Schema, where: str, key: bool) -> list[str]:
     tags = old.get("tag"), new.get("tag")
     if None not in tags and tags[0] != tags[1]:
         return [f"{_at(where)}stored under the tag {tags[0]!r}, now {tags[1]!r}"]
@@ -217,8 +220,12 @@ def _record_problems(old: Schema, new: Schema, where: str) -> list[str]:
     ]
     if new.get("closed"):
         found += [f"{_at(where)}field {name!r} is gone, and unknown fields are forbidden" for name in pairs.gone]
+    elif key:
+        found += [
+            f"{_at(where)}field {name!r} is gone, and keys that differ in it alone would be one" for name in pairs.gone
+        ]
     for before, now in pairs.kept:
-        found += problems(before["type"], now["type"], f"{where}.{attribute(before)}")
+        found += problems(before["type"], now["type"], f"{where}.{attribute(before)}", key=key)
         found += _requirement_problems(before, now, where)
     return found
 
@@ -233,6 +240,24 @@ def _requirement_problems(old: Schema, new: Schema, where: str) -> list[str]:
 
 def _todays_default(field: Schema) -> str | None:
     return _default_name(field[FIELD]) if FIELD in field else field.get("omitted")
+
+
+def has_record_keys(schema: Any) -> bool:
+    """Whether it holds a dict whose keys are stored as dicts themselves, which nothing reads without their type."""
+    match schema:
+        case {"kind": "dict", "key": key, "value": value}:
+            return _has_record(key) or has_record_keys(value)
+        case dict():
+            return any(map(has_record_keys, schema.values()))
+        case list():
+            return any(map(has_record_keys, schema))
+    return False
+
+
+def _has_record(schema: Any) -> bool:
+    if isinstance(schema, dict):
+        return schema.get("kind") in ("record", "ref") or any(map(_has_record, schema.values()))
+    return isinstance(schema, list) and any(map(_has_record, schema))
 
 
 def is_record(schema: Schema) -> bool:
@@ -265,16 +290,12 @@ def paired(old: Schema, new: Schema) -> Pairs:
     return Pairs(kept, added, gone, list(clashes.values()))
 
 
-def _each(old: Sequence[Schema], new: Sequence[Schema], where: Sequence[str]) -> list[str]:
-    return [problem for a, b, at in zip(old, new, where, strict=False) for problem in problems(a, b, at)]
-
-
 # --------------------------------------------------------------------------------------------------------------- unions
 def alternatives(schema: Schema) -> list[Schema]:
     return list(schema["of"]) if schema["kind"] == "union" else [schema]
 
 
-def _union_problems(old: Schema, new: Schema, where: str) -> list[str]:
+def _union_problems(old: Schema, new: Schema, where: str, key: bool) -> list[str]:
     for alternative in alternatives(old):
         fitting = successors(alternative, alternatives(new))
         if not fitting:
@@ -282,6 +303,8 @@ def _union_problems(old: Schema, new: Schema, where: str) -> list[str]:
         if len(fitting) > 1:
             may = " or ".join(map(describe, fitting))
             return [f"{_changed(old, new, where)}: {describe(alternative)} may be {may} now; give it its old name"]
+        if found := problems(alternative, fitting[0], where, key=key):
+            return found
     return []
 
 

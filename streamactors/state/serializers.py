@@ -43,9 +43,11 @@ from streamactors.state.schemas import (
     class_of,
     describe,
     for_manifest,
+    has_record_keys,
     problems,
     schema_of,
     with_none,
+    without_none,
 )
 from streamactors.state.tagged import TaggedCodec, field_names, is_record_class, place_of
 
@@ -114,6 +116,10 @@ class Serializer(ABC, Generic[T]):
     def check_compatible(self, old: Schema) -> list[str]:
         """Why values stored under the schema `old` can't be read; empty if they can."""
         return problems(old, self.schema)
+
+    def check_compatible_keys(self, old: Schema) -> list[str]:
+        """Likewise for what stands for a key: what was different has to stay so."""
+        return self.check_compatible(old)
 
     def reader(self, old: Schema, *, nullable: bool = False) -> "Serializer[T]":
         """Reads what was stored under `old`, in which `check_compatible` has found no problem; writes as this one.
@@ -299,7 +305,18 @@ class _TypedSerializer(Serializer[Any]):
 
     # ------------------------------------------------------------------------------------------- what is stored already
     def check_compatible(self, old: Schema) -> list[str]:
-        return problems(old, self.today)
+        return self._problems(old)
+
+    def check_compatible_keys(self, old: Schema) -> list[str]:
+        return self._problems(old, key=True)
+
+    def _problems(self, old: Schema, *, key: bool = False) -> list[str]:
+        found = problems(old, self.today, key=key)
+        if not found and has_record_keys(old) and without_none(old) != without_none(self.schema):
+            return [
+                f"stored as {describe(old)}, now {describe(self.schema)}: a dict whose keys are instances can't change"
+            ]
+        return found
 
     def reader(self, old: Schema, *, nullable: bool = False) -> Serializer[Any]:
         stored = with_none(old) if nullable else old
@@ -709,6 +726,9 @@ class _OlderFormat(_FormatSerializer):
     def __init__(self, declared: Formatted, version: int) -> None:
         super().__init__(declared)
         self._stored_version = version
+
+    def copy(self, value: Any) -> Any:
+        return _FormatSerializer(self._declared).copy(value)
 
     def _read(self, decode: Callable[[bytes], Any], data: bytes | None) -> Any:
         return super()._read(self._decode_older, data)

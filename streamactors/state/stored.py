@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 from streamactors.errors import IncompatibleState
 from streamactors.state.backend import StateBlock
 from streamactors.state.key_groups import KeyGroupRange, key_group
+from streamactors.state.timers import HIDDEN
 
 _BUILTIN: Final = frozenset({str, int, bytes, float, bool})
 
@@ -29,6 +30,11 @@ def check_schemas(
         if reader is not None:
             if problems := reader.problems(schema):
                 raise IncompatibleState(f"{reader.where}: {'; '.join(problems)}")
+        elif not allow_dropped and name.startswith(HIDDEN):
+            raise IncompatibleState(
+                f"operator {uid!r} has stored timers, and defines no on_timer now: define it again, or allow dropping "
+                "state"
+            )
         elif not allow_dropped:
             raise IncompatibleState(
                 f"operator {uid!r}, state {name!r}: stored in the checkpoint, but no longer declared. "

@@ -148,6 +148,15 @@ def is_named_tuple(cls: type) -> bool:
     return issubclass(cls, tuple) and hasattr(cls, "_fields")
 
 
+def _runs_code(cls: type) -> bool:
+    """When an instance is made of its fields."""
+    return issubclass(cls, msgspec.Struct) and hasattr(cls, "__post_init__")
+
+
+def _as_it_is(value: Any, fields: dict[str, Any]) -> None:
+    """Nothing to check."""
+
+
 def field_names(cls: Any) -> Fields:
     """Names of the fields; empty for an enum."""
     if issubclass(cls, msgspec.Struct):
@@ -241,7 +250,29 @@ class TaggedCodec:
         if issubclass(cls, enum.Enum):
             return lambda value: (_ENUM, self.encode([place, value.value]))
         names, stamp = sorted(field_names(cls)), fingerprint(cls)
-        return lambda value: (_INSTANCE, self.encode([place, {name: getattr(value, name) for name in names}, stamp]))
+        check = self._refuse_unsteady if _runs_code(cls) else _as_it_is
+
+        def write(value: Any) -> tuple[int, bytes]:
+            fields = {name: getattr(value, name) for name in names}
+            check(value, fields)
+            return _INSTANCE, self.encode([place, fields, stamp])
+
+        return write
+
+    def _refuse_unsteady(self, value: Any, fields: dict[str, Any]) -> None:
+        """A Struct can't be made without its __post_init__, which must then leave it as it was."""
+        try:
+            again = _made(type(value), fields)
+            changed = [name for name in fields if not self._is_same(fields[name], getattr(again, name))]
+        except Exception as error:  # whatever a user's code raises
+            raise UnserialisableValue(f"{value!r} could not be made again of its fields: {error}") from error
+        if changed:
+            raise UnserialisableValue(
+                f"{value!r} would come back as {again!r}: its __post_init__ changes {changed[0]!r} once more"
+            )
+
+    def _is_same(self, a: Any, b: Any) -> bool:
+        return a is b or self.encode(a) == self.encode(b)
 
     def _read_instance(self, data: bytes) -> Any:
         place, fields, *stamp = self.decode(data)

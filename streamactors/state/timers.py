@@ -20,6 +20,7 @@ TimerRow = tuple[int, int, Any, str]
 
 HIDDEN: Final = "@"
 """What the names of states begin with that nobody can declare."""
+_NAME: Final = f"{HIDDEN}timers."
 
 
 class TimerState(MapState[tuple[int, str], bool]):
@@ -28,7 +29,12 @@ class TimerState(MapState[tuple[int, str], bool]):
     def __init__(self, domain: Domain) -> None:
         super().__init__(tuple[int, str], bool)
         self.domain = domain
-        self.stored = self.name = f"{HIDDEN}timers.{domain}"
+        self.stored = self.name = _NAME + domain
+
+
+def domain_of(name: str) -> Domain:
+    """Of the state that has this name."""
+    return "processing" if name == _NAME + "processing" else "event"
 
 
 class TimerStore(Protocol):
@@ -175,9 +181,9 @@ class TimeIndex:
         return row
 
     def cut(self, excess: int) -> tuple[int, list[TimerRow]] | None:
-        """Take off the last spans with about `excess` timers: from which time on there are none any more, and what was
-        there. The first span stays; None if it is the only one."""
-        numbers = sorted(self._spans)[1:]
+        """Take off the last spans with `excess` timers or more: from which time on there are none any more, and what
+        was there; None if there is nothing."""
+        numbers = sorted(self._spans)
         gone: list[TimerRow] = []
         start = None
         while numbers and len(gone) < excess:

@@ -37,3 +37,8 @@ class VersionedBackend(Protocol):
 
     def version(self, state: str, group: int) -> Version:
         """Of what the group holds now. Raises StateAccessError for an unknown state or a group of another subtask."""
+
+
+def versioned(backend: object) -> VersionedBackend | None:
+    """The same backend, if it tells versions."""
+    return backend if isinstance(backend, VersionedBackend) else None

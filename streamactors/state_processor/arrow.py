@@ -16,7 +16,7 @@ from streamactors.errors import MissingExtra
 from streamactors.state.generic import Member, Opaque, Record
 from streamactors.state.schemas import Schema, attribute, without_none
 from streamactors.state.tagged import field_names, is_record_class
-from streamactors.state_processor.plain import as_json_text
+from streamactors.state_processor.plain import as_json_text, is_unicode
 
 _INT64: Final = 2**63
 _DIGITS_128, _DIGITS_256 = 38, 76
@@ -282,6 +282,11 @@ class _Adapted(_Column):
         return self._column.convert(self._adapted(values))
 
 
+def _unicode(text: str) -> str:
+    """With half a surrogate pair as its escape."""
+    return text if text.isascii() or is_unicode(text) else text.encode(errors="backslashreplace").decode()
+
+
 _MIXED: Final = object()
 
 
@@ -352,7 +357,7 @@ _SCALARS: Final[dict[Any, Callable[[], _Column]]] = {
     bool: lambda: _Fixed(lambda pa: pa.bool_()),
     int: _Whole,
     float: lambda: _Fixed(lambda pa: pa.float64(), float),
-    str: lambda: _Fixed(lambda pa: pa.string()),
+    str: lambda: _Fixed(lambda pa: pa.string(), _unicode),
     bytes: lambda: _Fixed(lambda pa: pa.binary()),
     bytearray: lambda: _Fixed(lambda pa: pa.binary(), bytes),
     Decimal: _Decimals,

@@ -1,7 +1,7 @@
 """A savepoint made of rows, from which a job begins with state that it has not made itself."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import aclosing
 from itertools import islice
 from typing import Any, Final, Self
@@ -134,6 +134,7 @@ class _KeyedState:
     def __init__(self, uid: str, declared: Mapping[str, Declaration], rows: RowsOf, clock: Clock) -> None:
         self._uid = uid
         self._rows = rows
+        self._read = False
         self._states = {
             name: Entries(declaration, f"operator {uid!r}, state {(declaration.stored or name)!r}", clock)
             for name, declaration in declared.items()
@@ -144,6 +145,12 @@ class _KeyedState:
         return {self._stored_names[name]: entries.schema for name, entries in self._states.items()}
 
     async def write(self, savepoint: NewSavepoint, max_parallelism: int) -> Any:
+        if self._read and isinstance(self._rows, Iterator | AsyncIterator):
+            raise InvalidDataflow(
+                f"operator {self._uid!r}: its rows come from an iterator, which an earlier write has read; give a "
+                "list, or make a new writer"
+            )
+        self._read = True
         async with aclosing(self._entries()) as entries:
             states = {self._stored_names[name]: state for name, state in self._states.items()}
             return await Regrouping(states, max_parallelism, self._uid).write(savepoint, entries)
@@ -160,7 +167,7 @@ class _KeyedState:
                 f"operator {self._uid!r} declares no state {min(unknown)!r}, which the row of key {key!r} has; "
                 f"it declares: {', '.join(self._states)}"
             )
-        entries = ((name, self._states[name].written(value)) for name, value in held.items())
+        entries = ((name, self._states[name].written(key, value)) for name, value in held.items())
         return [(key, self._stored_names[name], entry) for name, entry in entries if self._states[name].items(entry)]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from streamactors.clock import Clock
-from streamactors.errors import CorruptCheckpoint, IncompatibleState, StreamactorsError
+from streamactors.errors import CorruptCheckpoint, IncompatibleState, StreamactorsError, UnserialisableValue
 from streamactors.state.backend import StateBlock
 from streamactors.state.descriptors import AggregatingState, Declaration, ListState, MapState
 from streamactors.state.schemas import Schema
@@ -63,16 +63,16 @@ class Entries:
         elif self._many:
             held[key] = self._codec.merge(held[key], entry)
         elif merge is not None:
-            held[key] = self._merged(held[key], entry, merge)
+            held[key] = self._merged(key, held[key], entry, merge)
         else:
             raise IncompatibleState(f"{self._where}: the key {key!r} comes twice, and can hold one value only")
 
-    def _merged(self, entry: Entry, more: Entry, merge: Callable[[Any, Any], Any]) -> Entry:
+    def _merged(self, key: Any, entry: Entry, more: Entry, merge: Callable[[Any, Any], Any]) -> Entry:
         """What has expired no longer counts."""
         first, second = self.seen(entry), self.seen(more)
         if UNSET in (first, second):
             return more if first is UNSET else entry
-        return self.written(merge(first, second))
+        return self.written(key, merge(first, second))
 
     def seen(self, entry: Entry) -> Any:
         """What has not expired of it; UNSET if nothing. Of an aggregate, its accumulator."""
@@ -104,9 +104,20 @@ class Entries:
         return {"value": {"kind": "list", "item": schema["type"]} if schema["kind"] == "list" else schema["type"]}
 
     # -------------------------------------------------------------------------------------------------------- writing
-    def written(self, value: Any) -> Entry:
-        """What a user gives for a key, as it is stored: written now, if it is to expire."""
-        return value if self._codec.lifetime is None else self._codec.with_time(value, self._codec.lifetime.now())
+    def written(self, key: Any, value: Any) -> Entry:
+        """What a user gives for a key, as it is stored: written now, if it is to expire. Raises UnserialisableValue for
+        what is no list, or no dict, where it has to be one."""
+        entry = self._gathered(key, value) if self._many else value
+        return entry if self._codec.lifetime is None else self._codec.with_time(entry, self._codec.lifetime.now())
+
+    def _gathered(self, key: Any, value: Any) -> Entry:
+        if isinstance(self._declaration, MapState):
+            if isinstance(value, Mapping):
+                return dict(value)
+        elif isinstance(value, Iterable) and not isinstance(value, str | bytes | bytearray | Mapping):
+            return list(value)
+        expected = "a dict of its entries" if isinstance(self._declaration, MapState) else "a list of its items"
+        raise UnserialisableValue(f"{self._where}, key {key!r}: expected {expected}, found {value!r}")
 
     def items(self, entry: Entry) -> int:
         """How many: 1 for a value, 0 for an empty list or map, which is not stored."""

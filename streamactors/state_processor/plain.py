@@ -63,7 +63,21 @@ def _names(cls: Any) -> list[str]:
 
 
 def as_json_text(value: Any) -> str:
-    return json.dumps(as_json(value), ensure_ascii=False)
+    return written(as_json(value))
+
+
+def written(value: Any) -> str:
+    """JSON in Unicode; escaped where it holds half a surrogate pair, which Unicode has no bytes for."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if is_unicode(text) else json.dumps(value)
+
+
+def is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def leaves_like(text: str) -> Iterator[Any]:

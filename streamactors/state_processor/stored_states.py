@@ -55,7 +55,7 @@ class KeyedRows(StoredRows):
         self._source = source
         self._entries = Entries(source.declaration, source.where, source.clock)
         self._entries.read_as(source.info.schema)
-        self.columns = ("key", "map_key", "value") if source.info.kind == "map" else ("key", "value")
+        self.columns = ("key", "map_key", "value") if source.info.kind in ("map", "timers") else ("key", "value")
 
     def column_schemas(self) -> Mapping[str, Any]:
         return self._entries.column_schemas()

@@ -95,7 +95,7 @@ class Transformation:
 
     def rename_operator(self, uid: str, new: str) -> Self:
         self._operator(uid)
-        self._uids[uid] = new
+        self._uids[uid] = _named(new)
         return self
 
     def drop_operator(self, uid: str) -> Self:
@@ -106,7 +106,7 @@ class Transformation:
 
     def rename_state(self, uid: str, state: str, new: str) -> Self:
         self._info(uid, state)
-        self._names[uid, state] = new
+        self._names[uid, state] = _named(new)
         return self
 
     def drop_state(self, uid: str, state: str) -> Self:
@@ -145,6 +145,8 @@ class Transformation:
         become one, their lists and maps are joined; for values `merge` says how, by state: `merge(before, more)`."""
         if not any(info.keyed for info in self._operator(uid).states.values()):
             raise StateAccessError(f"operator {uid!r} has no keyed state")
+        for state in merge or ():
+            self._info(uid, state)
         self._keys[uid] = _awaited(fn)
         self._merges[uid] = merge or {}
         return self
@@ -402,8 +404,8 @@ class Transformation:
                 yield key, entry
             elif (seen := reading.seen(entry)) is not UNSET:
                 value = await edited.fn(key, seen)
-                if value is not DROP and written.items(value):
-                    yield key, written.written(value)
+                if value is not DROP and written.items(entry := written.written(key, value)):
+                    yield key, entry
 
     # ------------------------------------------------------------------------------------------------- keys that move
     async def _regrouped(self, savepoint: NewSavepoint, uid: str) -> tuple[KeyedHandle, ...]:
@@ -454,6 +456,12 @@ def _awaited(fn: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
         return fn(*args)
 
     return call
+
+
+def _named(name: str) -> str:
+    if not name:
+        raise InvalidDataflow("a new name must not be empty")
+    return name
 
 
 def _refuse_twice(names: Sequence[str], what: str) -> None:

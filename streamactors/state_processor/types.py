@@ -22,6 +22,7 @@ from streamactors.state.descriptors import (
 )
 from streamactors.state.generic import StoredKeys, stored_serializer
 from streamactors.state.schemas import Schema
+from streamactors.state.timers import TimerState, domain_of
 from streamactors.state.ttl import UNSET
 from streamactors.state_processor.overview import StateInfo
 
@@ -66,6 +67,8 @@ def by_types(info: StateInfo, types: Types) -> Declaration:
 def by_schema(info: StateInfo) -> Declaration:
     """Reads, and writes, what was stored without the classes that it was made of."""
     schema = info.schema
+    if info.kind == "timers":
+        return TimerState(domain_of(info.name))
     if info.kind in ("map", "broadcast"):
         return by_types(info, (stored_serializer(schema["key"]), stored_serializer(schema["type"])))
     nullable = info.kind in ("value", "reducing")

@@ -447,6 +447,29 @@ async def test_credentials_are_missing(bucket: S3Bucket, monkeypatch: pytest.Mon
     await files.close()
 
 
+async def test_a_profile_that_is_not_there(bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
+    files = open_files(bucket.uri, backoff=QUICK)
+    with pytest.raises(StorageFailed, match=r"the request can't be made \(ProfileNotFound\). Check the URI"):
+        await files.list("")
+    await files.close()
+
+
+async def test_an_endpoint_that_is_no_store(damaged: Damaged) -> None:
+    """It knows of nothing at all."""
+    damaged.proxy.damage("404", times=None)
+    for fails in (
+        lambda: damaged.files.list("a"),
+        lambda: damaged.files.write("a", [b"x"]),
+        lambda: damaged.files.write("a", [LARGE]),
+        lambda: damaged.files.replace("a", b"x"),
+        lambda: damaged.files.delete_tree("a"),
+        lambda: damaged.files.lock("lock", "x", "me"),
+    ):
+        with pytest.raises(StorageFailed, match=r"can't \w+ s3://.*Check the URI"):
+            await fails()
+
+
 async def test_secrets_are_never_shown(bucket: S3Bucket, caplog: pytest.LogCaptureFixture) -> None:
     secrets = {"key": "K-hidden", "secret": "S-hidden", "token": "T-hidden"}
     shown = []
@@ -511,6 +534,18 @@ async def test_a_store_that_overwrites_is_refused_by_name(monkeypatch: pytest.Mo
 
 
 # --------------------------------------------------------------------------------------------------------------- leases
+class Virtual(SystemClock):
+    """Seconds pass by sleeping."""
+
+    def __init__(self, chance: float) -> None:
+        self.slept: list[float] = []
+        self.random = lambda: chance
+        self.monotonic = lambda: sum(self.slept)
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+
+
 @pytest.fixture
 async def in_memory(tmp_path: Path) -> AsyncIterator[Files]:
     files = open_files(f"memory://{tmp_path.name}", times=SHORT)
@@ -547,6 +582,29 @@ async def test_a_lease_that_is_kept_is_not(in_memory: Files) -> None:
     with pytest.raises(StorageInUse, match="x is in use by process 7 on there"):
         await in_memory.lock("lock", "x", "me")
     beating.cancel()
+    assert [entry.name for entry in await in_memory.list("")] == ["lock", "lock.t"]
+
+
+class Hasty(Virtual):
+    """By its clock much more time has passed than it has slept: it was paused, or the clock has jumped."""
+
+    def __init__(self, files: Files) -> None:
+        super().__init__(0.0)
+        self.monotonic = lambda: 100.0 * sum(self.slept)
+        self.files = files
+
+    async def sleep(self, seconds: float) -> None:
+        await super().sleep(seconds)
+        await asyncio.sleep(0)
+        if sum(self.slept) > SHORT.beat:
+            await self.files.replace("lock.t", b"2")
+
+
+async def test_who_was_paused_while_it_watched_takes_nothing_over(in_memory: Files) -> None:
+    await foreign(in_memory)
+    hasty = open_files(in_memory.uri, clock=Hasty(in_memory), times=SHORT)
+    with pytest.raises(StorageInUse, match="x is in use by process 7 on there"):
+        await hasty.lock("lock", "x", "me")
     assert [entry.name for entry in await in_memory.list("")] == ["lock", "lock.t"]
 
 
@@ -612,18 +670,6 @@ async def test_a_cancelled_lock_is_free(damaged: Damaged) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- retries
-class Virtual(SystemClock):
-    """Seconds pass by sleeping."""
-
-    def __init__(self, chance: float) -> None:
-        self.slept: list[float] = []
-        self.random = lambda: chance
-        self.monotonic = lambda: sum(self.slept)
-
-    async def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-
-
 async def always(error: OSError) -> None:
     raise error
 

@@ -4,6 +4,8 @@ import fcntl
 import os
 import socket
 import stat
+import subprocess
+import sys
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from streamactors.errors import ControlUnavailable, NoSuchJob
 from streamactors.observe import registry
 from streamactors.observe.registry import Entry, RunningJob
+from tests.programs import ROOT
 
 ENTRY = Entry(flow="orders", pid=os.getpid(), started_ms=7, storage="file:///stored", target="jobs:flow")
 
@@ -109,10 +112,39 @@ def test_whoever_looked_before_that_removes_nothing(registry_folder: Path, monke
     with registry.place("0123456789") as place, place.listen():
         place.publish(ENTRY)
         [entry] = registry_folder.glob("*.json")
-        with monkeypatch.context() as late:
+        with registry._opened(registry_folder, create=False) as directory, monkeypatch.context() as late:
             late.setattr(os, "open", lambda *args, **options: opened[0])
-            assert registry._read(registry_folder, -1, entry.name) is None
+            assert registry._read(registry_folder, directory, entry.name) is None
         assert [job.entry for job in found()] == [ENTRY]
+
+
+FORKS = """
+import os, signal, sys
+from streamactors.observe import registry
+
+with registry.place("0123456789") as place, place.listen():
+    place.publish(registry.Entry(flow="orders", pid=os.getpid(), started_ms=7))
+    if os.fork() == 0:
+        place.withdraw()  # whatever a child does: the files are not its own
+        print("forked", flush=True)
+        sys.stdin.read()  # outlives its parent, until the test closes the pipe
+        os._exit(0)
+    signal.pause()
+"""
+
+
+@pytest.mark.kill
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_forked_child_does_not_keep_a_dead_job_alive(registry_folder: Path) -> None:
+    """Such as a worker of a process pool that was orphaned by SIGKILL."""
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKS], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"forked\n"
+        assert [job.entry.pid for job in found()] == [process.pid]
+        process.kill()
+        process.wait()
+        assert found() == [] and names(registry_folder) == []
 
 
 def test_files_of_others_in_the_folder_are_left_alone(registry_folder: Path) -> None:

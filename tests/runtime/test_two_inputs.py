@@ -4,6 +4,7 @@ import asyncio
 from collections import defaultdict
 from typing import Any
 
+import msgspec
 import pytest
 
 import streamactors as sa
@@ -169,6 +170,36 @@ async def test_a_broadcast_record_that_turns_into_very_many_waits_for_room() -> 
     flooded.map(lambda value: value, chain=False).sink("out", sink)
     await run(flow, mailbox_capacity=64)
     assert sorted(value for value in sink.values if value >= 0) == sorted([*range(3000)] * 2)
+
+
+class Tally(msgspec.Struct):
+    name: str
+    updates: int = 0
+
+
+async def test_every_subtask_has_a_copy_of_its_own_though_all_get_one_record() -> None:
+    found: list[dict[str, Tally]] = []
+
+    class Tallies(sa.KeyedBroadcastOperator[int, int, Tally, int]):
+        tallies = sa.BroadcastState(str, Tally)
+
+        def process(self, value: int, ctx: sa.Context[int, int]) -> None: ...
+
+        def process_broadcast(self, tally: Tally, ctx: sa.Context[None, int]) -> None:
+            known = self.tallies.get(tally.name)
+            if known is not None:
+                known.updates += 1
+            self.tallies[tally.name] = known or tally
+
+        def close(self) -> None:
+            found.append(dict(self.tallies))
+
+    flow = sa.Dataflow("tallies")
+    numbers = flow.source("numbers", ListSource([1]))
+    tallies = flow.source("tallies", ListSource([Tally(name) for name in "aab"]), parallelism=1)
+    numbers.key_by(key).connect_broadcast(tallies).process("tally", Tallies, parallelism=3)
+    await run(flow)
+    assert found == [{"a": Tally("a", 1), "b": Tally("b", 0)}] * 3
 
 
 # ----------------------------------------------------------------------------------------------------------- event time

@@ -126,6 +126,30 @@ def test_what_does_not_fit_is_refused_by_name_and_nothing_is_stored() -> None:
     assert state == {"a": 1}
 
 
+def test_an_entry_is_a_copy_of_what_was_put() -> None:
+    """That may be the record itself, which all subtasks of a process get as one object."""
+    rule = Rule(1)
+    (_, one), (_, another) = (bound(str, Rule, {"a": rule}) for _ in range(2))
+    one["a"].tags.append("mine")
+    assert (rule, another["a"], one["a"]) == (Rule(1), Rule(1), Rule(1, ["mine"]))
+
+
+def test_a_default_that_was_set_is_the_entry() -> None:
+    lists, state = bound(str, list[int])
+    with lists.broadcasting():
+        for number in range(3):
+            state.setdefault("a", []).append(number)
+    assert state == {"a": [0, 1, 2]}
+
+
+def test_what_does_not_fit_inside_is_refused_by_its_key() -> None:
+    bad: Any = Rule("x")  # type: ignore[arg-type]
+    lists, state = bound(str, Rule)
+    with lists.broadcasting(), pytest.raises(UnserialisableValue, match="state 'rules', key 'bad': .*str"):
+        state["bad"] = bad
+    assert state == {}
+
+
 def test_an_int_becomes_the_float_that_was_declared() -> None:
     lists, state = bound(str, float)
     with lists.broadcasting():
@@ -289,9 +313,9 @@ def test_beside_a_list() -> None:
 
 
 def test_an_entry_that_can_not_be_written_is_named_and_fails_the_snapshot_only() -> None:
-    bad: Any = Rule("x")  # type: ignore[arg-type]
     for touched in (False, True):
-        lists, state = bound(str, Rule, {"good": Rule(1), "bad": bad})
+        lists, state = bound(str, Rule, {"good": Rule(1), "bad": Rule(2)})
+        state["bad"].limit = "x"
         snapshot = begun(lists)
         if touched:
             assert len(list(state.values())) == 2

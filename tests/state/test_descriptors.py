@@ -17,6 +17,7 @@ from streamactors.state.descriptors import (
     Ttl,
     ValueState,
     declared_states,
+    stored_as,
 )
 from streamactors.state.heap import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange
@@ -70,6 +71,14 @@ class TestDeclared:
     def test_one_state_under_two_names_is_refused(self) -> None:
         with pytest.raises(InvalidDataflow, match="Twice declares one state under two names, 'a' and 'b'"):
             declared_states(Twice)
+
+    def test_two_states_under_one_stored_name_are_refused(self) -> None:
+        class Both:
+            total = ValueState(int)
+            sum = stored_as("total", ValueState(float))
+
+        with pytest.raises(InvalidDataflow, match="Both stores 'total' and 'sum' both as 'total'"):
+            declared_states(Both)
 
 
 class TestUnbound:

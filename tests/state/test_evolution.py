@@ -28,6 +28,7 @@ SET: Any = set
 DICT: Any = dict
 TUPLE: Any = tuple
 LIST: Any = list
+FROZENSET: Any = frozenset
 
 
 def stored_schema(tp: Any) -> Any:
@@ -736,3 +737,71 @@ class TestCustomFormats:
 
         with pytest.raises(InvalidDataflow, match=r"Odd is '2': make it an int"):
             serializer_for(sa.Custom(Point, Odd()))
+
+
+# ----------------------------------------------------------------------------------------------------------------- keys
+XY = struct([("x", int), ("y", int)], name="Spot", frozen=True)
+X = struct([("x", int)], name="Spot", frozen=True)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(XY, X), (TUPLE[XY, int], TUPLE[X, int]), (int | XY, int | X), (FROZENSET[XY], FROZENSET[X])],
+    ids=["itself", "tuple", "union", "set"],
+)
+def test_keys_of_a_map_stay_apart(before: Any, after: Any) -> None:
+    """Of two entries one would be lost."""
+    old, new = codec_for(sa.MapState(before, int)), codec_for(sa.MapState(after, int))
+    (problem,) = new.problems(old.schema())
+    assert problem.startswith("key ") and "field 'y' is gone, and keys that differ in it alone would be one" in problem
+
+
+def test_keys_of_a_map_may_have_more() -> None:
+    old: Any = codec_for(sa.MapState(X, int))
+    new = codec_for(sa.MapState(Any, int))
+    with_default: Any = codec_for(sa.MapState(struct([("x", int), ("y", int, 0)], name="Spot", frozen=True), int))
+    assert with_default.problems(old.schema()) == []
+    with_default.read_as(old.schema())
+    data = old.encode_block(["a"], [{X(1): 1, X(2): 2}])
+    keys, (held,) = with_default.decode_block(data)
+    assert (keys, repr(held)) == (["a"], "{Spot(x=1, y=0): 1, Spot(x=2, y=0): 2}")
+    assert new.problems(old.schema()) == ["key stored as Spot, now any"]
+
+
+def test_entries_of_a_map_whose_keys_have_become_one_are_refused() -> None:
+    """Keys that describe themselves have no schema that could have told it before."""
+    codec: Any = codec_for(sa.MapState(Any, int))
+    old = made("Shrinking", [("x", int), ("y", int)], frozen_record)
+    entry = {old(1, 1): 1, old(1, 2): 2}
+    blocks = codec.encode_block(["a"], [entry]), codec.encode_block([], [], ["a"], [codec.encode(entry)])
+    new = made("Shrinking", [("x", int)], frozen_record)
+    for block in blocks:
+        with pytest.raises(IncompatibleState, match="2 stored keys of a map are 1 now"):
+            codec_for(sa.MapState(Any, int)).decode_block(block)
+    del new
+
+
+@pytest.mark.parametrize("wrap", [lambda tp: tp, lambda tp: LIST[tp]], ids=["itself", "list"])
+def test_a_dict_whose_keys_are_instances_can_not_change(wrap: Any) -> None:
+    """Nothing reads such keys without their type."""
+    old, new = wrap(DICT[X, int]), wrap(DICT[X, float])
+    assert problems(old, old) == []
+    assert problems(DICT[TUPLE[int, int], X], DICT[TUPLE[int, int], XY]) == [
+        "field '[]': field 'y' of type int is new and has no default"
+    ]
+    (problem,) = problems(old, new)
+    assert "a dict whose keys are instances can't change" in problem
+    for declared in (sa.ValueState(old), sa.ValueState(typing.Optional[old], default=None)):  # noqa: UP045 (no type form)
+        codec: Any = codec_for(declared)
+        assert codec.problems(msgspec.msgpack.decode(msgspec.msgpack.encode(codec.schema()))) == []
+
+
+def test_what_only_reads_an_older_version_copies_todays() -> None:
+    old, new = struct([("held", list[int])]), struct([("held", list[int]), ("more", int, 0)])
+    value = new([1], 5)
+    copy = serializer_for(new).reader(stored_schema(old)).copy(value)
+    assert copy == value and copy.held is not value.held
+    formatted = sa.Custom(Point, ReadingPointFormat())
+    reader = serializer_for(formatted).reader(stored_schema(sa.Custom(Point, PointFormat())))
+    point = Point(1, 2)
+    assert vars(reader.copy(point)) == vars(point)

@@ -1,6 +1,7 @@
 """Savepoints made of rows: a job goes on from them as from its own."""
 
 import asyncio
+import datetime as dt
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -145,6 +146,8 @@ async def test_rows_of_one_key_are_joined_and_a_second_value_is_refused(tmp_path
 
 class One(sa.KeyedOperator[Any, int, int]):
     value = sa.ValueState(int, default=0)
+    items = sa.ListState(str)
+    held = sa.MapState(str, int, ttl=sa.Ttl(dt.timedelta(days=1)))
 
     def process(self, value: int, ctx: sa.Context[Any, int], /) -> None:
         ctx.emit(value)
@@ -165,6 +168,14 @@ async def slowly(rows: Any) -> AsyncIterator[Any]:
             UnserialisableValue,
             "operator 'keep', state 'value', key 'a': expected int, found str",
         ),
+        (
+            ("a", {"items": "xyz"}),
+            UnserialisableValue,
+            "operator 'keep', state 'items', key 'a': expected a list of its items, found 'xyz'",
+        ),
+        (("a", {"items": 5}), UnserialisableValue, "expected a list of its items, found 5"),
+        (("a", {"held": [("x", 1)]}), UnserialisableValue, "state 'held', key 'a': expected a dict of its entries"),
+        (("a", {"held": None}), UnserialisableValue, "expected a dict of its entries, found None"),
         (([1], {"value": 1}), UnserialisableKey, "can be changed"),
         ((float("nan"), {"value": 1}), UnserialisableKey, "NaN"),
     ],
@@ -175,6 +186,21 @@ async def test_a_row_that_does_not_fit_leaves_nothing(tmp_path: Path, row: Any, 
     with pytest.raises(error, match=message):
         await writer.write(str(tmp_path / "made"))
     assert not (tmp_path / "made").exists()
+
+
+async def test_rows_are_read_once(tmp_path: Path) -> None:
+    rows: list[Any] = [("a", {"value": 1, "items": (letter for letter in "xy")})]
+    both: list[Any] = [iter(rows), slowly([("a", {"value": 1})])]
+    for index, given in enumerate(both):
+        writer = SavepointWriter("one").with_keyed_state("keep", One, given)
+        uri = await writer.write(str(tmp_path / f"first-{index}"))
+        assert await entries_of(uri, "keep", "value") == {"a": 1}
+        with pytest.raises(InvalidDataflow, match="operator 'keep': its rows come from an iterator, which an earlier"):
+            await writer.write(str(tmp_path / f"second-{index}"))
+        assert not (tmp_path / f"second-{index}").exists()
+    writer = SavepointWriter("one").with_keyed_state("keep", One, [("a", {"value": 1})])
+    for name in ("one", "two"):
+        assert await entries_of(await writer.write(str(tmp_path / name)), "keep", "value") == {"a": 1}
 
 
 async def test_refusals(tmp_path: Path) -> None:

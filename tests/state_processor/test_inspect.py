@@ -125,6 +125,22 @@ def test_one_key(tmp_path: Path, key: Any, written: str) -> None:
     assert row["value"] == [1, 2]
 
 
+def test_text_that_a_terminal_would_obey_or_nobody_can_encode(tmp_path: Path) -> None:
+    texts = ["\x1b[31mred\x07", "two\nlines", "\x9b31m", "half a pair: \ud83e", "Käse"]
+    rows = [(text, {"value": text}) for text in texts]
+    writer = SavepointWriter("rows").with_keyed_state("keep", {"value": sa.ValueState(str)}, rows)
+    uri = asyncio.run(writer.write(str(tmp_path / "made")))
+    shown = run(uri, "--state", "value").stdout
+    assert "\x1b" not in shown and "\x9b" not in shown and len(shown.splitlines()) == 6
+    assert r"\u001b[31mred\u0007" in shown and r"half a pair: \ud83e" in shown and shown.count("Käse") == 2
+    assert sorted(row["value"] for row in lines(run(uri, "--state", "value", "--json").stdout)) == sorted(texts)
+    file = tmp_path / "rows.parquet"
+    run(uri, "--state", "value", "--format", "parquet", "--output", str(file))
+    found = pyarrow.parquet.read_table(file).to_pydict()
+    assert found["key"] == found["value"]
+    assert set(found["value"]) == {*texts[:3], r"half a pair: \ud83e", "Käse"}
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -469,6 +469,14 @@ async def test_refusals(uri: str, tmp_path: Path) -> None:
             transform().rekey("out", lambda key: key)
         with pytest.raises(StateAccessError, match="'keep' is no source"):
             transform().with_source_positions("keep", {})
+        with pytest.raises(StateAccessError, match="no state 'plian'; it has: total, plain"):
+            transform().rekey("keep", lambda key: key, merge={"plian": max})
+        with pytest.raises(InvalidDataflow, match="must not be empty"):
+            transform().rename_operator("keep", "")
+        with pytest.raises(InvalidDataflow, match="must not be empty"):
+            transform().rename_state("keep", "plain", "")
+        with pytest.raises(UnserialisableValue, match="state 'numbers', key 'k.*': expected a list of its items"):
+            await transform().edit("keep", "numbers", lambda key, value: None).write(str(tmp_path / "made"))
         with pytest.raises(InvalidDataflow, match="two operators of the new savepoint have the uid 'out'"):
             await transform().rename_operator("keep", "out").write(str(tmp_path / "made"))
         with pytest.raises(InvalidDataflow, match="two states of operator 'keep'.*'plain'"):

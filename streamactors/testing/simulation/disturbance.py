@@ -20,7 +20,7 @@ from streamactors.testing.simulation.process import Process
 from streamactors.testing.simulation.watching import StateWatch
 
 PONDER_SECONDS: Final = 3.0
-HOOKS: Final = ("process", "process_left", "process_right", "process_broadcast")
+HOOKS: Final = ("process", "process_left", "process_right", "process_broadcast", "on_timer")
 KEYED: Final = (KeyedOperator, KeyedCoOperator, KeyedBroadcastOperator)
 
 

@@ -45,7 +45,7 @@ async def _read_keyed(
     for name, declaration in declared.items():
         backend.bind(name, declaration)
     for _, state in restorable.manifest.nodes(uid):
-        backend.check_schemas(state.schemas)
+        backend.check_schemas(state.schemas, allow_dropped=True)  # timers are no declared state
         blocks = keyed_blocks(restorable, state, declared, groups, uid=uid, clock=clock)
         async with contextlib.aclosing(blocks):
             async for block in blocks:

@@ -6,6 +6,7 @@ from typing import Any, Final
 from streamactors.api.dataflow import Dataflow
 from streamactors.operators.base import Context, KeyedOperator, Operator, OperatorContext
 from streamactors.state.descriptors import ListState, MapState, ValueState
+from streamactors.testing.simulation.alarms import alarms, rang_once
 from streamactors.testing.simulation.checks import counted, no_loss, nothing_twice, passed_on
 from streamactors.testing.simulation.connected import connected, joined_once, ruled, ruled_alike
 from streamactors.testing.simulation.events import Copy, Event, Update, bucket_of, events, inputs, key_of, named
@@ -151,6 +152,7 @@ TOPOLOGIES: Final[dict[str, tuple[Callable[[World], Dataflow], Check]]] = {
     "rules": (ruled, ruled_alike),
     "kinds": (kinds, folded),
     "event-time": (event_time, judged_as_ever),
+    "timers": (alarms, rang_once),
 }
 
 
