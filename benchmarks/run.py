@@ -14,7 +14,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import alignment, events, flows, kafka, plain
+from benchmarks import alignment, events, flows, kafka, plain, timers
 from streamactors.testing.kafka_broker import KafkaBroker
 
 EVENTS = 1_000_000
@@ -120,11 +120,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-kafka", action="store_true", help="leave (c) out")
     parser.add_argument("--only-alignment", action="store_true", help="nothing but checkpoints under back-pressure")
+    parser.add_argument("--timers", type=int, default=timers.TIMERS, help="pending timers; 0 leaves them out")
     options = parser.parse_args()
     console = Console(width=110)
     if not options.only_alignment:
         _throughput(options, console)
     console.print(alignment_table(alignment.measure(options.rounds)))
+    if not options.only_alignment and options.timers:
+        console.print(timers.table(timers.measure(options.timers), options.timers))
 
 
 def _throughput(options: argparse.Namespace, console: Console) -> None:

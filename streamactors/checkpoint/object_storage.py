@@ -481,8 +481,10 @@ async def _parts(chunks: Chunks) -> AsyncGenerator[bytes, None]:
         async for chunk in each:
             waiting += chunk
             while len(waiting) >= size:
-                yield bytes(waiting[:size])
+                with memoryview(waiting) as view:
+                    part = bytes(view[:size])
                 del waiting[:size]
+                yield part
                 number += 1
                 size = PART if number <= SMALL_PARTS else LARGE_PART
     if waiting:

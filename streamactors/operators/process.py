@@ -341,7 +341,7 @@ class ProcessSpec(OperatorSpec):
     def _on_timer(self, operator: Any) -> Hook | None:
         """None where the operator has not defined it: then it can't mean to use timers."""
         defined = getattr(type(operator), "on_timer", None)
-        if not self.keyed or defined is getattr(self.kinds.keyed, "on_timer", None):
+        if not self.keyed or defined in (None, getattr(self.kinds.keyed, "on_timer", None)):
             return None
         return Hook.of(operator.on_timer, keyed=True)
 

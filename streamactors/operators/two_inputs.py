@@ -69,9 +69,7 @@ class KeyedBroadcastOperator(Lifecycle, ABC, Generic[K, T, U, R]):
 class TwoInputLink(ProcessLink):
     """A hook for each input."""
 
-    def __init__(
-        self, ctx: LinkContext, operator: Any, left: Hook, right: Hook, on_timer: Hook | None = None
-    ) -> None:
+    def __init__(self, ctx: LinkContext, operator: Any, left: Hook, right: Hook, on_timer: Hook | None = None) -> None:
         super().__init__(ctx, operator, left, on_timer)
         self._hooks = left, right
 

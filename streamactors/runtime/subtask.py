@@ -1,9 +1,10 @@
 """The subtask actor, and THE loop.
 
 The loop takes, in this order: control messages; barriers that have left; barriers that have arrived; processing timers
-that are due; the batch in hand and the restored backlog; the end of the data; a triggered barrier; what is unsent; the next element of an unblocked channel. So a barrier is
-at the head of its channel only when nothing is in hand, and nothing is taken from the mailbox while there is no room
-downstream: that is how back-pressure travels. A barrier that overtakes is handled as it arrives, between two records.
+that are due; the batch in hand and the restored backlog; the end of the data; a triggered barrier; what is unsent; the
+next element of an unblocked channel. So a barrier is at the head of its channel only when nothing is in hand, and
+nothing is taken from the mailbox while there is no room downstream: that is how back-pressure travels. A barrier that
+overtakes is handled as it arrives, between two records.
 
 Invariant: between two iterations every record taken from the input is either fully processed, or in the chain's stack,
 or staged or unsent in an output; every restored one is too, or still in the backlog; and no new input is taken before

@@ -313,9 +313,8 @@ class Aggregates(_BuiltIn[T, Any, R]):
         return {name: aggregate.create() for name, aggregate in self._parts.items()}
 
     def add(self, accumulator: Any, value: T) -> Any:
-        for name, aggregate in self._parts.items():
-            accumulator[name] = aggregate.add(accumulator[name], value)
-        return accumulator
+        # Made anew: if one of them fails, and the record becomes a dead letter, none has counted it.
+        return {name: aggregate.add(accumulator[name], value) for name, aggregate in self._parts.items()}
 
     def merge(self, left: Any, right: Any) -> Any:
         return {name: aggregate.merge(left[name], right[name]) for name, aggregate in self._parts.items()}

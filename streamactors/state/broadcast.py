@@ -162,7 +162,7 @@ class BroadcastStore(UnkeyedStore):
         return {"kind": self.kind, "key": self.keys.schema, "type": self.values.schema}
 
     def _problems(self, old: Schema) -> list[str]:
-        keys = [f"key {problem}" for problem in self.keys.check_compatible(old["key"])]
+        keys = [f"key {problem}" for problem in self.keys.check_compatible_keys(old["key"])]
         return keys + self.values.check_compatible(old["type"])
 
     def read_as(self, old: Schema) -> None:

@@ -364,8 +364,8 @@ def _refuse_made_in_init(operator: object, cls: type) -> None:
 def stored_as(name: str, state: DeclarationT) -> DeclarationT:
     """A state whose attribute was renamed, under the name that checkpoints know it by:
     `amount = stored_as("total", ValueState(float, default=0.0))`. Queries, too, find it by that name."""
-    if not name:
-        raise InvalidDataflow("stored_as('', …): give the name under which the state is stored")
+    if not name or name.startswith("@"):  # which is for what belongs to the runtime
+        raise InvalidDataflow(f"stored_as({name!r}, …): give the name under which the state is stored")
     if name.startswith("@"):
         raise InvalidDataflow(
             f"stored_as({name!r}, …): names that begin with @ are kept for what is stored beside state"

@@ -23,18 +23,18 @@ import msgspec
 from streamactors.errors import IncompatibleState, UnserialisableValue
 from streamactors.state.schemas import Schema, attribute, describe
 from streamactors.state.serializers import (
-    _FORMAT,
-    _KEPT,
-    _NATIVE,
-    _PICKLE,
-    _RECORDS,
-    _TAGGED,
-    _WIDE,
+    FORMAT,
+    KEPT,
+    NATIVE,
+    PICKLE,
+    RECORDS,
+    TAGGED,
+    WIDE,
+    Everything,
     KeySerializer,
     Serializer,
-    _Everything,
 )
-from streamactors.state.tagged import _ENUM, _INSTANCE, TaggedCodec
+from streamactors.state.tagged import ENUM, INSTANCE, TaggedCodec
 
 
 class Record(dict[str, Any]):
@@ -82,8 +82,8 @@ class StoredCodec(TaggedCodec):
         super().__init__()
         self._find_classes = find_classes
         self._writers |= {
-            Record: lambda record: (_INSTANCE, self.encode([record.place, dict(record), *record.stamp])),
-            Member: lambda member: (_ENUM, self.encode([member.place, member.value])),
+            Record: lambda record: (INSTANCE, self.encode([record.place, dict(record), *record.stamp])),
+            Member: lambda member: (ENUM, self.encode([member.place, member.value])),
         }
 
     def _read_instance(self, data: bytes) -> Any:
@@ -529,7 +529,7 @@ def stored_serializer(schema: Schema, *, nullable: bool = False) -> Serializer[A
 
 
 class _StoredSerializer(Serializer[Any]):
-    types = _Everything()
+    types = Everything()
     immutable = False
     flat = False
 
@@ -551,7 +551,7 @@ class _StoredSerializer(Serializer[Any]):
         return self._checked(self._write(values, self._lower_all, self._check_all), self.decode_many)
 
     def decode(self, data: bytes) -> Any:
-        if data[:1] == _TAGGED:
+        if data[:1] == TAGGED:
             return self._codec.decode(data[1:])
         try:
             return self._shape.lift(self._read(data, self._decode_one, self._shape.type))
@@ -559,7 +559,7 @@ class _StoredSerializer(Serializer[Any]):
             raise self._misfit(error) from error
 
     def decode_many(self, data: bytes) -> list[Any]:
-        if data[:1] == _TAGGED:
+        if data[:1] == TAGGED:
             return list(self._codec.decode(data[1:]))
         if self.schema["kind"] == "any":
             return _records(data)
@@ -570,7 +570,7 @@ class _StoredSerializer(Serializer[Any]):
             raise self._misfit(error) from error
 
     def _read(self, data: bytes, native: Callable[[bytes], Any], type: Any) -> Any:
-        return native(data[1:]) if data[:1] == _NATIVE else msgspec.convert(self._codec.decode(data[1:]), type)
+        return native(data[1:]) if data[:1] == NATIVE else msgspec.convert(self._codec.decode(data[1:]), type)
 
     def _misfit(self, error: Exception) -> IncompatibleState:
         return IncompatibleState(f"a stored value is not of type {describe(self.schema)}: {error}")
@@ -584,15 +584,15 @@ class _StoredSerializer(Serializer[Any]):
 
     def _native(self, value: Any, lower: Callable[[Any], Any], checked: Callable[[Any], Any]) -> bytes:
         try:
-            return _NATIVE + msgspec.msgpack.encode(lower(value))
+            return NATIVE + msgspec.msgpack.encode(lower(value))
         except (OverflowError, UnicodeEncodeError):  # an integer beyond 64 bits; half a surrogate pair
             return self._wide(value, lower, checked)
 
     def _wide(self, value: Any, lower: Callable[[Any], Any], checked: Callable[[Any], Any]) -> bytes:
-        return _WIDE + self._codec.encode(msgspec.to_builtins(lower(value), builtin_types=_KEPT))
+        return WIDE + self._codec.encode(msgspec.to_builtins(lower(value), builtin_types=KEPT))
 
     def _tagged(self, value: Any, lower: Callable[[Any], Any], checked: Callable[[Any], Any]) -> bytes:
-        return _TAGGED + self._codec.encode(checked(value))
+        return TAGGED + self._codec.encode(checked(value))
 
     def _checked(self, data: bytes, decode: Callable[[bytes], Any]) -> bytes:
         try:
@@ -606,7 +606,7 @@ class _StoredSerializer(Serializer[Any]):
 
 def _records(data: bytes) -> list[Any]:
     """Those of one class, as `AnySerializer` writes them."""
-    stored = _RECORDS.decode(data[1:])
+    stored = RECORDS.decode(data[1:])
     place, schema = msgspec.msgpack.decode(stored.head)
     return [Record(fields, place) for fields in stored_serializer(schema).decode_many(stored.data)]
 
@@ -614,7 +614,7 @@ def _records(data: bytes) -> list[Any]:
 class _OpaqueSerializer(Serializer[Any]):
     """What was pickled, or what another version knows how to read, byte for byte."""
 
-    types = _Everything()
+    types = Everything()
     immutable = True
     flat = True
 
@@ -632,14 +632,14 @@ class _OpaqueSerializer(Serializer[Any]):
 
     def encode_many(self, values: list[Any]) -> bytes:
         data = list(map(self.encode, values))
-        if data and data[0][:1] == _FORMAT:
-            return _FORMAT + msgspec.msgpack.encode([msgspec.Raw(each[1:]) for each in data])
-        return _PICKLE + msgspec.msgpack.encode(data)
+        if data and data[0][:1] == FORMAT:
+            return FORMAT + msgspec.msgpack.encode([msgspec.Raw(each[1:]) for each in data])
+        return PICKLE + msgspec.msgpack.encode(data)
 
     def decode_many(self, data: bytes) -> list[Any]:
         try:
-            if data[:1] == _FORMAT:
-                parts = [_FORMAT + bytes(part) for part in msgspec.msgpack.decode(data[1:], type=list[msgspec.Raw])]
+            if data[:1] == FORMAT:
+                parts = [FORMAT + bytes(part) for part in msgspec.msgpack.decode(data[1:], type=list[msgspec.Raw])]
             else:
                 parts = msgspec.msgpack.decode(data[1:], type=list[bytes])
         except msgspec.MsgspecError as error:

@@ -58,10 +58,7 @@ class HeapTimers(Store):
         """All is in memory."""
 
     def draw(self, limit: int, count: int) -> list[TimerRow]:
-        pop, rows = self._index.pop, list[TimerRow]()
-        while len(rows) < count and (row := pop(limit)) is not None:
-            rows.append(row)
-        return rows
+        return self._index.take_first(limit, count)
 
     def put_back(self, rows: Iterable[TimerRow]) -> None:
         for row in rows:

@@ -5,8 +5,8 @@ name; its value is what the key's bytes do not tell of the key. So the next time
 
 Of each key group there is a *horizon*: every timer before it that is pending is in memory (*near*), whatever the
 database holds; of those behind it (*far*) nobody knows without reading. A group without a horizon is near as a whole.
-Changes are `dirty` until they are written: at most `DIRTY`, and none when a snapshot begins (`write_all`). Rows are read
-by `bring` alone, in a thread, from the horizon on, which moves behind them; nothing else reads the database.
+Changes are `dirty` until they are written: at most `DIRTY`, and none when a snapshot begins (`write_all`). Rows are
+read by `bring` and `early` alone, in a thread, from the horizon on, which moves behind them.
 
 Invariants: near and far timers overlap nowhere; a timer is pending if it is near, or dirty and set, or far, stored and
 not dirty and deleted. What was set and went again while it was dirty and known not to be stored never reaches the
@@ -208,10 +208,7 @@ class RocksTimers:
     def draw(self, limit: int, count: int) -> list[TimerRow]:
         """None behind the first horizon: others may come before them."""
         last = min((horizon.time for horizon in self._horizons.values()), default=limit)
-        last, rows = min(last, limit), list[TimerRow]()
-        while len(rows) < count and (row := self._index.pop(last)) is not None:
-            rows.append(row)
-        return rows
+        return self._index.take_first(min(last, limit), count)
 
     def put_back(self, rows: Iterable[TimerRow]) -> None:
         for row in rows:

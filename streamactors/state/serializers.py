@@ -53,14 +53,14 @@ from streamactors.state.tagged import TaggedCodec, field_names, is_record_class,
 
 T = TypeVar("T")
 
-_NATIVE: Final = b"N"
-_WIDE: Final = b"W"
-_TAGGED: Final = b"T"
-_PICKLE: Final = b"P"
-_FORMAT: Final = b"F"
+NATIVE: Final = b"N"
+WIDE: Final = b"W"
+TAGGED: Final = b"T"
+PICKLE: Final = b"P"
+FORMAT: Final = b"F"
 
 
-class _Everything(frozenset[Any]):
+class Everything(frozenset[Any]):
     """The classes that `Any` accepts."""
 
     def __contains__(self, _: object) -> bool:
@@ -159,7 +159,7 @@ class AnySerializer(Serializer[Any]):
     Also for batches of records whose type nobody declared: a list of one class is written as that class's own type.
     """
 
-    types = _Everything()
+    types = Everything()
     immutable = False
     flat = False
     schema: Schema = {"kind": "any"}  # noqa: RUF012 (never changed)
@@ -170,22 +170,22 @@ class AnySerializer(Serializer[Any]):
         self._readers: dict[bytes, Serializer[Any]] = {}
 
     def encode(self, value: Any) -> bytes:
-        return _TAGGED + self._codec.encode(value)
+        return TAGGED + self._codec.encode(value)
 
     def decode(self, data: bytes) -> Any:
-        if data[:1] != _TAGGED:
+        if data[:1] != TAGGED:
             raise _unknown_mark(data)
         return self._codec.decode(data[1:])
 
     def encode_many(self, values: list[Any]) -> bytes:
-        return self._encode_one_class(values) or _TAGGED + self._codec.encode_list(values)
+        return self._encode_one_class(values) or TAGGED + self._codec.encode_list(values)
 
     def decode_many(self, data: bytes) -> list[Any]:
-        if data[:1] == _TAGGED:
+        if data[:1] == TAGGED:
             return cast(list[Any], self._codec.decode(data[1:]))
-        if data[:1] != _NATIVE:
+        if data[:1] != NATIVE:
             raise _unknown_mark(data)
-        stored = _RECORDS.decode(data[1:])
+        stored = RECORDS.decode(data[1:])
         reader = self._readers.get(stored.head)
         if reader is None:
             reader = self._readers[stored.head] = self._reader(*msgspec.msgpack.decode(stored.head))
@@ -213,7 +213,7 @@ class AnySerializer(Serializer[Any]):
         except UnserialisableValue:  # not what its fields declare: the slow way keeps it as it is
             return None
         head = msgspec.msgpack.encode((place_of(type(values[0])), serializer.schema))
-        return _NATIVE + msgspec.msgpack.encode(_Records(head, data))
+        return NATIVE + msgspec.msgpack.encode(_Records(head, data))
 
     def _class_serializer(self, cls: type) -> "_TypedSerializer | None":
         if cls not in self._typed:
@@ -238,7 +238,7 @@ class _Records(msgspec.Struct, array_like=True):
     data: bytes
 
 
-_RECORDS: Final = msgspec.msgpack.Decoder(_Records)
+RECORDS: Final = msgspec.msgpack.Decoder(_Records)
 
 
 class KeySerializer(AnySerializer):
@@ -252,7 +252,7 @@ class KeySerializer(AnySerializer):
 
     def encode_many(self, values: list[Any]) -> bytes:
         try:
-            return _TAGGED + self._codec.encode_list(values)
+            return TAGGED + self._codec.encode_list(values)
         except UnserialisableValue:
             for value in values:
                 self.encode(value)  # raises for the one
@@ -326,7 +326,7 @@ class _TypedSerializer(Serializer[Any]):
         """`convert` brings what was stored into the shape of `tp`."""
         _refuse_unknown_mark(data)
         try:
-            stored = msgspec.msgpack.decode(data[1:]) if data[:1] == _NATIVE else self._codec.decode_parts(data[1:])
+            stored = msgspec.msgpack.decode(data[1:]) if data[:1] == NATIVE else self._codec.decode_parts(data[1:])
             return msgspec.convert(convert(stored), tp)
         except msgspec.ValidationError as error:
             raise self._unreadable(error) from error
@@ -336,19 +336,19 @@ class _TypedSerializer(Serializer[Any]):
     # ------------------------------------------------------------------------------------------------- one way there
     def _native(self, value: Any) -> bytes:
         try:
-            return _NATIVE + msgspec.msgpack.encode(value, enc_hook=_refuse_class)
+            return NATIVE + msgspec.msgpack.encode(value, enc_hook=_refuse_class)
         except (OverflowError, UnicodeEncodeError):  # an integer beyond 64 bits; half a surrogate pair
             return self._wide(value)
 
     def _wide(self, value: Any) -> bytes:
-        return _WIDE + self._codec.encode(msgspec.to_builtins(value, builtin_types=_KEPT, enc_hook=_refuse_class))
+        return WIDE + self._codec.encode(msgspec.to_builtins(value, builtin_types=KEPT, enc_hook=_refuse_class))
 
     def _tagged(self, value: Any) -> bytes:
-        return _TAGGED + self._codec.encode(value)
+        return TAGGED + self._codec.encode(value)
 
     def _read(self, data: bytes, native: Callable[[bytes], Any], tp: Any) -> Any:
         try:
-            if data[:1] == _NATIVE:
+            if data[:1] == NATIVE:
                 return native(data[1:])
             _refuse_unknown_mark(data)
             return msgspec.convert(self._codec.decode(data[1:]), tp)
@@ -374,7 +374,7 @@ class _TypedSerializer(Serializer[Any]):
 
 
 def _refuse_unknown_mark(data: bytes) -> None:
-    if data[:1] not in (_NATIVE, _WIDE, _TAGGED):
+    if data[:1] not in (NATIVE, WIDE, TAGGED):
         raise _unknown_mark(data)
 
 
@@ -414,7 +414,7 @@ class _OlderReader(Serializer[Any]):
 
 
 _MISFITS: Final = (TypeError, ValueError, RecursionError, IncompatibleState)
-_KEPT: Final = (dt.datetime, dt.time, bytes, bytearray)
+KEPT: Final = (dt.datetime, dt.time, bytes, bytearray)
 
 
 def _refuse_class(value: Any) -> Any:
@@ -535,14 +535,14 @@ def _is_known_custom(cls: Any) -> bool:
 def _accepted(node: Any) -> frozenset[Any]:
     match node:
         case info.AnyType() | info.CustomType(cls=builtins.object):
-            return _Everything()
+            return Everything()
         case info.Metadata(type=inner):
             return _accepted(inner)
         case info.LiteralType(values=values):
             return frozenset(map(type, values))
         case info.UnionType(types=types):
             each = [_accepted(one) for one in types]
-            return _Everything() if any(isinstance(one, _Everything) for one in each) else frozenset().union(*each)
+            return Everything() if any(isinstance(one, Everything) for one in each) else frozenset().union(*each)
     accepted = _ACCEPTED.get(type(node))
     return frozenset({accepted or class_of(node.cls)})
 
@@ -602,7 +602,7 @@ class _PickleSerializer(Serializer[Any]):
 
     def encode(self, value: Any) -> bytes:
         try:
-            return _PICKLE + pickle.dumps(self.accept(value), protocol=5)
+            return PICKLE + pickle.dumps(self.accept(value), protocol=5)
         except (pickle.PicklingError, AttributeError, TypeError, RecursionError) as error:
             raise UnserialisableValue(f"{_shown(value)} can't be pickled: {error}") from error
 
@@ -614,7 +614,7 @@ class _PickleSerializer(Serializer[Any]):
 
     def encode_many(self, values: list[Any]) -> bytes:
         """One by one: values that share an object must not share it after a restore."""
-        return _PICKLE + msgspec.msgpack.encode(list(map(self.encode, values)))
+        return PICKLE + msgspec.msgpack.encode(list(map(self.encode, values)))
 
     def decode_many(self, data: bytes) -> list[Any]:
         return list(map(self.decode, msgspec.msgpack.decode(data[1:], type=list[bytes])))
@@ -672,10 +672,10 @@ class _FormatSerializer(Serializer[Any]):
         return value if isinstance(value, self._class) else super().accept(value)
 
     def encode(self, value: Any) -> bytes:
-        return _FORMAT + msgspec.msgpack.encode(self._written(self.accept(value)))
+        return FORMAT + msgspec.msgpack.encode(self._written(self.accept(value)))
 
     def encode_many(self, values: list[Any]) -> bytes:
-        return _FORMAT + msgspec.msgpack.encode([self._written(self.accept(value)) for value in values])
+        return FORMAT + msgspec.msgpack.encode([self._written(self.accept(value)) for value in values])
 
     def _written(self, value: Any) -> bytes | None:
         if value is None and self._declared.nullable:

@@ -46,8 +46,8 @@ _DATE: Final = 8
 _TIME: Final = 9
 _TIMEDELTA: Final = 10
 _FRACTION: Final = 11
-_INSTANCE: Final = 12
-_ENUM: Final = 13
+INSTANCE: Final = 12
+ENUM: Final = 13
 _NUMPY: Final = 14
 
 _EPOCH: Final = dt.datetime(1970, 1, 1)
@@ -100,6 +100,7 @@ class ClassNames:
 def _choose(place: str, fields: Fields, named: list[type]) -> type:
     """At one place, several are versions of one class (a notebook cell run again): the latest counts."""
     same_place = [cls for cls in named if place_of(cls) == place]
+    same_place = list(filter(_is_at_its_place, same_place)) or same_place
     fitting = same_place or [cls for cls in named if field_names(cls) == fields] or named
     places = sorted(set(map(place_of, fitting)))
     if len(places) > 1:
@@ -108,6 +109,14 @@ def _choose(place: str, fields: Fields, named: list[type]) -> type:
             f"{', '.join(places)}: rename all but one"
         )
     return fitting[-1]
+
+
+def _is_at_its_place(cls: type) -> bool:
+    """Whether it is what its module has under its name; not so for local classes, and those that were made anew."""
+    found: Any = sys.modules.get(cls.__module__)
+    for name in cls.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is cls
 
 
 def place_of(cls: type) -> str:
@@ -177,10 +186,10 @@ class TaggedCodec:
         self._packers: list[msgpack.Packer] = []  # idle: each packs one value at a time, and a value may hold others
         self._writers: dict[type, Callable[[Any], tuple[int, bytes]]] = dict(_EXTENSIONS)
         self._writers |= {tuple: self._items(_TUPLE), set: self._items(_SET), frozenset: self._items(_FROZENSET)}
-        self._readers = self._containers(self.decode) | {_INSTANCE: self._read_instance, _ENUM: self._read_enum}
+        self._readers = self._containers(self.decode) | {INSTANCE: self._read_instance, ENUM: self._read_enum}
         self._part_readers = self._containers(self.decode_parts) | {
-            _INSTANCE: self._stored_instance,
-            _ENUM: self._stored_enum,
+            INSTANCE: self._stored_instance,
+            ENUM: self._stored_enum,
         }
         self._builders: dict[tuple[Any, ...], Callable[[dict[str, Any]], Any]] = {}
 
@@ -248,14 +257,14 @@ class TaggedCodec:
         self.classes.refuse_unfindable(cls)
         place = place_of(cls)
         if issubclass(cls, enum.Enum):
-            return lambda value: (_ENUM, self.encode([place, value.value]))
+            return lambda value: (ENUM, self.encode([place, value.value]))
         names, stamp = sorted(field_names(cls)), fingerprint(cls)
         check = self._refuse_unsteady if _runs_code(cls) else _as_it_is
 
         def write(value: Any) -> tuple[int, bytes]:
             fields = {name: getattr(value, name) for name in names}
             check(value, fields)
-            return _INSTANCE, self.encode([place, fields, stamp])
+            return INSTANCE, self.encode([place, fields, stamp])
 
         return write
 

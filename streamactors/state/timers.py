@@ -78,8 +78,8 @@ class TimeIndex:
     """Timers in the order of their times; those of one time in no particular one.
 
     Times are gathered in *spans* of 16,384 ms. Of the first span that has any, the times are a heap; the others wait
-    unsorted, and a heap has their numbers. So nothing is ever sorted that has more than 16,384 items, but for the numbers
-    of spans. What is gone from a span stays in the heaps until it comes up, or is most of them.
+    unsorted, and a heap has their numbers. So nothing is ever sorted that has more than 16,384 items, but for the
+    numbers of spans. What is gone from a span stays in the heaps until it comes up, or is most of them.
     """
 
     def __init__(self) -> None:
@@ -155,30 +155,33 @@ class TimeIndex:
                 continue
             if number != self._first:
                 self._first, self._times = number, list(span)
-                heapify(self._times)
+                if len(span) > 1:
+                    heapify(self._times)
             times = self._times
             while times[0] not in span:
                 heappop(times)
             return times[0]
         return None
 
-    def pop(self, limit: int) -> TimerRow | None:
-        """The next one up to `limit`."""
-        time = self.earliest()
-        if time is None or time > limit or self._first is None:
-            return None
-        number = self._first
-        span = self._spans[number]
-        held = span[time]
-        row: TimerRow
-        if type(held) is dict:
-            row, _ = held.popitem()
-            if held:
-                return row
-        else:
-            row = held
-        self._emptied(number, span, time)
-        return row
+    def take_first(self, limit: int, count: int) -> list[TimerRow]:
+        """Take off the next `count` up to `limit`."""
+        rows: list[TimerRow] = []
+        while len(rows) < count:
+            time = self.earliest()
+            if time is None or time > limit or self._first is None:
+                break
+            number = self._first
+            span = self._spans[number]
+            held = span[time]
+            if type(held) is dict:
+                while held and len(rows) < count:
+                    rows.append(held.popitem()[0])
+                if held:
+                    break
+            else:
+                rows.append(held)
+            self._emptied(number, span, time)
+        return rows
 
     def cut(self, excess: int) -> tuple[int, list[TimerRow]] | None:
         """Take off the last spans with `excess` timers or more: from which time on there are none any more, and what

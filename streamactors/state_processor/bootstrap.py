@@ -202,10 +202,13 @@ class _UnkeyedState:
                 self._add(self._lists.bind(declaration.stored or name, declaration), declaration, state.get(name))
 
     def _add(self, bound: Any, declaration: Declaration, given: Any) -> None:
-        if given is not None and isinstance(declaration, BroadcastState):
-            bound.update(given)
-        elif given is not None:
-            bound.extend(given)
+        if given is None:
+            return
+        many, add = (Mapping, bound.update) if isinstance(declaration, BroadcastState) else (list | tuple, bound.extend)
+        if not isinstance(given, many):
+            expected = "a dict" if many is Mapping else "a list"
+            raise InvalidDataflow(f"state {bound.name!r}: expected {expected} of what it is to hold, found {given!r}")
+        add(given)
 
     def schemas(self) -> dict[str, Any]:
         return self._lists.schemas()

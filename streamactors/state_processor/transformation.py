@@ -159,7 +159,7 @@ class Transformation:
         return self
 
     def with_source_positions(self, uid: str, positions: Mapping[str, Any]) -> Self:
-        """In place of those that were stored."""
+        """In place of those that were stored. Event time stays where it was: what is read once more may be late."""
         if self._operator(uid).kind != "source":
             raise StateAccessError(f"operator {uid!r} is no source")
         self._positions[uid] = dict(positions)

@@ -119,7 +119,7 @@ PINS: list[tuple[Any, str, str]] = [
         sa.Checkpoints,
         "__init__",
         "self, storage, *, interval, mode='exactly-once', alignment='aligned', alignment_timeout=None, timeout=..., "
-        "min_pause=..., max_concurrent=1, tolerable_failures=0, retain=3, incremental=True",
+        "min_pause=..., max_concurrent=1, tolerable_failures=0, retain=3, incremental=True, storage_options=None",
     ),
     (sa.Restart, "none", ""),
     (sa.Restart, "fixed", "delay, attempts"),

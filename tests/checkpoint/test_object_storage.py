@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import traceback
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -242,6 +243,23 @@ async def test_a_removed_lock_file_is_noticed(files: Files, replaced: bool) -> N
     assert not await lock.held()
     await lock.release()
     assert (await files.stat("lock") is not None) == replaced
+
+
+async def test_a_large_file_takes_the_memory_of_a_few_parts(bucket: S3Bucket) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(8 * 16):
+            yield bytes(PART // 16)
+
+    files = open_files(f"{bucket.uri}/root")
+    await files.list("")  # connects
+    tracemalloc.start()
+    try:
+        await files.write("a", chunks())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        await files.close()
+    assert peak < 4 * PART, peak
 
 
 # ---------------------------------------------------------------------------------------------------- failures, retries

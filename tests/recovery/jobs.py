@@ -21,6 +21,7 @@ FLOW = "orders"
 PACED = 64
 """Records between two pauses of a paced job."""
 MEMORY, CACHE = 4 << 20, 64
+FULL_EVERY = 4
 LETTERS = sa.OutputTag("letters", sa.DeadLetter)
 OPENED = "operator opened"
 """Printed by each subtask of the stateful step, so that a test sees how far a start has come."""
@@ -53,7 +54,7 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     """Which of them are paced: with the totals, all mailboxes before them are full, and barriers take their time."""
     endless: bool = False
     """The Kafka source waits for more."""
-    backend: Literal["heap", "rocksdb"] = "heap"
+    backend: Literal["heap", "incremental heap", "rocksdb"] = "heap"
     local: str = ""
     """Where RocksDB's files lie, with so little memory that they are read and written all the time."""
     restarts: int = 0
@@ -186,10 +187,10 @@ def config_of(settings: Settings) -> sa.Config:
     )
 
 
-def backend_of(settings: Settings) -> Literal["heap"] | sa.RocksDB:
-    if settings.backend == "heap":
-        return "heap"
-    return sa.RocksDB(folder=settings.local, memory=MEMORY, cache=CACHE)
+def backend_of(settings: Settings) -> sa.Heap | sa.RocksDB:
+    if settings.backend == "rocksdb":
+        return sa.RocksDB(folder=settings.local, memory=MEMORY, cache=CACHE)
+    return sa.Heap(incremental=settings.backend == "incremental heap", full_every=FULL_EVERY)
 
 
 def checkpoints_of(settings: Settings) -> sa.Checkpoints:

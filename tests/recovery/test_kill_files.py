@@ -68,9 +68,16 @@ async def test_killed_at_random_moments(
     await survive(tmp_path, folders, shape, scale, backends)
 
 
+@pytest.mark.parametrize("scale", [unchanged, overtaking])
+async def test_killed_at_random_moments_with_increments(
+    tmp_path: Path, scale: Callable[[random.Random], dict[str, Any]]
+) -> None:
+    await survive(tmp_path, 2, UNION, scale, ("incremental heap",))
+
+
 async def test_killed_at_random_moments_and_started_on_another_backend(tmp_path: Path) -> None:
     """Which restores what the other one has left."""
-    await survive(tmp_path, 2, UNION, overtaking, ("heap", "rocksdb"))
+    await survive(tmp_path, 2, UNION, overtaking, ("heap", "incremental heap", "rocksdb"))
 
 
 async def survive(

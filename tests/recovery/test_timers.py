@@ -22,8 +22,10 @@ LEG = 400
 WAITS = (0, 300, 7000)
 """Milliseconds after a record's own time (10 a record): soon, later, and in a later leg."""
 
+WATERMARKS: sa.Watermarks[int] = sa.Watermarks.bounded(lambda number: 10 * number, dt.timedelta(milliseconds=50))
 
-def delays(feed: Feed, sink: ListSink[Any], gate: Gate | None = None, **widths: int) -> sa.Dataflow:
+
+def delays(feed: Feed, sink: ListSink[Any], gate: Gate | None = None) -> sa.Dataflow:
     """`gate`: what each timer waits for."""
 
     class Delay(sa.KeyedOperator[int, int, Any]):
@@ -48,9 +50,8 @@ def delays(feed: Feed, sink: ListSink[Any], gate: Gate | None = None, **widths: 
             super().on_timer(timer, ctx)
 
     flow = sa.Dataflow("delays")
-    watermarks = sa.Watermarks.bounded(lambda number: 10 * number, dt.timedelta(milliseconds=50))
-    numbers = flow.source("numbers", feed, watermarks=watermarks, parallelism=1)
-    delayed = numbers.key_by(lambda number: number % KEYS).process("delay", Delay if gate is None else Gated, **widths)
+    numbers = flow.source("numbers", feed, watermarks=WATERMARKS, parallelism=1)
+    delayed = numbers.key_by(lambda number: number % KEYS).process("delay", Delay if gate is None else Gated)
     delayed.sink("out", sink, parallelism=1)
     return flow
 
@@ -90,7 +91,7 @@ async def test_a_watermark_that_is_firing_is_in_flight(
     """The checkpoint is taken in the middle of a watermark: it holds the timers that have not fired, and the watermark;
     restored, the rest fires, whoever has the keys now."""
     options: dict[str, Any] = {"alignment": "unaligned", "incremental": incremental}
-    feed, sink, gate = Feed(chunk=100), ListSink[Any](), Gate(passes=150, delay=0.001)
+    feed, sink, gate = Feed(chunk=100), ListSink[Any](), Gate(passes=150, delay=0.05)
     feed.put(*range(100))
     async with sa.start(delays(feed, sink, gate), settings(tmp_path, backend, 2, **options), on_exit="cancel") as job:
         await until(lambda: gate.held)
@@ -110,7 +111,7 @@ async def test_a_watermark_that_is_firing_is_in_flight(
 @pytest.mark.parametrize("backend", ["heap", "rocksdb"])
 async def test_the_last_watermark_is_never_stored(tmp_path: Path, backend: str) -> None:
     """A checkpoint while the end of the data fires timers: restored, more data may come, and nothing is late."""
-    feed, sink, gate = Feed(chunk=100), ListSink[Any](), Gate(passes=250, delay=0.001)
+    feed, sink, gate = Feed(chunk=100), ListSink[Any](), Gate(passes=250, delay=0.05)
     feed.put(*range(100))
     feed.end()
     given = settings(tmp_path, backend, 2, alignment="unaligned")
@@ -152,8 +153,7 @@ async def test_timers_of_an_operator_that_has_no_on_timer_any_more_are_refused(t
         await until(lambda: pending(job) > 100)
         await job.checkpoint()
     flow = sa.Dataflow("delays")
-    watermarks = sa.Watermarks.bounded(lambda number: 10 * number, dt.timedelta(milliseconds=50))
-    numbers = flow.source("numbers", feed, watermarks=watermarks, parallelism=1)
+    numbers = flow.source("numbers", feed, watermarks=WATERMARKS, parallelism=1)
     numbers.key_by(lambda number: number % KEYS).process("delay", NoMore).sink("out", sink, parallelism=1)
     with pytest.raises(sa.IncompatibleState, match="operator 'delay' has stored timers, and defines no on_timer"):
         await sa.run(flow, settings(tmp_path, "heap", 2))
@@ -161,7 +161,7 @@ async def test_timers_of_an_operator_that_has_no_on_timer_any_more_are_refused(t
 
 @pytest.mark.parametrize("backend", ["heap", "rocksdb"])
 async def test_pending_timers_can_be_looked_at_and_moved(tmp_path: Path, backend: str) -> None:
-    """As a map of each key's: (time, name) → True. With another max parallelism they lie elsewhere, and fire as well."""
+    """As a map of each key's: (time, name) → True. With another max parallelism they lie elsewhere, and fire too."""
     feed, sink = Feed(), ListSink[Any]()
     feed.put(*range(100))
     async with sa.start(delays(feed, sink), settings(tmp_path, backend, 2), on_exit="cancel") as job:
@@ -178,3 +178,18 @@ async def test_pending_timers_can_be_looked_at_and_moved(tmp_path: Path, backend
     async with asyncio.timeout(PATIENCE):
         await sa.run(delays(feed, sink), settings(tmp_path / "other", backend, 3), restore=moved)
     assert sorted(sink.values) == expected(LEG)
+
+
+@pytest.mark.parametrize("drain", [True, False])
+async def test_a_stop_keeps_them_and_a_drain_fires_them(tmp_path: Path, drain: bool) -> None:
+    feed, sink = Feed(), ListSink[Any]()
+    feed.put(*range(100))
+    async with sa.start(delays(feed, sink), settings(tmp_path, "heap", 2), on_exit="cancel") as job:
+        await until(lambda: pending(job) > 100)
+        await job.stop(drain=drain)
+    assert (sorted(sink.values) == expected(100)) == drain
+    if not drain:
+        feed.end()
+        async with asyncio.timeout(PATIENCE):
+            await sa.run(delays(feed, sink), settings(tmp_path, "rocksdb", 3))
+        assert sorted(sink.values) == expected(100)

@@ -60,7 +60,9 @@ class Storage:
         self.written: dict[str, bytes] = {}
         self._stubborn, self._error = stubborn, error
 
-    async def write(self, barrier: Barrier, name: str, chunks: AsyncIterator[bytes]) -> FileHandle:
+    async def write(
+        self, barrier: Barrier, name: str, chunks: AsyncIterator[bytes], *, alone: bool = False
+    ) -> FileHandle:
         self.begun.set()
         while not self.release.is_set():
             try:

@@ -14,7 +14,7 @@ from streamactors.clock import SYSTEM
 from streamactors.elements import MAX_TIME
 from tests.runtime.feeds import PATIENCE, Feed, until
 
-MONOTONIC = sa.Watermarks.monotonic(lambda value: value[1])
+MONOTONIC: sa.Watermarks[Any] = sa.Watermarks.monotonic(lambda value: value[1])
 either_backend = pytest.mark.parametrize("backend", ["heap", "rocksdb"])
 
 Fired = tuple[str, int, str, int | None, int]
@@ -345,9 +345,9 @@ async def test_outside_of_a_call_there_is_no_key() -> None:
         feed.put(("a", 1, None))
         await until(lambda: Leaks.kept is not None)
         await asyncio.sleep(0)
-        for use in (lambda: Leaks.kept.timers.event(5), lambda: Leaks.kept.timers.delete(5)):
+        for use in (Leaks.kept.timers.event, Leaks.kept.timers.processing, Leaks.kept.timers.delete):
             with pytest.raises(sa.StateAccessError, match="key in hand"):
-                use()
+                use(5)
 
 
 # --------------------------------------------------------------------------------------------------------- two inputs
@@ -380,6 +380,7 @@ async def test_operators_with_two_inputs_have_timers() -> None:
         await until(lambda: pending(job) == 3)
         right.put(("a", 2), ("b", 7))
         await until(lambda: ("both", "a", 2) in sink.values)
-        left.end(), right.end()
+        left.end()
+        right.end()
         await job.wait()
     assert sorted(sink.values) == [("alone", "a", 1), ("alone", "b", 1), ("both", "a", 2)]

@@ -163,6 +163,14 @@ def test_a_result_gives_no_accumulator_away() -> None:
         assert aggregate.result(accumulator) == [1]
 
 
+def test_a_value_that_one_of_several_fails_for_counts_in_none() -> None:
+    several = Aggregates[Any, dict[str, Any]](count=Count(), least=Min(itself), sum=Sum(itself))
+    accumulator = folded(several, [3])
+    with pytest.raises(TypeError):
+        several.add(accumulator, None)
+    assert several.result(accumulator) == {"count": 1, "least": 3, "sum": 3.0}
+
+
 def test_what_is_no_aggregate_is_refused() -> None:
     anything: Any = Count
     with pytest.raises(InvalidDataflow, match=r"Count is a class; give an instance, Count\("):

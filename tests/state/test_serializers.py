@@ -1,9 +1,11 @@
 """Values come back as the type they were, or are refused; and schemas tell what can be read after a change."""
 
+import collections
 import dataclasses
 import datetime as dt
 import enum
 import importlib
+import itertools
 import math
 import subprocess
 import sys
@@ -468,6 +470,23 @@ class TestWithoutDeclaredType:
             IncompatibleState, match=r"test_serializers\.Ordre with the fields \(amount, customer, ts\), and no"
         ):
             AnySerializer().decode(data)
+
+    def test_of_a_class_that_was_made_anew_the_one_that_its_module_has_is_found(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As in a notebook, whatever kind of class it was before."""
+        makes: list[Any] = [
+            lambda: dataclasses.make_dataclass("Cell", [("x", int)], frozen=True),
+            lambda: collections.namedtuple("Cell", ["x"]),
+            lambda: msgspec.defstruct("Cell", [("x", int)], frozen=True),
+        ]
+        for first, second in itertools.permutations(makes, 2):
+            versions = [first(), second()]
+            for cls in versions:
+                cls.__module__, cls.__qualname__ = __name__, "Cell"
+            monkeypatch.setattr(sys.modules[__name__], "Cell", versions[1], raising=False)
+            value = versions[1](1)
+            assert type(AnySerializer().decode(AnySerializer().encode(value))) is versions[1]
 
     def test_of_several_classes_of_a_name_the_one_at_its_place_is_found(self) -> None:
         one, other = made_in("one", "Twin", "number"), made_in("other", "Twin", "number")

@@ -215,6 +215,12 @@ async def test_refusals(tmp_path: Path) -> None:
         SavepointWriter("")
     with pytest.raises(InvalidDataflow, match="has its keyed state already"):
         SavepointWriter("one").with_keyed_state("keep", One, []).with_keyed_state("keep", One, [])
+    declared = {"parts": sa.OperatorListState(str), "rules": sa.BroadcastState(str, int)}
+    for wrong, expected in (("xyz", "a list"), (5, "a list")):
+        with pytest.raises(InvalidDataflow, match=f"state 'parts': expected {expected} of what it is to hold"):
+            SavepointWriter("one").with_operator_state("keep", declared, {"parts": wrong})
+    with pytest.raises(InvalidDataflow, match="state 'rules': expected a dict of what it is to hold"):
+        SavepointWriter("one").with_operator_state("keep", declared, {"rules": [("a", 1)]})
     with pytest.raises(InvalidDataflow, match="declares no state without a key"):
         SavepointWriter("one").with_operator_state("keep", One, {})
 
