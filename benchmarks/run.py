@@ -14,7 +14,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import alignment, events, flows, kafka, plain, timers
+from benchmarks import alignment, events, flows, kafka, plain, state, timers
 from streamactors.testing.kafka_broker import KafkaBroker
 
 EVENTS = 1_000_000
@@ -120,6 +120,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-kafka", action="store_true", help="leave (c) out")
     parser.add_argument("--only-alignment", action="store_true", help="nothing but checkpoints under back-pressure")
+    parser.add_argument("--state-keys", type=int, default=state.KEYS, help="keys of the large state; 0 leaves it out")
     parser.add_argument("--timers", type=int, default=timers.TIMERS, help="pending timers; 0 leaves them out")
     options = parser.parse_args()
     console = Console(width=110)
@@ -128,6 +129,8 @@ def main() -> None:
     console.print(alignment_table(alignment.measure(options.rounds)))
     if not options.only_alignment and options.timers:
         console.print(timers.table(timers.measure(options.timers), options.timers))
+    if not options.only_alignment and options.state_keys:
+        console.print(state.table(state.measure(options.state_keys, console), options.state_keys))
 
 
 def _throughput(options: argparse.Namespace, console: Console) -> None:

@@ -171,8 +171,8 @@ class Checkpoints:
     `alignment` "unaligned": barriers overtake records, which are then stored as in flight; `alignment_timeout`: they do
     so once a checkpoint has not been aligned for so long (0: at once). Both need exactly-once (Flink: unaligned
     checkpoints). `timeout` counts from the trigger, as does `alignment_timeout`; `min_pause` from the end of one to the
-    trigger of the next; `tolerable_failures` in a row; `retain` counts complete checkpoints. `storage_options`: what the
-    file system behind an object store's URI takes (docs/storage.md); never shown.
+    trigger of the next; `tolerable_failures` in a row; `retain` counts complete checkpoints. `storage_options`: what
+    the file system behind an object store's URI takes (docs/storage.md); never shown.
     """
 
     storage: str

@@ -36,6 +36,10 @@ def checkpoints(**settings: object) -> Checkpoints:
     return Checkpoints(**{"storage": URI, "interval": SECOND, **settings})  # type: ignore[arg-type]
 
 
+def heap(**settings: Any) -> Heap:
+    return Heap(**settings)
+
+
 def config(**settings: object) -> Config:
     return Config(**settings)  # type: ignore[arg-type]
 
@@ -74,6 +78,8 @@ class TestValues:
             (lambda: config(execution="fast"), "execution = 'fast': .*'streaming', 'batch', 'auto'"),
             (lambda: config(state_backend="disk"), "state_backend = 'disk': .*'heap', 'rocksdb'"),
             (lambda: config(state_backend=Heap), r"state_backend = .*instance such as RocksDB\(\)"),
+            (lambda: heap(incremental="yes"), "Heap.incremental = 'yes': .*True or False"),
+            (lambda: heap(full_every=0), "Heap.full_every = 0: .*at least 1; checkpoints"),
             (lambda: config(deployment="local"), r"deployment = 'local': .*instance such as Local\(\)"),
             (lambda: config(checkpoints=URI), "checkpoints = .*must be Checkpoints"),
             (lambda: config(restart="fixed"), "restart = 'fixed': .*Restart.fixed"),
@@ -351,7 +357,7 @@ class TestLayers:
     def test_storage_options_come_from_everywhere_and_are_never_shown(self, tmp_path: Path) -> None:
         toml = tmp_path / "job.toml"
         toml.write_text(
-            '[checkpoints.storage_options]\nanon = false\n'
+            "[checkpoints.storage_options]\nanon = false\n"
             'secret = "${env:SECRET}"\nclient_kwargs.region_name = "eu-1"\n'
         )
         options = {"key": "hidden-1", "client_kwargs": {"verify": "hidden-2"}}

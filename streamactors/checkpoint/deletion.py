@@ -20,7 +20,7 @@ async def delete_all(folder: FlowFolder, doomed: Collection[Found], in_use: Coll
     """Checkpoints of a flow that the caller owns, the earliest first. The files `in_use` (paths relative to the flow's
     folder) stay, and so do the folders that they are in."""
     for found in doomed:
-        if found.complete:
+        if found.manifest or found.savepoint:
             name = layout.SAVEPOINT if found.savepoint else layout.MANIFEST
             await folder.files.delete(folder.path(f"{found.place.folder}/{name}"))
     for found in doomed:

@@ -3,6 +3,7 @@
 <flow>/owner.lock               held by the live owner
 <flow>/used-16                  checkpoint ids up to 16 are used, though their folders may be gone
 <flow>/run-3/epoch              run 3 has begun: older runs are fenced off
+<flow>/run-3/after              the last checkpoint there was when run 3 began: none that comes later counts
 <flow>/run-3/base               what run 3 was told to start from
 <flow>/run-3/base.committed     the receipt for a base that lies elsewhere
 <flow>/run-3/attempt-1/widest   written before the attempt begins
@@ -22,11 +23,14 @@ from streamactors.errors import InvalidConfig
 
 OWNER_LOCK: Final = "owner.lock"
 EPOCH: Final = "epoch"
+AFTER: Final = "after"
 BASE: Final = "base"
 BASE_RECEIPT: Final = "base.committed"
 WIDEST: Final = "widest"
 MANIFEST: Final = "manifest"
 SAVEPOINT: Final = "savepoint"
+BEING_WRITTEN: Final = "being-written"
+"""In the folder of a savepoint that is not complete yet."""
 RECEIPT: Final = "committed"
 UNCLAIMED: Final = "unclaimed"
 LONGEST_NAME: Final = 200
@@ -47,6 +51,10 @@ class Place:
     @property
     def folder(self) -> str:
         return f"{attempt_folder(self.run, self.attempt)}/chk-{self.checkpoint}"
+
+
+NOWHERE: Final = Place(0, 0, 0)
+"""Before every checkpoint."""
 
 
 def run_folder(run: int) -> str:

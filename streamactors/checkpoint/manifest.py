@@ -57,7 +57,7 @@ class FileHandle(msgspec.Struct, frozen=True, omit_defaults=True):
     start: int = 0
 
     def holds(self, offset: int, length: int) -> bool:
-        return 0 <= offset <= offset + length and 0 <= self.start and self.start + offset + length <= self.size
+        return 0 <= offset <= offset + length and self.start >= 0 and self.start + offset + length <= self.size
 
 
 class BlockRef(msgspec.Struct, frozen=True, array_like=True):

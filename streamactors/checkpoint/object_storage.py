@@ -46,7 +46,8 @@ T = TypeVar("T")
 log = logging.getLogger("streamactors.checkpoint")
 
 PART: Final = 5 * 1024 * 1024
-"""Bytes of one part of an upload, and what each file that is being written takes of memory: S3's least."""
+"""Bytes of one part of an upload: S3's least. A file that is being written takes three times that of memory: what comes
+together, what is being sent, and the client's copy of that."""
 LARGE_PART: Final = 64 * 1024 * 1024
 """So large are those after the first `SMALL_PARTS`, since an upload may have no more than 10,000."""
 SMALL_PARTS: Final = 5000
@@ -481,14 +482,18 @@ async def _parts(chunks: Chunks) -> AsyncGenerator[bytes, None]:
         async for chunk in each:
             waiting += chunk
             while len(waiting) >= size:
-                with memoryview(waiting) as view:
-                    part = bytes(view[:size])
-                del waiting[:size]
-                yield part
+                yield _take(waiting, size)
                 number += 1
                 size = PART if number <= SMALL_PARTS else LARGE_PART
     if waiting:
         yield bytes(waiting)
+
+
+def _take(waiting: bytearray, size: int) -> bytes:
+    with memoryview(waiting) as view:
+        taken = bytes(view[:size])
+    del waiting[:size]
+    return taken
 
 
 def _spans(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -10,8 +10,8 @@ Invariants:
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from streamactors.checkpoint import layout, manifest
@@ -136,6 +136,8 @@ class Found:
 
     place: Place
     names: frozenset[str]
+    late: bool = False
+    """It got its manifest from a process that was fenced off already, see `FlowFolder.by_run`."""
 
     @property
     def manifest(self) -> bool:
@@ -156,7 +158,7 @@ class Found:
 
     @property
     def complete(self) -> bool:
-        return self.manifest or self.savepoint
+        return (self.manifest or self.savepoint) and not self.late
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,9 +200,28 @@ class FlowFolder:
     async def look(self, place: Place) -> Found:
         return Found(place, frozenset([entry.name for entry in await self.files.list(self.path(place.folder))]))
 
+    async def by_run(self) -> AsyncIterator[tuple[int, list[Found]]]:
+        """Every run's, the latest first. What was not there when a later run began is `late`: that one went on without
+        it, and has aborted its transactions."""
+        last: Place | None = None
+        for run in await self.numbers("", "run"):
+            scanned = await self.scan(run)
+            yield run, [replace(found, late=last is not None and found.place > last) for found in scanned]
+            if (after := await self._after(run)) is not None:
+                last = after if last is None else min(last, after)
+
     async def scan_all(self) -> list[Found]:
         """Every run's, the latest first."""
-        return [found for run in await self.numbers("", "run") for found in await self.scan(run)]
+        return [found async for _, scanned in self.by_run() for found in scanned]
+
+    async def _after(self, run: int) -> Place | None:
+        """The last checkpoint there was when it began; None if that is not known."""
+        path = self.path(f"{layout.run_folder(run)}/{layout.AFTER}")
+        if await self.files.stat(path) is None:
+            return None
+        found = manifest.decode(await self.files.read(path), Reference, self.files.uri_of(path)).path
+        in_place = layout.split_checkpoint(found) if found else None
+        return in_place[1] if in_place else layout.NOWHERE
 
     async def has_receipt(self, run: int, checkpoint: int) -> bool:
         """Whether all sink transactions up to that checkpoint of the run are known to be committed."""
@@ -260,8 +281,7 @@ class FlowFolder:
     async def _best(
         self, verify: Verify, damaged: Mapping[str, CorruptCheckpoint], skipped: list[_Skipped]
     ) -> Restorable | None:
-        for run in await self.numbers("", "run"):
-            scanned = await self.scan(run)
+        async for run, scanned in self.by_run():
             # A receipt without a manifest: it was complete once, and is damaged.
             for found in (found for found in scanned if found.complete or found.receipt):
                 try:
@@ -441,7 +461,11 @@ async def _summaries(folder: FlowFolder) -> list[CheckpointSummary]:
     summaries = [(found, await _summary(folder, found)) for found in await folder.scan_all()]
     contents = [summary.manifest for _, summary in summaries if summary is not None and summary.manifest is not None]
     used = {layout.place_of(file.path) for content in contents for file in content.files}
-    return [each for found, each in summaries if each is not None and (found.complete or found.place not in used)]
+    return [
+        each
+        for found, each in summaries
+        if each is not None and (found.complete or found.late or found.place not in used)
+    ]
 
 
 async def _summary(folder: FlowFolder, found: Found) -> CheckpointSummary | None:
@@ -454,4 +478,6 @@ async def _summary(folder: FlowFolder, found: Found) -> CheckpointSummary | None
         if await folder.files.stat(folder.path(place.folder)) is None:
             return None
         problem = str(error) if found.complete else "incomplete: it has no manifest"
+    if found.late:
+        problem = "late: a process completed it that had been fenced off"
     return CheckpointSummary(folder.uri(place), place.run, place.attempt, place.checkpoint, committed, content, problem)

@@ -1,7 +1,8 @@
 """The owning side of a store: everything that a live job writes into its flow's folder of checkpoints.
 
 Invariants, whatever fails or dies at whatever moment:
-1. One live process owns the folder. A run number is taken once, and completes nothing once a higher one is taken.
+1. One live process owns the folder. A run number is taken once, and completes nothing once a higher one is taken: a
+   manifest that it is just publishing then counts if the next run finds it when it begins, and never later.
 2. A checkpoint is complete from the moment its manifest has its name, which is after all its files are durable.
 3. A checkpoint id is used once, also over crashes and aborted checkpoints: it is durable before `writer` returns.
 4. What `complete`, `write_receipt`, `record_base` and `begin_attempt` returned for is found by every later run, until
@@ -141,6 +142,8 @@ class CheckpointStore:
                 await self._files.delete(self._folder.path(entry.name))
         await self._settle()
         self.run = await self._take_run()
+        if self.run > 1:
+            await self._note_what_is_there()
         await self._read_ids()
         await self._read_widest()
         await self._read_bases()
@@ -173,6 +176,15 @@ class CheckpointStore:
             if await self._files.create(self._epoch(run), manifest.encode(epoch)):
                 return run
             run += 1
+
+    async def _note_what_is_there(self) -> None:
+        """A process that was paused amid `complete`, and lost its lease meanwhile, may publish a manifest yet. It finds
+        out then, and commits nothing; we, having gone on from the one before, abort what that manifest promises. So
+        no later run may find it."""
+        there = [found.place for found in await self._folder.scan_all() if found.complete or found.receipt]
+        last = Reference(path=max(there).folder) if there else Reference()
+        path = self._folder.path(f"{layout.run_folder(self.run)}/{layout.AFTER}")
+        await self._files.create(path, manifest.encode(last))
 
     def _epoch(self, run: int) -> str:
         return self._folder.path(f"{layout.run_folder(run)}/{layout.EPOCH}")
@@ -303,6 +315,7 @@ class CheckpointStore:
         else:
             files = await self.check_savepoint(savepoint)
             await self._mark_used(checkpoint)
+            await self._take_folder(files)
             writer = CheckpointWriter(place, files, "", "", self.abort, self._clock)
         self._writers[checkpoint] = writer
         try:
@@ -311,6 +324,16 @@ class CheckpointStore:
             await self.abort(checkpoint)
             raise
         return writer
+
+    async def _take_folder(self, files: Files) -> None:
+        """For a savepoint: two that are begun at the same time may both have found it empty."""
+        await files.make_folder("")
+        mark = manifest.encode(Epoch(self.run, self._owner, self._clock.time_ms()))
+        if not await files.create(layout.BEING_WRITTEN, mark):
+            raise InvalidConfig(f"savepoint {files.uri}: another one is being written there. Name a new folder.")
+        if [entry.name for entry in await files.list("")] != [layout.BEING_WRITTEN]:
+            await files.delete(layout.BEING_WRITTEN)
+            raise InvalidConfig(f"savepoint {files.uri}: the folder is not empty. Name a new one.")
 
     @property
     def in_flight(self) -> Collection[int]:
@@ -392,6 +415,13 @@ class CheckpointStore:
         await self.ensure_owner()
         if writer.savepoint:
             await self._note_savepoint(content, writer)
+            await self._unmark(writer.files)
+
+    async def _unmark(self, files: Files) -> None:
+        try:
+            await files.delete(layout.BEING_WRITTEN)
+        except StorageFailed as error:
+            log.warning("savepoint %s is complete; %s may be deleted: %s", files.uri, layout.BEING_WRITTEN, error)
 
     async def _note_savepoint(self, content: Manifest, writer: CheckpointWriter) -> None:
         """A savepoint that ends the job commits: "latest" must not mean the checkpoint before it."""

@@ -9,9 +9,9 @@ Invariants:
    that are needed to restore one, also over restarts.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from itertools import groupby
-from typing import Any, Final, Protocol
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, Final, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 from streamactors.checkpoint import layout
@@ -19,8 +19,13 @@ from streamactors.checkpoint.manifest import BlockRef, FileHandle, KeyedHandle
 from streamactors.elements import Barrier
 from streamactors.runtime.messages import NodeRestore
 from streamactors.state.backend import KeyedSnapshot
+from streamactors.state.ttl import Turn
 from streamactors.state.versions import StateGroup, Version, VersionedBackend, VersionedSnapshot
 
+T = TypeVar("T")
+
+SLICE: Final = 256
+"""Key groups between two turns: less than a millisecond."""
 COPIES: Final = 4
 """A version is stored more than once while no checkpoint that holds it has completed. So many are remembered."""
 
@@ -41,18 +46,20 @@ class Increments:
         self._full_every = full_every
         self._stored: WeakKeyDictionary[Version, tuple[KeyedHandle, ...]] = WeakKeyDictionary()
 
-    def restored(self, start: NodeRestore, schemas: Mapping[str, Any]) -> None:
+    async def restored(self, start: NodeRestore, schemas: Mapping[str, Any], turn: Turn) -> None:
         """The backend holds what it was restored from, and nothing else. `schemas`: today's. What was merged from
         several files, read from native ones or under another schema, is not there as it would be written now."""
         found: dict[StateGroup, list[KeyedHandle]] = {}
         for handle, refs in start.blocks:
-            for place, part in _by_group(KeyedHandle(handle.file, refs)):
+            for place, part in await _by_group(KeyedHandle(handle.file, refs), turn):
                 found.setdefault(place, []).append(part)
-        for (state, group), parts in found.items():
-            same = state in schemas and schemas[state] == start.schemas.get(state)
-            native = any(handle.start <= group < handle.stop for handle in start.native)
-            if same and not native and len(parts) == 1:
-                self.stored(self._backend.version(state, group), parts[0])
+        same = {state for state, schema in schemas.items() if schema == start.schemas.get(state)}
+        for some in _slices(found.items()):
+            for (state, group), parts in some:
+                native = any(handle.start <= group < handle.stop for handle in start.native)
+                if state in same and not native and len(parts) == 1:
+                    self.stored(self._backend.version(state, group), parts[0])
+            await turn()
 
     def begin(self, checkpoint: int) -> "IncrementalStoring":
         """The synchronous part."""
@@ -83,23 +90,25 @@ class IncrementalStoring:
         self._increments = increments
         self._referred: tuple[KeyedHandle, ...] = ()
 
-    def refer(self, target: ReuseTarget, barrier: Barrier) -> None:
+    async def refer(self, target: ReuseTarget, barrier: Barrier, turn: Turn) -> None:
         """Early, so that nothing is kept aside for what need not be written. Raises CheckpointFailed."""
         reuse = _Reuse(target, barrier, self._increments.is_young)
         found: dict[StateGroup, KeyedHandle] = {}
-        for place, version in self._snapshot.versions.items():
-            if (part := self._increments.found(version, reuse)) is not None:
-                found[place] = part
+        for some in _slices(self._snapshot.versions.items()):
+            for place, version in some:
+                if (part := self._increments.found(version, reuse)) is not None:
+                    found[place] = part
+            await turn()
         self._snapshot.leave_out(found)
         self._referred = _by_file(found.values())
 
-    async def store(self, write: Write) -> tuple[KeyedHandle, ...]:
+    async def store(self, write: Write, turn: Turn) -> tuple[KeyedHandle, ...]:
         """`write` stores what the snapshot gives out."""
         versions = dict(self._snapshot.versions)
         written = await write(self._snapshot)
         if written is None:
             return self._referred
-        for place, part in _by_group(written):
+        for place, part in await _by_group(written, turn):
             self._increments.stored(versions[place], part)
         return (*self._referred, written)
 
@@ -129,14 +138,24 @@ class _Reuse:
         return found if found is not None and self._is_young(found, self._barrier.checkpoint) else None
 
 
-def _place(ref: BlockRef) -> StateGroup:
-    return ref.state, ref.group
+def _slices(items: Iterable[T]) -> Iterator[list[T]]:
+    rest = iter(items)
+    while some := list(islice(rest, SLICE)):
+        yield some
 
 
-def _by_group(handle: KeyedHandle) -> Iterable[tuple[StateGroup, KeyedHandle]]:
+async def _by_group(handle: KeyedHandle, turn: Turn) -> list[tuple[StateGroup, KeyedHandle]]:
     """Blocks of a group keep their order."""
-    for place, refs in groupby(sorted(handle.blocks, key=_place), key=_place):
-        yield place, KeyedHandle(handle.file, tuple(refs))
+    refs: dict[StateGroup, list[BlockRef]] = {}
+    for some in _slices(handle.blocks):
+        for ref in some:
+            refs.setdefault((ref.state, ref.group), []).append(ref)
+        await turn()
+    parts: list[tuple[StateGroup, KeyedHandle]] = []
+    for groups in _slices(refs.items()):
+        parts += [(place, KeyedHandle(handle.file, tuple(found))) for place, found in groups]
+        await turn()
+    return parts
 
 
 def _by_file(parts: Iterable[KeyedHandle]) -> tuple[KeyedHandle, ...]:

@@ -89,7 +89,11 @@ class NodeRuntime:
                 if self._governor.due():
                     await self._governor.turn()
         if self._increments is not None:
-            self._increments.restored(self._start, self._backend.schemas())
+            await self._increments.restored(self._start, self._backend.schemas(), self._turn)
+
+    async def _turn(self) -> None:
+        if self._governor.due():
+            await self._governor.turn()
 
     async def _restore_native(self, backend: KeyedBackend, storage: SnapshotStorage) -> None:
         """First, since files are taken over into empty state only."""

@@ -60,6 +60,11 @@ class GuardedTable:
         if self.version is not None:
             self.changed()
 
+    def versioned(self) -> Version:
+        if self.version is None:
+            self.version = Version()
+        return self.version
+
     def changed(self) -> None:
         self.version = None
         self.step_aside()
@@ -103,10 +108,7 @@ class Store:
         return found
 
     def version(self, group: int) -> Version:
-        guard = self.guard(group)
-        if guard.version is None:
-            guard.version = Version()
-        return guard.version
+        return self.guard(group).versioned()
 
     def changed(self, group: int) -> None:
         """By whoever reaches for `table`."""
@@ -139,7 +141,6 @@ class Capture:
         self._store = store
         self.codec = store.codec
         self._group = group
-        self.version = store.version(group) if versioned else None
         self._kept: dict[Any, Any] = {}
         self._rest: dict[Any, Any] | None = None
         self._steady: tuple[Iterator[Any], Iterator[Any]] | None = None
@@ -147,6 +148,7 @@ class Capture:
         self.items = 0
         guard = store.guard(group)
         guard.captures.append(self)
+        self.version = guard.versioned() if versioned else None
         self._table = guard.table
 
     @property

@@ -14,3 +14,7 @@ class Pace:
         """Grows at most twofold at a time, since a short block says little; shrinks at once."""
         faster = 2 * self._per_second
         self._per_second = min(items / seconds, faster, 20_000_000) if seconds > 0 else min(faster, 20_000_000)
+
+    def recover(self) -> None:
+        """What was slow once, and has not been tried since, may be fast again."""
+        self._per_second = min(self._per_second * 1.02, 20_000_000)

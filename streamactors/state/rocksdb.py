@@ -54,8 +54,10 @@ __all__ = ["RocksDBBackend", "RocksDBOptions"]
 
 _SYNC_SECONDS: Final = 0.012
 """What writing all that is dirty may take: on a busy machine it takes several times as long."""
+_INLINE_SECONDS: Final = 0.0003
+"""Reading that is done on the loop: a trip to a thread and back, beside other threads, takes about as long."""
 _FEW: Final = 8
-"""So many entries are read on the loop: a trip to a thread and back takes longer."""
+"""So many entries are read on the loop anyway."""
 _TELLING: Final = 32
 """Entries written at once from which on it tells how long they take."""
 _WAIT_SECONDS: Final = 0.002
@@ -103,6 +105,7 @@ class RocksDBBackend:
         self._opened: list[Database] = []
         """Databases that are being read from for a restore."""
         self._pace = Pace()
+        self._reading = Pace()
         self._limit = self.options.dirty
         self._closed = False
 
@@ -196,15 +199,21 @@ class RocksDBBackend:
         fetch = self.fetch(keys, groups)
         if fetch is not None:
             try:
-                if fetch.size <= _FEW:
-                    fetch.read()
+                if fetch.size <= max(_FEW, self._reading.items(_INLINE_SECONDS)):
+                    self._read_here(fetch)
                 else:
+                    self._reading.recover()
                     await self._clock.run_blocking(fetch.read)
             finally:
                 fetch.let_go()
             fetch.keep()
         while len(self._database.waiting) > self._limit and not self._closed:
             await self._settle()
+
+    def _read_here(self, fetch: Fetch) -> None:
+        started = self._clock.monotonic()
+        fetch.read()
+        self._reading.measured(fetch.size, self._clock.monotonic() - started)
 
     def fetch(self, keys: Sequence[Any], groups: Sequence[int]) -> Fetch | None:
         """What of it is not in the cache: `read` it in any thread, then `keep` it; None if all is there."""
@@ -245,7 +254,7 @@ class RocksDBBackend:
             raise error
         counts = counts_of(self._kept.values())
         if counts:
-            write_meta(self._database, self.schemas(), counts, self._max_parallelism)
+            write_meta(self._database, self.schemas(), counts, self._shared.keys.shapes, self._max_parallelism)
         self._native_made += 1
         name = f"native-{self._native_made}"
         snapshot = RocksNativeSnapshot(
@@ -317,6 +326,7 @@ class RocksDBBackend:
         self._shared.database.close()
         self._shared.database = database
         self._native_digests.update(known_tables(part))
+        self._shared.keys.shapes.update(meta.shapes or {})
         for state, counts in counts_in(meta, self.groups):
             self._kept[state].counts.update(counts)
         return True
@@ -329,6 +339,7 @@ class RocksDBBackend:
             check_max_parallelism(meta, self._max_parallelism, self._where)
             if same_rows(meta, self.schemas()):
                 self._database.ingest(iter(rows_of(source, groups)), path.with_suffix(".sst"), self.options)
+                self._shared.keys.shapes.update(meta.shapes or {})
                 for state, counts in counts_in(meta, groups):
                     self._kept[state].counts.update(counts)
             else:

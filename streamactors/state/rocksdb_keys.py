@@ -13,17 +13,18 @@ import enum
 import math
 import struct
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final
 
 import msgspec
 
-from streamactors.errors import UnserialisableKey
+from streamactors.errors import IncompatibleState, UnserialisableKey
 from streamactors.state.key_groups import canonical
+from streamactors.state.schemas import fingerprint
 from streamactors.state.serializers import KeySerializer
-from streamactors.state.tagged import field_names, is_named_tuple
+from streamactors.state.tagged import ClassNames, field_names, is_named_tuple, place_of
 
 _Writer = Callable[[Any], bytes]
 
@@ -40,12 +41,34 @@ _MICROSECOND: Final = dt.timedelta(microseconds=1)
 LENGTH: Final = struct.Struct(">I")
 
 
+Shape = tuple[list[str], int]
+"""A class's fields, none of an enum, and its fingerprint."""
+
+
+def _shape_of(cls: type) -> Shape:
+    return [] if issubclass(cls, enum.Enum) else sorted(field_names(cls)), fingerprint(cls)
+
+
+def same_shapes(stored: Mapping[str, Shape]) -> bool:
+    """Whether the classes of keys that were stored are what they were: else their bytes are others now."""
+    for place, (fields, stamp) in stored.items():
+        try:
+            found = ClassNames().find(place, frozenset(fields))
+        except IncompatibleState:  # whoever reads a key says so
+            return False
+        if not stamp or _shape_of(found) != (fields, stamp):
+            return False
+    return True
+
+
 class StorageKeys:
     """The way of one backend's keys to bytes and back."""
 
     def __init__(self) -> None:
         self._tagged = KeySerializer()
         self._classes: dict[str, type] = {}
+        self.shapes: dict[str, Shape] = {}
+        """By place, of every class whose instances are in keys: their bytes depend on it."""
         self._writers: dict[type, _Writer] = {
             str: _str,
             bytes: lambda value: b"b" + value,
@@ -72,6 +95,7 @@ class StorageKeys:
             canonical(key)  # refuses what can't be a key, saying why
             self._tagged.encode(key)
             writer = self._writers[cls] = self._class_writer(cls)
+            self.shapes[place_of(cls)] = _shape_of(cls)
         return writer(key)
 
     def carried(self, key: Any) -> bytes | None:

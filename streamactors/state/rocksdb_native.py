@@ -16,6 +16,7 @@ from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.layouts import check_version
 from streamactors.state.rocksdb_database import Database, RocksDBOptions, RowReader
 from streamactors.state.rocksdb_folder import LocalFolder, copy, digest, empty, link_or_copy, read, remove, sizes
+from streamactors.state.rocksdb_keys import Shape, same_shapes
 from streamactors.state.rocksdb_stores import Store, group_start
 from streamactors.state.rocksdb_timers import RocksTimers
 
@@ -36,12 +37,13 @@ class _Format(msgspec.Struct):
 
 
 class _Meta(msgspec.Struct, forbid_unknown_fields=False):
-    """What the rows of a database are. `counts`: keys by state and key group."""
+    """What the rows of a database are. `counts`: keys by state and key group. `shapes`: of the classes of keys."""
 
     format: str
     max_parallelism: int
     schemas: dict[str, Any]
     counts: dict[str, dict[int, int]]
+    shapes: dict[str, Shape] | None = None
 
 
 def counts_of(stores: Iterable[Store[Any] | RocksTimers]) -> dict[str, dict[int, int]]:
@@ -51,9 +53,13 @@ def counts_of(stores: Iterable[Store[Any] | RocksTimers]) -> dict[str, dict[int,
 
 
 def write_meta(
-    database: Database, schemas: Mapping[str, Any], counts: dict[str, dict[int, int]], max_parallelism: int
+    database: Database,
+    schemas: Mapping[str, Any],
+    counts: dict[str, dict[int, int]],
+    shapes: dict[str, Shape],
+    max_parallelism: int,
 ) -> None:
-    database.write({_META: msgspec.msgpack.encode(_Meta(FORMAT, max_parallelism, dict(schemas), counts))})
+    database.write({_META: msgspec.msgpack.encode(_Meta(FORMAT, max_parallelism, dict(schemas), counts, shapes))})
 
 
 # ------------------------------------------------------------------------------------------------------------ snapshots
@@ -176,6 +182,8 @@ def _check_format(database: Database, found: str) -> None:
 def same_rows(meta: _Meta, schemas: Mapping[str, Any]) -> bool:
     """Whether the rows are what would be written now. What changed is rewritten when it is restored: rows of several
     versions in one database could not be told apart later."""
+    if meta.shapes is None or not same_shapes(meta.shapes):
+        return False
     return all(name in schemas and _rows(schemas[name]) == _rows(stored) for name, stored in meta.schemas.items())
 
 

@@ -164,6 +164,8 @@ class Store(ABC, Generic[EntryT]):
         return entry
 
     def _stored_row(self, key: Any, group: int) -> bytes | None:
+        if not self.counts[group]:
+            return None
         try:
             row = self.row_of(key, group)
         except UnserialisableKey:  # it has none; and what is set for it can't be written, which the snapshot will say
@@ -193,8 +195,11 @@ class Store(ABC, Generic[EntryT]):
         self._half = self._full = max(capacity // 2, 4)
 
     def not_cached(self, keys: Sequence[Any], groups: Sequence[int]) -> dict[Any, int]:
-        """Keys with their groups. Those in the older generation are brought into the younger."""
-        young, old = self.young, self.old
+        """Keys that the database may hold, with their groups. Those in the older generation are brought into the
+        younger."""
+        young, old, counts = self.young, self.old, self.counts
+        if not set(keys).difference(young):
+            return {}
         missing = {key: group for key, group in zip(keys, groups, strict=True) if key not in young}
         for key in [key for key in missing if key in old] if missing and old else ():
             # Admitting others may have aged the generations meanwhile, and this one dropped.
@@ -202,7 +207,7 @@ class Store(ABC, Generic[EntryT]):
             if entry is not MISSING:
                 del missing[key]
                 self.admit(key, entry)
-        return missing
+        return {key: group for key, group in missing.items() if counts[group]}
 
     def cached(self, key: Any) -> Any:
         """MISSING if it is not."""
@@ -339,7 +344,7 @@ class Store(ABC, Generic[EntryT]):
     def close(self) -> None:
         self.tables[:] = closed_tables(self.where, len(self.tables))
         self.young, self.old, self._dropped, self.dirty = {}, {}, {}, {}
-        self.counts = {}
+        self.counts = dict.fromkeys(self.groups, 0)
 
 
 # --------------------------------------------------------------------------------------------------------------- values

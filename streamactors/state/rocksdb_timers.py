@@ -133,7 +133,7 @@ class RocksTimers:
         state, group = self.dirty.get(row), row[1]
         if state == _GONE:
             return
-        self.counts[group] = max(self.counts[group] - 1, 1)
+        self._count_one_less(group)
         if state == _NEW:
             del self.dirty[row]
         else:
@@ -147,13 +147,19 @@ class RocksTimers:
         group = row[1]
         self._near.discard(row)
         self._near_counts[group] -= 1
-        self.counts[group] -= 1
+        self._count_one_less(group)
         if self.dirty.get(row) == _NEW:
             del self.dirty[row]
         else:
             self.dirty[row] = _GONE
             self._write_behind()
         return True
+
+    def _count_one_less(self, group: int) -> None:
+        """Where some are far the count may be too low; yet whoever takes over the files looks by it where there are
+        any."""
+        left = self.counts[group] - 1
+        self.counts[group] = max(left, 1) if group in self._horizons else left
 
     def _check_open(self) -> None:
         if self._closed:

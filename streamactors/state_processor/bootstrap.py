@@ -1,7 +1,7 @@
 """A savepoint made of rows, from which a job begins with state that it has not made itself."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Collection, Iterable, Iterator, Mapping
 from contextlib import aclosing
 from itertools import islice
 from typing import Any, Final, Self
@@ -16,7 +16,7 @@ from streamactors.state.descriptors import Declaration, declared_states
 from streamactors.state.key_groups import MAX_KEY_GROUPS
 from streamactors.state.operator_lists import OperatorLists
 from streamactors.state.unkeyed import ListBlock
-from streamactors.state_processor.entries import Entries
+from streamactors.state_processor.entries import Entries, are_items
 from streamactors.state_processor.files import close_files, files_at
 from streamactors.state_processor.regrouping import KeyedEntry, Regrouping
 from streamactors.state_processor.savepoint import NewSavepoint, in_new_savepoint
@@ -59,6 +59,7 @@ class SavepointWriter:
         """
         if uid in self._keyed:
             raise InvalidDataflow(f"operator {uid!r} has its keyed state already")
+        _refuse_both(uid, self._positions)
         self._kinds[uid] = kind
         self._keyed[uid] = _KeyedState(uid, _declared(uid, operator, keyed=True), rows, self._clock)
         return self
@@ -68,12 +69,14 @@ class SavepointWriter:
         a dict for broadcast state."""
         if uid in self._unkeyed:
             raise InvalidDataflow(f"operator {uid!r} has its state without a key already")
+        _refuse_both(uid, self._positions)
         self._kinds.setdefault(uid, "process")
         self._unkeyed[uid] = _UnkeyedState(uid, _declared(uid, operator, keyed=False), state, self._clock)
         return self
 
     def with_source_positions(self, uid: str, positions: Mapping[str, Any]) -> Self:
         """Where a source goes on, by split: as `snapshot.operator(uid).positions` has them."""
+        _refuse_both(uid, self._keyed, self._unkeyed)
         self._kinds[uid] = "source"
         self._positions[uid] = dict(positions)
         return self
@@ -118,6 +121,11 @@ class SavepointWriter:
             lists=None if unkeyed is None else await savepoint.write_lists(uid, unkeyed.blocks()),
             list_schemas={} if unkeyed is None else unkeyed.schemas(),
         )
+
+
+def _refuse_both(uid: str, *others: Collection[str]) -> None:
+    if any(uid in other for other in others):
+        raise InvalidDataflow(f"{uid!r} is either a source, with positions, or an operator with state: not both")
 
 
 def _declared(uid: str, operator: Operator, *, keyed: bool) -> dict[str, Declaration]:
@@ -204,11 +212,11 @@ class _UnkeyedState:
     def _add(self, bound: Any, declaration: Declaration, given: Any) -> None:
         if given is None:
             return
-        many, add = (Mapping, bound.update) if isinstance(declaration, BroadcastState) else (list | tuple, bound.extend)
-        if not isinstance(given, many):
-            expected = "a dict" if many is Mapping else "a list"
+        mapping = isinstance(declaration, BroadcastState)
+        if not (isinstance(given, Mapping) if mapping else are_items(given)):
+            expected = "a dict" if mapping else "a list"
             raise InvalidDataflow(f"state {bound.name!r}: expected {expected} of what it is to hold, found {given!r}")
-        add(given)
+        (bound.update if mapping else bound.extend)(given)
 
     def schemas(self) -> dict[str, Any]:
         return self._lists.schemas()

@@ -18,6 +18,11 @@ Entry = Any
 """What one key holds, as the codec has it."""
 
 
+def are_items(value: Any) -> bool:
+    """Whether it may stand for a list. The letters of a string, and the keys of a dict, may not."""
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes | bytearray | Mapping)
+
+
 class Entries:
     """`where` names the state in errors."""
 
@@ -114,7 +119,7 @@ class Entries:
         if isinstance(self._declaration, MapState):
             if isinstance(value, Mapping):
                 return dict(value)
-        elif isinstance(value, Iterable) and not isinstance(value, str | bytes | bytearray | Mapping):
+        elif are_items(value):
             return list(value)
         expected = "a dict of its entries" if isinstance(self._declaration, MapState) else "a list of its items"
         raise UnserialisableValue(f"{self._where}, key {key!r}: expected {expected}, found {value!r}")

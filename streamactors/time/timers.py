@@ -54,6 +54,10 @@ _NO_KEY: Final = (
 )
 
 
+def _is_timer(timestamp: object, name: object) -> bool:
+    return type(timestamp) is int and type(name) is str and MIN_TIME <= timestamp <= MAX_TIME
+
+
 class NoTimers(Timers):
     """Of an operator that can't have any."""
 
@@ -81,6 +85,7 @@ class TimerService(Timers):
         "_early",
         "_has_watermarks",
         "_scoped",
+        "_set_event",
         "_until",
         "_upset",
         "alarm_at",
@@ -92,6 +97,7 @@ class TimerService(Timers):
 
     def __init__(self, stores: dict[Domain, TimerStore], cursor: Cursor, time: EventTime, *, watermarks: bool) -> None:
         self.stores = stores
+        self._set_event = stores["event"].set
         self.time = time
         self._cursor = cursor
         self._has_watermarks = watermarks
@@ -110,20 +116,24 @@ class TimerService(Timers):
 
     # ------------------------------------------------------------------------------------------------ what users call
     def event(self, timestamp: int, name: str = "") -> None:
-        if not self._has_watermarks:
-            raise InvalidDataflow(
-                "an event timer would never fire, since no source of this stream gives watermarks: give one by "
-                "flow.source(…, watermarks=sa.Watermarks.…), or set a processing timer"
-            )
-        row = self._set("event", timestamp, name)
+        cursor = self._cursor
+        group = cursor.group
+        if group == INACTIVE or not self._has_watermarks or not _is_timer(timestamp, name):
+            self._refuse(timestamp, name)
+        row = self._set_event(cursor.key, group, timestamp, name)
+        if timestamp < self._until:
+            self._upset = True
         time = self.time
-        if timestamp <= time.at(row[1]):
+        if timestamp <= time.at(group):
             self.event_due = True
             if timestamp > time.reached:
                 self._early.append(row)
 
     def processing(self, timestamp: int, name: str = "") -> None:
-        self._set("processing", timestamp, name)
+        cursor = self._key_in_hand(timestamp, name)
+        if timestamp < self._until:
+            self._upset = True
+        self.stores["processing"].set(cursor.key, cursor.group, timestamp, name)
         if self.alarm_at is None or timestamp < self.alarm_at:
             self.alarm_at = timestamp
             self.on_alarm()
@@ -134,17 +144,18 @@ class TimerService(Timers):
         cursor = self._key_in_hand(timestamp, name)
         self.stores[domain].delete(cursor.key, cursor.group, timestamp, name)
 
-    def _set(self, domain: Domain, timestamp: int, name: str) -> TimerRow:
-        cursor = self._key_in_hand(timestamp, name)
-        if timestamp < self._until:
-            self._upset = True
-        return self.stores[domain].set(cursor.key, cursor.group, timestamp, name)
+    def _refuse(self, timestamp: int, name: str) -> None:
+        self._key_in_hand(timestamp, name)
+        raise InvalidDataflow(
+            "an event timer would never fire, since no source of this stream gives watermarks: give one by "
+            "flow.source(…, watermarks=sa.Watermarks.…), or set a processing timer"
+        )
 
     def _key_in_hand(self, timestamp: int, name: str) -> Cursor:
         cursor = self._cursor
         if cursor.group == INACTIVE:
             raise StateAccessError(_NO_KEY)
-        if type(timestamp) is not int or type(name) is not str or not MIN_TIME <= timestamp <= MAX_TIME:
+        if not _is_timer(timestamp, name):
             raise UnserialisableValue(
                 f"a timer for {timestamp!r}, named {name!r}: give a whole number of milliseconds since the epoch (64 "
                 "bits) and a string"

@@ -243,7 +243,7 @@ async def test_nothing_is_left_of_crashed_runs() -> None:
         f"run-{promises.run}",
     ]
     run = disk.folder(f"{STORAGE}/orders/run-{promises.run}")
-    assert sorted(run.names) == ["attempt-1", "attempt-2", "epoch"]
+    assert sorted(run.names) == ["after", "attempt-1", "attempt-2", "epoch"]
     checkpoints = [name for attempt in ("attempt-1", "attempt-2") for name in await _names(disk, promises.run, attempt)]
     assert len([name for name in checkpoints if name.startswith("chk-")]) == 2
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from streamactors.checkpoint.manifest import encode_manifest
-from streamactors.checkpoint.restorable import Restorable, list_checkpoints
-from streamactors.checkpoint.storage import LocalFiles
+from streamactors.checkpoint.restorable import Restorable, list_checkpoints, load
+from streamactors.checkpoint.storage import Files, LocalFiles
 from streamactors.checkpoint.store import CheckpointStore
 from streamactors.checkpoint.writer import CheckpointWriter
 from streamactors.clock import SYSTEM
@@ -158,7 +158,7 @@ async def test_a_lost_lock_fences_by_itself(store: CheckpointStore, tmp_path: Pa
         await store.complete(manifest_of(store, writer.checkpoint))
 
 
-async def test_a_zombie_leaves_a_manifest_that_its_successor_may_have_seen(tmp_path: Path) -> None:
+async def test_what_a_zombie_completes_late_no_later_run_goes_on_from(tmp_path: Path) -> None:
     files = FailingFiles(LocalFiles(str(tmp_path)))
     zombie = await CheckpointStore.open(str(tmp_path), "orders", clock=SYSTEM, files=files)
     writer = await begin(zombie)
@@ -172,7 +172,15 @@ async def test_a_zombie_leaves_a_manifest_that_its_successor_may_have_seen(tmp_p
         with pytest.raises(FencedOff):
             await completing
         await zombie.close()
-        assert await latest_id(successor) == 1
+        assert await latest_id(successor) is None
+    async with await open_store(tmp_path) as third:
+        assert await latest_id(third) is None
+        assert [summary.problem for summary in await list_checkpoints(str(tmp_path))] == [
+            "late: a process completed it that had been fenced off"
+        ]
+        await take(third)
+        await third.retire()
+        assert not [name for name in tree(tmp_path) if "run-1" in name]
 
 
 async def test_a_closed_store_does_nothing(tmp_path: Path) -> None:
@@ -1012,6 +1020,7 @@ async def test_leftovers_of_dead_runs_go_once_this_run_has_a_checkpoint(tmp_path
         assert tree(tmp_path / "dead/orders") == {
             "owner.lock",
             "used-3",
+            "run-2/after",
             "run-2/epoch",
             "run-2/attempt-2/widest",
             "run-2/attempt-2/chk-4/0001-totals",
@@ -1140,3 +1149,30 @@ async def test_a_manifest_that_cannot_be_read_keeps_what_it_may_refer_to(tmp_pat
         await take(store)
         await store.retire(retain=2)
         assert not (tmp_path / "orders/run-1").exists()
+
+
+async def test_two_savepoints_into_one_folder_do_not_harm_each_other(tmp_path: Path) -> None:
+    """Both had found it empty."""
+    saved = (tmp_path / "saved").as_uri()
+    async with await open_store(tmp_path / "a") as one, await open_store(tmp_path / "b") as two:
+        await two.begin_attempt({})
+        await two.check_savepoint(saved)
+        first = await begin(one, savepoint=saved)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(two, "check_savepoint", _unchecked)
+            with pytest.raises(InvalidConfig, match="another one is being written there"):
+                await begin(two, savepoint=saved)
+        file = await first.write("totals", state(1))
+        await one.complete(manifest_of(one, 1, file, savepoint=True))
+        assert "being-written" not in tree(tmp_path / "saved")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(two, "check_savepoint", _unchecked)
+            with pytest.raises(InvalidConfig, match="the folder is not empty"):
+                await begin(two, savepoint=saved)
+        assert "being-written" not in tree(tmp_path / "saved")
+        await load(LocalFiles(str(tmp_path)), saved, verify="digests")
+
+
+async def _unchecked(savepoint: str) -> Files:
+    """As if the folder had been empty when it was asked."""
+    return LocalFiles(savepoint)

@@ -184,6 +184,37 @@ async def test_who_was_taken_over_from_completes_nothing(bucket: S3Bucket) -> No
     assert [key for key in bucket.objects() if "owner.lock" in key] == []
 
 
+async def test_what_a_paused_process_completes_late_is_never_gone_on_from(
+    bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its successor went on from the checkpoint before, aborted what the late one promises, and died."""
+    async with proxied(bucket.server) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        paused = await CheckpointStore.open(bucket.uri, "orders", clock=SYSTEM)
+        await take(paused)
+        writer = await begin(paused)
+        file = await writer.write("totals", state(writer.checkpoint))
+        held = proxy.damage("hold", "PUT", "*/chk-2/manifest*")
+        completing = asyncio.create_task(paused.complete(manifest_of(paused, writer.checkpoint, file)))
+        await held.struck.wait()  # ownership has been checked
+        bucket.delete("orders/owner.lock")  # as if it had expired
+        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.server.url)
+        async with await CheckpointStore.open(bucket.uri, "orders", clock=SYSTEM) as successor:
+            assert await latest_of(successor) == 1
+        held.release.set()
+        with pytest.raises(FencedOff):
+            await completing
+        await paused.close()
+        assert "orders/run-1/attempt-1/chk-2/manifest" in bucket.objects()
+        async with await CheckpointStore.open(bucket.uri, "orders", clock=SYSTEM) as third:
+            assert await latest_of(third) == 1
+
+
+async def latest_of(store: CheckpointStore) -> int | None:
+    found = await store.latest()
+    return None if found is None else found.manifest.checkpoint
+
+
 # ------------------------------------------------------------------------------------------------------------- failures
 @pytest.fixture
 async def proxy(bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Proxy]:

@@ -38,7 +38,7 @@ from streamactors.state.heap_timers import HeapTimers
 from streamactors.state.key_groups import KeyGroupRange, key_group
 from streamactors.state.timers import TimerState
 from tests.state.backend_model import DECLARED, GROUPS, KEYS, BackendModel, Model, Subtask, _contents
-from tests.state.kinds_contract import sweep
+from tests.state.kinds_contract import no_turn, sweep
 from tests.state.manual_clock import ManualClock
 
 pytestmark = pytest.mark.slow
@@ -96,6 +96,12 @@ class Folder:
                 del self.files[path]
 
 
+def at_once(work: Coroutine[Any, Any, None]) -> None:
+    """What waits for nothing."""
+    with pytest.raises(StopIteration):
+        work.send(None)
+
+
 @coroutine
 def _pause() -> Generator[None, None, None]:
     yield
@@ -118,8 +124,8 @@ class Writing:
     def step(self) -> bool:
         """Whether it has come to its end."""
         if self._work is None:
-            self._storing.refer(self._folder, Barrier(self._place.checkpoint))
-            self._work = self._storing.store(self._write)
+            at_once(self._storing.refer(self._folder, Barrier(self._place.checkpoint), no_turn))
+            self._work = self._storing.store(self._write, no_turn)
         if self.handles is None:
             try:
                 self._work.send(None)
@@ -184,7 +190,7 @@ class IncrementalModel(BackendModel):
         start = restore_of(manifest, backend.groups)
         backend.check_schemas(start.schemas)
         backend.restore(self.folder.read(handle, ref) for handle, refs in start.blocks for ref in refs)
-        increments.restored(start, backend.schemas())
+        at_once(increments.restored(start, backend.schemas(), no_turn))
         return increments
 
     # ---------------------------------------------------------------------------------------------------- checkpoints
@@ -510,10 +516,10 @@ def referred(start: NodeRestore, checkpoint: int, schemas: dict[str, Any] | None
     """How many groups of what was restored from the checkpoint 3."""
     bound = Bound()
     increments = Increments(bound.backend, FULL_EVERY)
-    increments.restored(start, bound.backend.schemas() if schemas is None else schemas)
+    at_once(increments.restored(start, bound.backend.schemas() if schemas is None else schemas, no_turn))
     storing = increments.begin(checkpoint)
     before = len(storing._snapshot.versions)
-    storing.refer(Everything(), Barrier(checkpoint))
+    at_once(storing.refer(Everything(), Barrier(checkpoint), no_turn))
     return before - len(storing._snapshot.versions)
 
 
@@ -544,17 +550,45 @@ async def test_a_part_of_a_pack_is_referred_to_where_it_lies_and_the_storage_is_
     increments = Increments(bound.backend, FULL_EVERY)
     refs = tuple(BlockRef(state, GROUP, 1, 10 * place, 10) for place, state in enumerate(("number", "items", "number")))
     start = NodeRestore(((KeyedHandle(file_of(3, start=20), ()), refs),), bound.backend.schemas())
-    increments.restored(start, bound.backend.schemas())
+    await increments.restored(start, bound.backend.schemas(), no_turn)
     storing = increments.begin(4)
-    storing.refer(target, Barrier(4))
+    await storing.refer(target, Barrier(4), no_turn)
     assert target.asked == 1
 
     async def nothing(snapshot: KeyedSnapshot) -> None:
         snapshot.abort()
 
-    [handle] = await storing.store(nothing)
+    [handle] = await storing.store(nothing, no_turn)
     assert handle.file == FileHandle("run-1/attempt-1/chk-3/elsewhere", 100, bytes(DIGEST_SIZE), 20)
     assert sorted(handle.blocks, key=lambda ref: ref.offset) == list(refs)
+
+
+async def test_many_key_groups_take_turns() -> None:
+    """With 1,000 of them: nothing holds the loop for long but what has to be synchronous."""
+    groups = KeyGroupRange(0, 1000)
+    backend = HeapBackend(groups, groups.stop)
+    backend.bind("number", ValueState(int))
+    refs = tuple(BlockRef("number", group, 1, 10 * group, 10) for group in groups)
+    for group in groups:
+        backend._stores["number"].table(group)["x"] = 1
+    increments, turns = Increments(backend, FULL_EVERY), 0
+
+    async def turn() -> None:
+        nonlocal turns
+        turns += 1
+
+    file = FileHandle("run-1/attempt-1/chk-3/0001-state", 10_000, bytes(DIGEST_SIZE))
+    await increments.restored(NodeRestore(((KeyedHandle(file, ()), refs),), backend.schemas()), backend.schemas(), turn)
+    after_restore = turns
+    storing = increments.begin(4)
+    await storing.refer(Everything(), Barrier(4), turn)
+    assert after_restore == 12 and turns == 16 and not storing._snapshot.versions
+    [handle] = await storing.store(_nothing, turn)
+    assert sorted(handle.blocks, key=lambda ref: ref.offset) == list(refs)
+
+
+async def _nothing(snapshot: KeyedSnapshot) -> None:
+    assert snapshot.next_block() is None
 
 
 def test_copies_are_few() -> None:

@@ -165,6 +165,9 @@ class TestPrefetch:
         backend = make(cache=16, dirty=4)
         total = backend.bind("total", ValueState(int, default=0))
         keys = list(range(8))
+        stand_on(backend.cursor, 1, 1)
+        total.set(1)
+        forget(backend)
         fetch = backend.fetch(keys, [0] * 8)
         assert fetch is not None
         fetch.read()
@@ -215,10 +218,47 @@ class TestPrefetch:
             assert (total.get(), list(events)) == (key, list(range(100)))
         snapshot.abort()
 
+    def test_what_the_database_cannot_hold_is_not_looked_for(self, make: Make) -> None:
+        backend = make()
+        total = backend.bind("total", ValueState(int, default=0))
+        assert backend.fetch([1, 2], [0, 0]) is None
+        stand_on(backend.cursor, 1, 1)
+        total.set(1)
+        assert backend.fetch([1, 2], [0, 0]) is None
+        forget(backend)
+        fetch = backend.fetch([1, 2], [0, 0])
+        assert fetch is not None
+        fetch.let_go()
+        assert fetch.size == 2
+        total.clear()
+        forget(backend)
+        assert backend.fetch([1, 2], [0, 0]) is None
+
+    async def test_few_keys_are_read_at_once_unless_reading_is_slow(self, make: Make) -> None:
+        backend = make()
+        total = backend.bind("total", ValueState(int, default=0))
+        for key in range(100):
+            stand_on(backend.cursor, key, 1)
+            total.set(key)
+        for seconds, here in ((0.0, True), (10.0, False)):
+            forget(backend)
+            backend._reading.measured(1000, seconds)
+            task = asyncio.create_task(backend.prefetch(list(range(30)), [0] * 30))
+            await asyncio.sleep(0)
+            assert task.done() == here
+            await task
+            assert backend.fetch(list(range(30)), [0] * 30) is None
+        for _ in range(2000):
+            backend._reading.recover()
+        assert backend._reading.items(0.001) > 100
+
     async def test_giving_up_leaves_nothing(self, make: Make) -> None:
         backend = make()
-        backend.bind("total", ValueState(int, default=0))
-        task = asyncio.create_task(backend.prefetch(list(range(100)), [0] * 100))
+        total = backend.bind("total", ValueState(int, default=0))
+        stand_on(backend.cursor, "there", 1)
+        total.set(1)
+        forget(backend)
+        task = asyncio.create_task(backend.prefetch(list(range(1000)), [0] * 1000))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

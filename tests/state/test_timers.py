@@ -185,6 +185,23 @@ def test_native_files_hold_them_too(name: str, groups: KeyGroupRange, opened: li
     assert other.entries() == {"@timers.event": 0}
 
 
+def test_deleting_in_vain_makes_no_group_seem_empty(opened: list[KeyedBackend]) -> None:
+    """What counts as empty would not be looked for after a restore from native files."""
+    backend, store = make("narrow", opened)
+    wanted = {(time, "a", "") for time in range(0, 4_000_000, 20_000)}
+    for time, key, called in wanted:
+        put(store, key, time, called)
+    for time in range(1_000_001, 4_000_000, 7_000):
+        store.delete("a", key_group("a", GROUPS), time, "")
+    assert backend.entries() == {"@timers.event": 1}
+    fired_already = set(plain(fired(store, 0)))
+    other, restored = make("narrow", opened)
+    native, reader = native_of(backend), native_of(other)
+    assert native is not None and reader is not None
+    keep_native(native, reader)
+    assert set(plain(fired(restored, 2**63 - 1))) == wanted - fired_already
+
+
 @each_backend
 def test_those_of_groups_that_are_ahead(name: str, opened: list[KeyedBackend]) -> None:
     _, store = make(name, opened)

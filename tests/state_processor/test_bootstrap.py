@@ -215,6 +215,10 @@ async def test_refusals(tmp_path: Path) -> None:
         SavepointWriter("")
     with pytest.raises(InvalidDataflow, match="has its keyed state already"):
         SavepointWriter("one").with_keyed_state("keep", One, []).with_keyed_state("keep", One, [])
+    with pytest.raises(InvalidDataflow, match="'keep' is either a source, with positions, or an operator with state"):
+        SavepointWriter("one").with_keyed_state("keep", One, []).with_source_positions("keep", {})
+    with pytest.raises(InvalidDataflow, match="'keep' is either a source"):
+        SavepointWriter("one").with_source_positions("keep", {}).with_keyed_state("keep", One, [])
     declared = {"parts": sa.OperatorListState(str), "rules": sa.BroadcastState(str, int)}
     for wrong, expected in (("xyz", "a list"), (5, "a list")):
         with pytest.raises(InvalidDataflow, match=f"state 'parts': expected {expected} of what it is to hold"):

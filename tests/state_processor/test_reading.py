@@ -1,11 +1,16 @@
 """Looking into checkpoints and savepoints: every kind of state comes out as it was put in."""
 
+import asyncio
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import streamactors as sa
 from streamactors.errors import IncompatibleState, InvalidDataflow, StateAccessError
+from tests.recovery.flows import dropped
+from tests.runtime.feeds import Feed
 from tests.state_processor.jobs import (
     Keeper,
     Total,
@@ -98,3 +103,39 @@ async def test_what_there_is(tmp_path: Path) -> None:
         ):
             with pytest.raises(StateAccessError, match=message):
                 call()
+
+
+class Adding(sa.KeyedOperator[int, int, Any]):
+    total = sa.ValueState(int, default=0)
+    held = sa.ListState(int)
+
+    def process(self, number: int, ctx: sa.Context[int, Any], /) -> None:
+        self.total.set(self.total.get() + number)
+        self.held.append(number)
+
+
+@pytest.mark.parametrize("backend", [sa.Heap(incremental=True, full_every=100), "rocksdb"], ids=["heap", "rocksdb"])
+async def test_a_checkpoint_that_refers_to_earlier_ones(tmp_path: Path, backend: Any) -> None:
+    feed = Feed()
+    flow = sa.Dataflow("adding")
+    flow.source("numbers", feed, parallelism=1).key_by(lambda number: number % 100).process("add", Adding).sink(
+        "out", sink()
+    )
+    every: list[int] = []
+    async with dropped(flow, config(tmp_path / "job", backend=backend)) as job:
+        for portion in (range(300), range(5), range(40, 42)):
+            feed.put(*portion)
+            every += portion
+            async with asyncio.timeout(60):
+                while sum([await job.query("add", "total", key) for key in range(100)]) < sum(every):
+                    await asyncio.sleep(0.005)
+            uri = (await job.checkpoint()).uri
+    expected = {key: [number for number in every if number % 100 == key] for key in range(100)}
+    assert await entries_of(uri, "add", "held") == expected
+    async with opened(uri) as snapshot:
+        files = snapshot.manifest.files
+        assert len(snapshot.manifest.own_files) < len(files)
+        made = await snapshot.transform().edit("add", "total", lambda key, total: -total).write(str(tmp_path / "made"))
+    shutil.rmtree(tmp_path / "job")
+    assert await entries_of(made, "add", "held") == expected
+    assert await entries_of(made, "add", "total") == {key: -sum(held) for key, held in expected.items()}

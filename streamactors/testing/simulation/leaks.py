@@ -10,7 +10,8 @@ from streamactors.checkpoint.storage import is_temporary
 from streamactors.testing.simulation.disk import File, Folder
 
 BOOKKEEPING: Final = re.compile(
-    r"owner\.lock|used-\d+|run-\d+/(epoch|base|base\.committed)|run-\d+/attempt-\d+/(widest|chk-\d+/(savepoint|unclaimed))"
+    r"owner\.lock|used-\d+|run-\d+/(epoch|after|base|base\.committed)|"
+    r"run-\d+/attempt-\d+/(widest|chk-\d+/(savepoint|unclaimed))"
 )
 
 
