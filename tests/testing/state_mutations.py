@@ -18,6 +18,8 @@ from streamactors.state.backend import NativePart
 from streamactors.state.broadcast import BroadcastStore
 from streamactors.state.rocksdb import RocksDBBackend
 from streamactors.state.rocksdb_database import Database
+from streamactors.state.rocksdb_timers import RocksTimers
+from streamactors.time.timers import TimerService
 from tests.testing.mutants import COUNTS, DISORDER, LOST, TWICE, mutant
 
 ROCKSDB: Final = "backends=rocksdb"
@@ -195,3 +197,15 @@ def broadcast_map_of_another_subtask_than_its_copies_in_flight(patch: pytest.Mon
 @mutant("rules aligned", "rules unaligned", symptom="its state holds the rules")
 def snapshot_of_broadcast_state_sees_later_changes(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(BroadcastStore, "_touch", lambda self, place: None)
+
+
+# --------------------------------------------------------------------------------------------------------------- timers
+@mutant("timers aligned", "timers unaligned", symptom="timers are lost")
+def timers_that_were_drawn_are_not_put_back(patch: pytest.MonkeyPatch) -> None:
+    original = TimerService.end_slice
+    patch.setattr(TimerService, "end_slice", lambda self, domain, left: original(self, domain, left[:-1]))
+
+
+@mutant("timers aligned", "timers unaligned", symptom="timers are lost|KeyError|AssertionError", faults=ROCKSDB)
+def timers_not_written_before_a_snapshot(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RocksTimers, "write_all", lambda self: None)
