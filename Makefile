@@ -27,7 +27,8 @@ demo-kafka: $(INSTALLED) kafka ## the same on a real Kafka broker, which it star
 	$(BIN)/python -m examples.kafka_totals
 
 test: $(INSTALLED) kafka ## all tests, on a real Kafka broker too (Java 17, Maven)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not kafka and not kill"
+	$(BIN)/python -m pytest -m "kafka or kill"
 
 test-fast: $(INSTALLED) ## the tests that need neither Kafka nor killed processes nor patience
 	$(BIN)/python -m pytest -q -n auto -m "not kafka and not kill and not slow"

@@ -367,7 +367,7 @@ def files_in(folder: Folder, path: str) -> Iterator[str]:
 
 TestFlow = pytest.mark.slow(Flow.TestCase)
 TestFlow.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 

@@ -40,26 +40,27 @@ def restore(backend: Any, folder: Path, of: tuple[dict[str, Any], list[StateBloc
 
 def test_a_key_that_falls_elsewhere_now_is_refused(make: Make, tmp_path: Path, native: bool) -> None:
     declared: dict[str, Callable[[], Any]] = {"total": lambda: ValueState(int, default=0)}
-    old = made("Customer", [("id", int)], frozen_record)
+    old = made("NativeCustomer", [("id", int)], frozen_record)
     before: Any = make(declared=declared)
     for number in range(50):
         stand_on(before.cursor, old(number))
         before.state_total.set(number)
     found = kept(before, tmp_path / "1")
-    made("Customer", [("id", int), ("region", str, "eu")], frozen_record)
+    new = made("NativeCustomer", [("id", int), ("region", str, "eu")], frozen_record)
     with pytest.raises(IncompatibleState, match="key group"):
         restore(make(declared=declared), tmp_path / "1", found, native=native)
+    assert new(1).region == "eu"  # kept until here: a class that is gone is found by nobody
 
 
 @pytest.mark.parametrize("declared", [True, False], ids=["typed", "any"])
 def test_the_keys_of_a_map_are_found_again(make: Make, tmp_path: Path, native: bool, declared: bool) -> None:
-    old = made("Product", [("id", int)], frozen_record)
+    old = made("NativeProduct", [("id", int)], frozen_record)
     before: Any = make(declared={"m": lambda: MapState(old if declared else Any, int)})
     stand_on(before.cursor, "a")
     for number in range(200):
         before.state_m[old(number)] = number
     found = kept(before, tmp_path / "1")
-    new = made("Product", [("id", int), ("region", str, "eu")], frozen_record)
+    new = made("NativeProduct", [("id", int), ("region", str, "eu")], frozen_record)
     after: Any = make(declared={"m": lambda: MapState(new if declared else Any, int)})
     restore(after, tmp_path / "1", found, native=native)
     stand_on(after.cursor, "a")
@@ -69,7 +70,7 @@ def test_the_keys_of_a_map_are_found_again(make: Make, tmp_path: Path, native: b
 def test_what_has_not_changed_is_opened_and_goes_on(make: Make, tmp_path: Path, native: bool) -> None:
     """Twice: what is opened as it is still knows what its keys depend on."""
     declared: dict[str, Callable[[], Any]] = {"m": lambda: MapState(Any, int)}
-    old = made("Place", [("id", int)], frozen_record)
+    old = made("NativePlace", [("id", int)], frozen_record)
     backend: Any = make(declared=declared)
     stand_on(backend.cursor, "a")
     backend.state_m[old(1)] = 1
@@ -80,7 +81,7 @@ def test_what_has_not_changed_is_opened_and_goes_on(make: Make, tmp_path: Path, 
         stand_on(backend.cursor, "a")
         assert backend.state_m[old(1)] == 1
     found = kept(backend, tmp_path / "last")
-    new = made("Place", [("id", int), ("region", str, "eu")], frozen_record)
+    new = made("NativePlace", [("id", int), ("region", str, "eu")], frozen_record)
     after: Any = make(declared=declared)
     restore(after, tmp_path / "last", found, native=native)
     stand_on(after.cursor, "a")
