@@ -219,7 +219,13 @@ class FlowFolder:
         path = self.path(f"{layout.run_folder(run)}/{layout.AFTER}")
         if await self.files.stat(path) is None:
             return None
-        found = manifest.decode(await self.files.read(path), Reference, self.files.uri_of(path)).path
+        try:
+            data = await self.files.read(path)
+        except CorruptCheckpoint:
+            if await self.files.stat(path) is not None:
+                raise
+            return None  # retired meanwhile, with the whole run
+        found = manifest.decode(data, Reference, self.files.uri_of(path)).path
         in_place = layout.split_checkpoint(found) if found else None
         return in_place[1] if in_place else layout.NOWHERE
 
