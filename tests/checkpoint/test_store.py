@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from streamactors.checkpoint.manifest import encode_manifest
-from streamactors.checkpoint.restorable import Restorable, list_checkpoints, load
+from streamactors.checkpoint.restorable import FlowFolder, Restorable, list_checkpoints, load
 from streamactors.checkpoint.storage import Files, LocalFiles
 from streamactors.checkpoint.store import CheckpointStore
 from streamactors.checkpoint.writer import CheckpointWriter
@@ -1176,3 +1176,21 @@ async def test_two_savepoints_into_one_folder_do_not_harm_each_other(tmp_path: P
 async def _unchecked(savepoint: str) -> Files:
     """As if the folder had been empty when it was asked."""
     return LocalFiles(savepoint)
+
+
+class RetiredMeanwhile(LocalFiles):
+    """A run goes just as its note is about to be read: another task of the same process retires it."""
+
+    async def read(self, path: str) -> bytes:
+        if path.endswith("/run-2/after"):
+            await self.delete_tree("orders/run-2")
+        return await super().read(path)
+
+
+async def test_a_run_that_is_retired_while_it_is_looked_at_is_no_damage(tmp_path: Path) -> None:
+    async with await open_store(tmp_path) as store:
+        await take(store)
+    async with await open_store(tmp_path):
+        pass
+    folder = FlowFolder(RetiredMeanwhile(str(tmp_path)), "orders", "orders")
+    assert [found.place.run for found in await folder.scan_all()] == [1]
