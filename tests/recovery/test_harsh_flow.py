@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from streamactors.checkpoint import writer
 from tests.recovery.harsh import (
     Leg,
     Topology,
@@ -23,6 +24,14 @@ from tests.recovery.harsh import (
 )
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def each_file_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the writing of what is in flight can be told, and made to fail: a small file shares its name with others
+    where it is packed."""
+    monkeypatch.setattr(writer, "SMALL", 0)
+
 
 Mode = dict[str, Any]
 MODES: dict[str, Mode] = {
