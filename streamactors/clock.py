@@ -4,10 +4,11 @@ A `Clock` is handed down from `launch`; nothing else in the package imports `tim
 """
 
 import asyncio
+import contextlib
 import random
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
@@ -46,3 +47,17 @@ class SystemClock:
 
 
 SYSTEM: Clock = SystemClock()
+
+
+async def uninterrupted(operation: Coroutine[object, object, R]) -> R:
+    """Await to the end even if cancelled meanwhile, because a thread at work can't be stopped; then be cancelled."""
+    task = asyncio.ensure_future(operation)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):  # raised below, once the thread is done
+                await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # seen: the cancellation comes first
+        raise

@@ -57,6 +57,11 @@ class Governor:
         self._worked = True
         self._deadline = self._monotonic() + BUDGET
 
+    async def give_way(self) -> None:
+        """Wait for the next turn if the budget of this one is spent: between two pieces of work."""
+        if self.due():
+            await self.turn()
+
     async def turn(self) -> None:
         """Until a turn with budget left is this actor's."""
         await self._released(self._waiting.append)

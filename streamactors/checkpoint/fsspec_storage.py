@@ -10,8 +10,8 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
 from streamactors.checkpoint.object_storage import Checked, Upload
-from streamactors.checkpoint.storage import Entry, uninterrupted
-from streamactors.clock import Clock
+from streamactors.checkpoint.storage import Entry
+from streamactors.clock import Clock, uninterrupted
 from streamactors.errors import InvalidConfig
 
 P = ParamSpec("P")

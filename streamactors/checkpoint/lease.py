@@ -22,8 +22,8 @@ from typing import Final, Protocol
 
 import msgspec
 
-from streamactors.checkpoint.storage import is_dead, process_identity, uninterrupted
-from streamactors.clock import Clock
+from streamactors.checkpoint.storage import is_dead, process_identity
+from streamactors.clock import Clock, uninterrupted
 from streamactors.errors import CorruptCheckpoint, StorageFailed, StorageInUse
 
 log = logging.getLogger("streamactors.checkpoint")

@@ -37,9 +37,8 @@ from streamactors.checkpoint.storage import (
     is_plain_path,
     normalise_uri,
     temporary_name,
-    uninterrupted,
 )
-from streamactors.clock import Clock
+from streamactors.clock import Clock, uninterrupted
 from streamactors.errors import CorruptCheckpoint, InvalidConfig, StorageFailed
 
 T = TypeVar("T")

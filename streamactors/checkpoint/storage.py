@@ -8,7 +8,6 @@ Invariants of every `Files`:
 3. An operation that failed or was cancelled leaves no file behind that it made, and no thread at work.
 """
 
-import asyncio
 import contextlib
 import errno
 import hashlib
@@ -25,7 +24,7 @@ from urllib.parse import quote, unquote
 import aiofiles
 from aiofiles.threadpool.binary import AsyncBufferedIOBase
 
-from streamactors.clock import SYSTEM, Clock
+from streamactors.clock import SYSTEM, Clock, uninterrupted
 from streamactors.errors import CorruptCheckpoint, InvalidConfig, StorageFailed, StorageInUse
 
 if sys.platform == "win32":
@@ -171,20 +170,6 @@ class Disk(Protocol):
 
     async def scan(self, path: str) -> list[Entry]: ...
     async def stat(self, path: str) -> Entry | None: ...
-
-
-async def uninterrupted(operation: Coroutine[Any, Any, T]) -> T:
-    """Await to the end even if cancelled meanwhile, because a thread at work can't be stopped; then be cancelled."""
-    task = asyncio.ensure_future(operation)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            with contextlib.suppress(asyncio.CancelledError):  # raised below, once the thread is done
-                await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # seen: the cancellation comes first
-        raise
 
 
 class LocalFile:

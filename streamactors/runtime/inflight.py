@@ -96,8 +96,7 @@ class Capture:
             if size >= CHUNK_BYTES:
                 yield b"".join(chunk)
                 chunk, size = [], 0
-            if governor.due():
-                await governor.turn()
+            await governor.give_way()
         if chunk:
             yield b"".join(chunk)
 

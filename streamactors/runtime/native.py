@@ -8,8 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Final, ParamSpec, Protocol, TypeVar
 
 from streamactors.checkpoint.manifest import FileHandle, NativeFileHandle, NativeHandle
-from streamactors.checkpoint.storage import uninterrupted
-from streamactors.clock import Clock
+from streamactors.clock import Clock, uninterrupted
 from streamactors.elements import Barrier
 from streamactors.errors import StorageFailed
 from streamactors.state.backend import NativeFile, NativeSnapshot

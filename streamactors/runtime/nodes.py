@@ -8,8 +8,7 @@ from typing import Any
 
 from streamactors.actors.governor import Governor
 from streamactors.checkpoint import native_files
-from streamactors.checkpoint.storage import uninterrupted
-from streamactors.clock import Clock
+from streamactors.clock import Clock, uninterrupted
 from streamactors.elements import Barrier
 from streamactors.errors import (
     CheckpointFailed,
@@ -86,14 +85,9 @@ class NodeRuntime:
         for handle, refs in self._start.blocks:
             for ref, data in zip(refs, await storage.read(handle, refs), strict=True):
                 self._backend.restore([StateBlock(ref.state, ref.group, ref.entries, data)])
-                if self._governor.due():
-                    await self._governor.turn()
+                await self._governor.give_way()
         if self._increments is not None:
-            await self._increments.restored(self._start, self._backend.schemas(), self._turn)
-
-    async def _turn(self) -> None:
-        if self._governor.due():
-            await self._governor.turn()
+            await self._increments.restored(self._start, self._backend.schemas(), self._governor.give_way)
 
     async def _restore_native(self, backend: KeyedBackend, storage: SnapshotStorage) -> None:
         """First, since files are taken over into empty state only."""
@@ -115,8 +109,7 @@ class NodeRuntime:
         async with contextlib.aclosing(blocks):
             async for block in blocks:
                 backend.restore([block])
-                if self._governor.due():
-                    await self._governor.turn()
+                await self._governor.give_way()
 
     def _refuse_lost_keys(self) -> None:
         if self._start.schemas and not self._start.allow_dropped:
@@ -135,8 +128,7 @@ class NodeRuntime:
                 ref = piece.ref
                 block = ListBlock(ref.state, ref.union, ref.items, data, ref.broadcast)
                 self._lists.restore(block, piece.start, piece.stop)
-                if self._governor.due():
-                    await self._governor.turn()
+                await self._governor.give_way()
 
     async def ready_for_snapshot(self, barrier: Barrier) -> None:
         """Wait until `begin_snapshot` can be as cheap as it should be."""

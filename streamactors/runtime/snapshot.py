@@ -217,7 +217,7 @@ class Snapshots:
     async def _store_nodes(self, pending: _Pending) -> None:
         for node in pending.nodes:
             if isinstance(node.keyed, IncrementalStoring):
-                await node.keyed.refer(self._storage, pending.barrier, self._turn)
+                await node.keyed.refer(self._storage, pending.barrier, self._governor.give_way)
         natives = [node.keyed for node in pending.nodes if isinstance(node.keyed, NativeStoring)]
         async with contextlib.AsyncExitStack() as stack:
             for native in natives:
@@ -225,10 +225,6 @@ class Snapshots:
             for native in natives:
                 await native.link()
             pending.states = tuple([await self._store_node(pending.barrier, node) for node in pending.nodes])
-
-    async def _turn(self) -> None:
-        if self._governor.due():
-            await self._governor.turn()
 
     async def _store_in_flight(self, pending: _Pending, capture: Capture) -> None:
         chunks = capture.chunks(self._governor)
@@ -262,7 +258,9 @@ class Snapshots:
             case None | NativeStoring():
                 return ()
             case IncrementalStoring():
-                return await node.keyed.store(functools.partial(self._store_keyed, barrier, node.uid), self._turn)
+                return await node.keyed.store(
+                    functools.partial(self._store_keyed, barrier, node.uid), self._governor.give_way
+                )
         written = await self._store_keyed(barrier, node.uid, node.keyed)
         return () if written is None else (written,)
 
@@ -307,8 +305,7 @@ class Snapshots:
             if size >= CHUNK_BYTES:
                 yield b"".join(chunk)
                 chunk, size = [], 0
-            if self._governor.due():
-                await self._governor.turn()
+            await self._governor.give_way()
         if chunk:
             yield b"".join(chunk)
 

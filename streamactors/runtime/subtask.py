@@ -131,8 +131,7 @@ class Subtask:
                     self.chain.push_backlog(edge.place, route, mark)
             else:
                 self.chain.push_backlog(edge.place, route, restored.batch)
-            if self._governor.due():
-                await self._governor.turn()
+            await self._governor.give_way()
         if self._times is not None:
             self._times.restore(self._lanes.told(self.nodes[0].uid, self.id.index))
 
@@ -274,8 +273,7 @@ class Subtask:
             self._check_alive()
         # The signal may have told of something else too, which the loop has yet to see.
         self.mailbox.signal.set()
-        if self._governor.due():
-            await self._governor.turn()
+        await self._governor.give_way()
 
     async def _announced(self, channel: int, element: Element) -> None:
         if isinstance(element, Barrier):

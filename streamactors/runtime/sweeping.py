@@ -74,15 +74,11 @@ class Sweeper:
             while True:
                 rotation = min(rotations, key=lambda each: each.due)
                 await self._clock.sleep(max(0.0, rotation.due - self._clock.monotonic()))
-                await rotation.step(self._turn)
+                await rotation.step(self._governor.give_way)
         except StateAccessError:
             return  # the backend is closed
         except Exception as error:
             self._failed(error)
-
-    async def _turn(self) -> None:
-        if self._governor.due():
-            await self._governor.turn()
 
     def stop(self) -> None:
         if self._task is not None:

@@ -6,10 +6,10 @@ after its rows were read is left to the next pass; so is the key in hand, since 
 it holds.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any, Final, NamedTuple, TypeVar
 
+from streamactors.clock import uninterrupted
 from streamactors.state.backend import Cursor
 from streamactors.state.rocksdb_database import RowReader
 from streamactors.state.rocksdb_keys import LENGTH
@@ -27,7 +27,7 @@ from streamactors.state.rocksdb_stores import (
 from streamactors.state.ttl import Turn, time_in, times_in
 
 T = TypeVar("T")
-RunBlocking = Callable[[Callable[[], None]], Awaitable[None]]
+RunBlocking = Callable[[Callable[[], None]], Coroutine[Any, Any, None]]
 
 _ROWS: Final = 512
 """Read at a time: about a millisecond, most of which holds the interpreter's lock."""
@@ -52,7 +52,7 @@ async def sweep_group(
     while rows.start is not None:
         step = _Step(store, rows, shared)
         try:
-            await _finished(run_blocking(step.read))
+            await uninterrupted(run_blocking(step.read))
             for part in _slices(step.found):
                 fresh = [each for each in part if each.key not in step.stale and not in_hand(cursor, each.key, group)]
                 store.expire(group, fresh, step.limit)
@@ -78,16 +78,6 @@ async def _sweep_dirty(store: Store[Any], group: int, cursor: Cursor, turn: Turn
 
 def in_hand(cursor: Cursor, key: Any, group: int) -> bool:
     return cursor.group == group and bool(cursor.key == key)
-
-
-async def _finished(work: Awaitable[None]) -> None:
-    """A thread can't be cancelled: whoever cancels waits for it."""
-    running = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        raise
 
 
 def _slices(items: list[T]) -> Iterator[list[T]]:

@@ -24,7 +24,6 @@ from streamactors.checkpoint.storage import (
     Written,
     is_plain_path,
     normalise_uri,
-    uninterrupted,
 )
 from streamactors.clock import SYSTEM, Clock, SystemClock
 from streamactors.errors import CorruptCheckpoint, InvalidConfig, StorageFailed, StorageInUse
@@ -227,22 +226,6 @@ async def test_a_cancelled_write_leaves_nothing(tmp_path: Path, operation: str) 
     with pytest.raises(asyncio.CancelledError):
         await task
     assert tree(tmp_path) == []
-
-
-async def test_uninterrupted_prefers_the_cancellation_to_the_error() -> None:
-    go_on = asyncio.Event()
-
-    async def fails() -> None:
-        await go_on.wait()
-        raise OSError
-
-    task = asyncio.create_task(uninterrupted(fails()))
-    await asyncio.sleep(0)
-    task.cancel()
-    await asyncio.sleep(0)
-    go_on.set()
-    with pytest.raises(asyncio.CancelledError):
-        await task
 
 
 @pytest.fixture

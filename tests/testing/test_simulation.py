@@ -101,7 +101,7 @@ def test_hours_take_seconds() -> None:
 # -------------------------------------------------------------------------------------------------------- a user's flow
 @pytest.mark.parametrize("flow", [flows.totals, flows.reduced])
 def test_a_sound_flow_passes_without_a_check_of_its_own(flow: object) -> None:
-    results = [simulate(flow, seed=seed) for seed in range(15)]  # type: ignore[arg-type]
+    results = [simulate(flow, seed=seed) for seed in range(30)]  # type: ignore[arg-type]
     assert sum(result.restores for result in results) > 5
     assert sum(sum(result.faults.values()) for result in results) > 50
 
