@@ -4,7 +4,7 @@ Invariant: no thread is at work with a snapshot when it is let go, and then none
 its storing has ended; what is changed meanwhile waits in memory only until the files are linked.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final, ParamSpec, Protocol, TypeVar
 
 from streamactors.checkpoint.manifest import FileHandle, NativeFileHandle, NativeHandle
@@ -30,7 +30,8 @@ class NativeTarget(Protocol):
 
 
 class NativeStoring:
-    """In this order: `link`, `store`, `release`, all by one task; or `abort`. `groups`: those of the subtask."""
+    """In this order: `settle`, `link`, `store`, `release`, all by one task; or `abort`. `groups`: those of the
+    subtask."""
 
     def __init__(self, snapshot: NativeSnapshot, groups: KeyGroupRange, clock: Clock) -> None:
         self._snapshot = snapshot
@@ -40,6 +41,11 @@ class NativeStoring:
 
     async def _in_thread(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         return await uninterrupted(self._clock.run_blocking(work, *args, **kwargs))
+
+    async def settle(self, turn: Callable[[], Awaitable[None]]) -> None:
+        """See `SettlingSnapshot`."""
+        self._begun = True
+        await self._snapshot.settle(turn)
 
     async def link(self) -> None:
         """Before anything is stored: what is changed meanwhile waits in memory."""
@@ -88,6 +94,7 @@ class NativeStoring:
 
     async def release(self) -> None:
         """Delete the local files, stored or not."""
+        self._snapshot.linked()
         await self._in_thread(self._snapshot.abort)
 
     def abort(self) -> None:

@@ -132,8 +132,9 @@ class NodeRuntime:
 
     async def ready_for_snapshot(self, barrier: Barrier) -> None:
         """Wait until `begin_snapshot` can be as cheap as it should be."""
-        if self._native is not None and not barrier.savepoint:
-            await self._native.ready_for_native()
+        native = native_of(self._backend)
+        if native is not None:
+            await native.ready_for_native()
 
     def begin_snapshot(self, barrier: Barrier) -> KeyedSnapshot | NativeStoring | IncrementalStoring | None:
         """The synchronous part. A savepoint is complete, in the canonical format, which every backend reads."""

@@ -36,7 +36,7 @@ from streamactors.runtime.incremental import IncrementalStoring
 from streamactors.runtime.inflight import CHUNK_BYTES, Capture, Captures
 from streamactors.runtime.messages import Failed, Reports, SnapshotDeclined, SnapshotStored
 from streamactors.runtime.native import NativeStoring
-from streamactors.state.backend import KeyedSnapshot, StateBlock
+from streamactors.state.backend import KeyedSnapshot, SettlingSnapshot, StateBlock
 from streamactors.state.operator_lists import ListsSnapshot
 from streamactors.state.unkeyed import ListBlock
 
@@ -222,6 +222,9 @@ class Snapshots:
         async with contextlib.AsyncExitStack() as stack:
             for native in natives:
                 stack.push_async_callback(native.release)
+            for node in pending.nodes:
+                if isinstance(node.keyed, SettlingSnapshot):
+                    await node.keyed.settle(self._turn)
             for native in natives:
                 await native.link()
             pending.states = tuple([await self._store_node(pending.barrier, node) for node in pending.nodes])

@@ -135,6 +135,15 @@ class KeyedBackend(Protocol):
         """Abort snapshots and let go of all state; what is bound raises StateAccessError from now on."""
 
 
+@runtime_checkable
+class SettlingSnapshot(Protocol):
+    """A snapshot, canonical or native, for which something is to be written before anything of it is given out."""
+
+    async def settle(self, turn: Callable[[], Awaitable[None]]) -> None:
+        """Do that, soon after the beginning, in slices of less than a millisecond; `turn` is awaited between them. What
+        is changed meanwhile waits in memory. May be cancelled. Raises what the snapshot's giving out would."""
+
+
 # ----------------------------------------------------------------------------------------------------- native snapshots
 @dataclass(frozen=True, slots=True)
 class NativeFile:
@@ -152,7 +161,8 @@ class NativeFile:
 class NativeSnapshot(Protocol):
     """The state as it was when it began, as files in the backend's own format. In this order:
 
-    `link` in a thread, `linked` on the loop, `files` and `read` in a thread; then `abort`.
+    `settle` on the loop (see `SettlingSnapshot`), `link` in a thread, `linked` on the loop, `files` and `read` in a
+    thread; then `abort`.
     """
 
     @property
@@ -164,13 +174,16 @@ class NativeSnapshot(Protocol):
 
     @property
     def entries(self) -> Mapping[str, Mapping[int, int]]:
-        """Keys by state and key group, without zeros. Empty: there is no state, and there are no files."""
+        """Keys by state and key group, without zeros, once it has settled. Empty: there is no state, and there are no
+        files."""
+
+    async def settle(self, turn: Callable[[], Awaitable[None]]) -> None: ...
 
     def link(self) -> None:
         """Blocks. What is changed meanwhile stays in memory."""
 
     def linked(self) -> None:
-        """`link` is through, or has failed."""
+        """`link` is through, or has failed, or will not be called."""
 
     def files(self) -> list[NativeFile]:
         """Blocks: new files are read, to hash them."""

@@ -1,8 +1,12 @@
 """Keyed state in RocksDB, for state larger than memory: rows on the local disk behind a cache of decoded entries.
 
-What an operator changes is changed in the cache, and written behind: always before a snapshot begins, and when more
-than `RocksDBOptions.dirty` entries wait. So `get` and `set` of a cached entry are as cheap as the heap's, and a
-snapshot's synchronous part is the writing of what is dirty.
+What an operator changes is changed in the cache, and written when it leaves the cache, or for a snapshot. So `get` and
+`set` of a cached entry are as cheap as the heap's. What a snapshot has to write it freezes at the barrier, and writes
+in turn with the actors (`rocksdb_freeze`): its synchronous part hardly depends on how much that is.
+
+Only one snapshot's point in time is in the making at once. Another one that begins meanwhile has the frozen entries of
+the first written at once; while files are being linked, a native one is refused, and a canonical one writes all that is
+dirty at once. That is right, but holds the loop: so wait for `ready_for_native`.
 
 Reading an entry that is not cached blocks: call `prefetch` for a batch before it enters the operator.
 """
@@ -13,6 +17,7 @@ from typing import Any, Final, cast
 
 from streamactors.clock import SYSTEM, Clock
 from streamactors.errors import (
+    CheckpointFailed,
     IncompatibleState,
     InvalidDataflow,
     StateAccessError,
@@ -27,19 +32,19 @@ from streamactors.state.pace import Pace
 from streamactors.state.rocksdb_database import WRITE_ROWS, Database, RocksDBOptions
 from streamactors.state.rocksdb_fetch import Fetch
 from streamactors.state.rocksdb_folder import LocalFolder, append, empty, remove
+from streamactors.state.rocksdb_freeze import Freeze
 from streamactors.state.rocksdb_native import (
     FORMAT,
     RocksNativeSnapshot,
     base_of,
     check_max_parallelism,
     counts_in,
-    counts_of,
     keep_only,
     known_tables,
+    meta_row,
     open_part,
     rows_of,
     same_rows,
-    write_meta,
 )
 from streamactors.state.rocksdb_snapshot import RocksSnapshot
 from streamactors.state.rocksdb_states import bound_state
@@ -52,16 +57,14 @@ from streamactors.state.ttl import UNSET, Turn, lifetimes_of
 
 __all__ = ["RocksDBBackend", "RocksDBOptions"]
 
-_SYNC_SECONDS: Final = 0.012
-"""What writing all that is dirty may take: on a busy machine it takes several times as long."""
 _INLINE_SECONDS: Final = 0.0003
 """Reading that is done on the loop: a trip to a thread and back, beside other threads, takes about as long."""
 _FEW: Final = 8
 """So many entries are read on the loop anyway."""
-_TELLING: Final = 32
-"""Entries written at once from which on it tells how long they take."""
+_WAITING_ROWS: Final = 16_384
 _WAIT_SECONDS: Final = 0.002
 DATABASE: Final = "db"
+_ALL_ROWS: Final = group_start(0), group_start(1 << 15)
 
 
 class RocksDBBackend:
@@ -94,7 +97,8 @@ class RocksDBBackend:
             self._folder.delete()
             raise
         self._shared = Shared(uid, groups, max_parallelism, database)
-        self._shared.room = self._room
+        if self.options.dirty < self.options.cache:
+            self._shared.room = self._room
         self._stores: dict[str, Store[Any]] = {}
         self._timers: dict[str, RocksTimers] = {}
         self._bound: list[Any] = []
@@ -104,8 +108,10 @@ class RocksDBBackend:
         self._native_made = 0
         self._opened: list[Database] = []
         """Databases that are being read from for a restore."""
-        self._pace = Pace()
+        self._writing = Pace()
         self._reading = Pace()
+        self._settling: RocksSnapshot | RocksNativeSnapshot | None = None
+        """The last snapshot that had something to write."""
         self._limit = self.options.dirty
         self._closed = False
 
@@ -163,34 +169,30 @@ class RocksDBBackend:
         each = max(self.options.cache // len(self._stores), 8)
         for store in self._stores.values():
             store.resize(each)
-        self._limit = min(self.options.dirty, max(each // 4, 2))
+        self._limit = min(self.options.dirty, max(each // 4, 2), _WAITING_ROWS)
 
     # ------------------------------------------------------------------------------------------------------- writing
     def _room(self) -> None:
         """Write behind: some of the oldest, when too many are dirty."""
-        if sum([len(store.dirty) for store in self._stores.values()]) >= min(
-            self._limit, max(self._pace.items(_SYNC_SECONDS), 64)
-        ):
+        if sum([len(store.dirty) for store in self._stores.values()]) >= self._limit:
             fullest = max(self._stores.values(), key=lambda store: len(store.dirty) - len(store.stuck))
-            self._write(fullest, min(WRITE_ROWS, max(self._limit // 4, 1)))
+            fullest.flush(min(WRITE_ROWS, max(self._limit // 4, 1)))
             if len(fullest.stuck) > self._limit:
                 raise next(iter(fullest.stuck.values()))
 
-    def _write(self, store: Store[Any], limit: int) -> None:
-        started = self._clock.monotonic()
-        written = store.flush(limit)
-        if written >= _TELLING:
-            self._pace.measured(written, self._clock.monotonic() - started)
-
     def _write_all(self) -> StreamactorsError | None:
         """The first error of what can't be written."""
+        error = self._write_timers()
         for store in self._stores.values():
             store.retry()
             while len(store.dirty) > len(store.stuck):
-                self._write(store, WRITE_ROWS)
+                store.flush(WRITE_ROWS)
+        return error or next((error for store in self._stores.values() for error in store.stuck.values()), None)
+
+    def _write_timers(self) -> StreamactorsError | None:
+        """They are few."""
         refused = [error for timers in self._timers.values() if (error := timers.write_all()) is not None]
-        stuck = (error for store in self._stores.values() for error in store.stuck.values())
-        return next(iter(refused), None) or next(stuck, None)
+        return next(iter(refused), None)
 
     # ------------------------------------------------------------------------------------------------------- reading
     async def prefetch(self, keys: Sequence[Any], groups: Sequence[int]) -> None:
@@ -231,35 +233,62 @@ class RocksDBBackend:
 
     # ----------------------------------------------------------------------------------------------------- snapshots
     def begin_snapshot(self, checkpoint_id: int) -> RocksSnapshot:
-        error = self._write_all()
-        reader = self._database.rows(group_start(0), group_start(1 << 15), keep_blocks=False)
+        self._hurry()
+        freeze, error = None, None
+        if self._database.held:  # files are being linked
+            error = self._write_all()
+        else:
+            freeze = self._freeze()
+        pin = self._database.rows if freeze is None else self._database.rows_before
         stores = {store.state: store for store in self._kept.values()}
-        snapshot = RocksSnapshot(checkpoint_id, stores, reader, error, self._ended, self._clock.monotonic)
+        snapshot = RocksSnapshot(
+            checkpoint_id, stores, lambda: pin(*_ALL_ROWS), freeze, error, self._ended, self._clock.monotonic
+        )
+        self._settling = snapshot
         self._snapshots.append(snapshot)
         return snapshot
+
+    def _freeze(self) -> Freeze:
+        error = self._write_timers()
+        counts = {timers.name: timers.counts.copy() for timers in self._timers.values()}
+        return Freeze(self._stores.values(), counts, error, self._database, self._clock.monotonic, self._writing)
+
+    def _hurry(self) -> None:
+        """One point in time after another."""
+        if self._settling is not None:
+            self._settling.hurry()
+            self._settling = None
 
     def _ended(self, snapshot: RocksSnapshot) -> None:
         if snapshot in self._snapshots:
             self._snapshots.remove(snapshot)
+        if snapshot is self._settling:
+            self._settling = None
 
     async def ready_for_native(self) -> None:
         while (self._database.held or self._database.waiting) and not self._closed:
             await self._settle()
 
     def begin_native_snapshot(self, checkpoint_id: int) -> RocksNativeSnapshot:
-        """See `NativeSnapshot`. Raises CheckpointFailed while another one has not written its files yet, and the error
-        of an entry that can't be written."""
-        error = self._write_all()
-        if error is not None:
-            raise error
-        counts = counts_of(self._kept.values())
-        if counts:
-            write_meta(self._database, self.schemas(), counts, self._shared.keys.shapes, self._max_parallelism)
+        """See `NativeSnapshot`. Raises CheckpointFailed while another one has not written its files yet."""
+        self._hurry()
+        if self._database.held:
+            raise CheckpointFailed(f"{self._where}: the snapshot before this one has not written its files yet")
+        if not self._database.drain():
+            raise CheckpointFailed(f"{self._where}: RocksDB is too busy for a native snapshot")
         self._native_made += 1
-        name = f"native-{self._native_made}"
         snapshot = RocksNativeSnapshot(
-            checkpoint_id, counts, self._database, self._folder, name, self._native_digests, self._native_ended
+            checkpoint_id,
+            self._freeze(),
+            self._database,
+            self._folder,
+            f"native-{self._native_made}",
+            lambda counts: meta_row(self.schemas(), counts, self._shared.keys.shapes, self._max_parallelism),
+            self._native_digests,
+            self._clock.run_blocking,
+            self._native_ended,
         )
+        self._settling = snapshot
         self._native.append(snapshot)
         return snapshot
 
@@ -352,7 +381,9 @@ class RocksDBBackend:
     def _rewrite(self, source: Database, groups: KeyGroupRange) -> None:
         stores = {store.state: store for store in self._kept.values()}
         reader = rows_of(source, groups)
-        snapshot = RocksSnapshot(0, stores, reader, None, lambda _: None, self._clock.monotonic, older=True)
+        snapshot = RocksSnapshot(
+            0, stores, lambda: reader, None, None, lambda _: None, self._clock.monotonic, older=True
+        )
         while (block := snapshot.next_block()) is not None:
             self.restore([block])
 

@@ -2,7 +2,11 @@
 
 No write-ahead log: what was lost in a crash is restored from the last checkpoint. Writes hold the interpreter's lock
 in rocksdict 0.3 (reads, flushes and compactions do not), so they are small, and never wait for RocksDB: rows that it
-does not take at once, or that a native snapshot must not see yet, wait in `_waiting`, where every read looks first.
+does not take at once, or that a snapshot must not see yet, wait in memory, where every read looks first.
+
+Invariant of a hold, from `hold` to `release`: RocksDB gets the rows of before it, and none of those of after it.
+`before` are rows of the moment of the hold that RocksDB has not taken so far; what is written meanwhile is newer, and
+waits in `waiting`. So a reading is of `waiting`, else of `before`, else of RocksDB.
 """
 
 import heapq
@@ -16,7 +20,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, TypeVar
 
 from streamactors.errors import (
-    CheckpointFailed,
     CorruptCheckpoint,
     InvalidConfig,
     MissingExtra,
@@ -47,8 +50,9 @@ class RocksDBOptions:
     bloom_bits: float = 10.0
     block_size: int = 16 << 10
     compaction: Literal["level", "universal", "none"] = "universal"
-    dirty: int = 8192
-    """Entries changed and not yet written, at most (but for those of the record in hand)."""
+    dirty: int = 1 << 30
+    """Entries of one subtask changed and not yet written, at most (but for those of the record in hand): as many as the
+    cache holds, unless told."""
 
     def __post_init__(self) -> None:
         for name, least in (("memory", 4 << 20), ("cache", 16), ("dirty", 4), ("block_size", 1024)):
@@ -134,12 +138,12 @@ def _library_options(options: RocksDBOptions, memory: _Memory, *, create: bool) 
 
 # -------------------------------------------------------------------------------------------------------------- reading
 class RowReader:
-    """The rows from `start` up to `stop` as they were when it was made, in order. Belongs to one thread at a time."""
+    """The rows from `start` up to `stop` as they were when it was made, in order. Belongs to one thread at a time.
+    `waiting`: rows that RocksDB has not taken."""
 
-    def __init__(self, database: "Database", start: bytes, stop: bytes, *, keep_blocks: bool) -> None:
+    def __init__(self, database: "Database", start: bytes, stop: bytes, waiting: Rows, *, keep_blocks: bool) -> None:
         self._where = database.where
-        # First what waits, then what is written: a row moving from one to the other meanwhile is seen twice, not never.
-        waiting = [(key, row) for key, row in list(database.waiting.items()) if start <= key < stop]
+        between = [(key, row) for key, row in waiting.items() if start <= key < stop]
         bounds = rocksdict().ReadOptions()
         bounds.set_iterate_upper_bound(stop)
         bounds.fill_cache(keep_blocks)
@@ -147,7 +151,7 @@ class RowReader:
         opened = database.library_database()
         self._rows: Any = _guarded(self._where, lambda: opened.iter(bounds))
         _guarded(self._where, lambda: self._rows.seek(start))
-        self._merged = self._merge(sorted(waiting)) if waiting else self._stored()
+        self._merged = self._merge(sorted(between)) if between else self._stored()
 
     def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
         return self._merged
@@ -190,8 +194,9 @@ class Database:
     def __init__(self, path: Path, options: RocksDBOptions, where: str, *, create: bool = True) -> None:
         self.where = where
         self.path = path
-        self.waiting: Rows = {}
-        self._holds = 0
+        self._layers: tuple[Rows, Rows] = {}, {}
+        """`before` and `waiting`: replaced together, since threads read them."""
+        self._held = False
         self._memory = _Memory.of(options.memory)
         self._readers: dict[int, weakref.ref[RowReader]] = {}
         library = rocksdict()
@@ -208,12 +213,28 @@ class Database:
             raise StateAccessError(f"{self.where}: the operator has been stopped")
         return self._database
 
+    @property
+    def waiting(self) -> Rows:
+        return self._layers[1]
+
+    @property
+    def before(self) -> Rows:
+        return self._layers[0]
+
+    def _in_memory(self) -> Rows:
+        """Rows that RocksDB has not taken. To be called before RocksDB is read: a row moving there meanwhile is then
+        seen twice, not never."""
+        before, waiting = self._layers
+        return {**before, **waiting} if before else waiting.copy()
+
     def get(self, key: bytes) -> bytes | None:
-        if self.waiting:
-            try:
-                return self.waiting[key]
-            except KeyError:
-                pass
+        before, waiting = self._layers
+        if waiting or before:
+            for layer in (waiting, before):
+                try:
+                    return layer[key]
+                except KeyError:
+                    pass
         try:
             found: bytes | None = self.library_database().get(key)
         except Exception as error:
@@ -221,14 +242,20 @@ class Database:
         return found
 
     def get_many(self, keys: list[bytes]) -> list[bytes | None]:
-        waiting = {key: self.waiting[key] for key in keys if key in self.waiting} if self.waiting else {}
+        waiting = self._in_memory()
         database = self.library_database()
         found: list[bytes | None] = _guarded(self.where, lambda: database.get(keys))
         return [waiting.get(key, row) for key, row in zip(keys, found, strict=True)] if waiting else found
 
     def rows(self, start: bytes, stop: bytes, *, keep_blocks: bool = True) -> RowReader:
         """`keep_blocks` False: reading all of it leaves the block cache alone."""
-        reader = RowReader(self, start, stop, keep_blocks=keep_blocks)
+        return self._noted(RowReader(self, start, stop, self._in_memory(), keep_blocks=keep_blocks))
+
+    def rows_before(self, start: bytes, stop: bytes) -> RowReader:
+        """While it is held: as they were at that moment."""
+        return self._noted(RowReader(self, start, stop, self.before.copy(), keep_blocks=False))
+
+    def _noted(self, reader: RowReader) -> RowReader:
         number = id(reader)
         self._readers[number] = weakref.ref(reader, partial(self._forget, number))
         return reader
@@ -239,20 +266,33 @@ class Database:
     # -------------------------------------------------------------------------------------------------------- writing
     def write(self, rows: Rows) -> None:
         """Never waits for the disk. Raises StorageFailed if RocksDB has given up (disk full)."""
-        if self._holds or self.waiting:
+        if self._held or self.waiting:
             self.waiting.update(rows)
             self.settle()
         elif not self._write(rows):
             self.waiting.update(rows)
 
+    def write_before(self, rows: Rows) -> None:
+        """While it is held: rows of that moment. They are in memory first: nothing is lost if RocksDB gives up."""
+        self.before.update(rows)
+
+    def drain(self) -> bool:
+        """Write all that waits; False if RocksDB does not take it now."""
+        while left := len(self.waiting):
+            self.settle(left)
+            if len(self.waiting) == left:
+                return False
+        return True
+
     def settle(self, rows: int = 2 * WRITE_ROWS) -> None:
         """Write some of what waits, if it may be written."""
-        if self._holds:
-            return
-        part = dict(islice(self.waiting.items(), rows))
+        waiting = self.before if self._held else self.waiting
+        part = dict(islice(waiting.items(), rows))
         if part and self._write(part):
-            for key in part:
-                del self.waiting[key]
+            if len(part) == len(waiting):
+                waiting.clear()
+            for key in part if waiting else ():
+                del waiting[key]
 
     def _write(self, rows: Rows) -> bool:
         batch = rocksdict().WriteBatch(raw_mode=True)
@@ -299,23 +339,18 @@ class Database:
 
     # ---------------------------------------------------------------------------------------------- points in time
     def hold(self) -> None:
-        """From now on, writes wait: a native snapshot must not see them. Writes all that waits so far. Raises
-        CheckpointFailed if that can't be done now."""
-        while self.waiting and not self._holds:
-            before = len(self.waiting)
-            self.settle(before)
-            if len(self.waiting) == before:
-                raise CheckpointFailed(f"{self.where}: RocksDB is too busy for a native snapshot")
-        if self._holds:
-            raise CheckpointFailed(f"{self.where}: the snapshot before this one has not written its files yet")
-        self._holds += 1
+        """From now on, writes wait: a snapshot must not see them. Only while it is not held."""
+        self._layers = self.waiting, {}
+        self._held = True
 
     def release(self) -> None:
-        self._holds -= 1
+        before, waiting = self._layers
+        self._layers = {}, {**before, **waiting} if before else waiting
+        self._held = False
 
     @property
     def held(self) -> bool:
-        return self._holds > 0
+        return self._held
 
     def checkpoint(self, path: Path) -> None:
         """Flush, then link all files into a new folder. Blocks; for a thread."""
@@ -344,7 +379,7 @@ class Database:
             if (reader := known()) is not None:
                 reader.close()
         database, self._database = self._database, None
-        self.waiting = {}
+        self._layers = {}, {}
         database.cancel_all_background(True)
         del database
 

@@ -2,23 +2,26 @@
 
 A file is known by its content: its name may come again after a fail-over. Tables (`shared`) never change once written;
 the few small files beside them say which tables make up the state, and are new each time.
+
+What was dirty at the barrier is written first (see `rocksdb_freeze`), by `settle`, in slices; `link` does what is left
+of it, and then has to be called on the loop, too.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from streamactors.errors import CorruptCheckpoint, IncompatibleState
+from streamactors.errors import CorruptCheckpoint, IncompatibleState, StateAccessError, StreamactorsError
 from streamactors.state.backend import NativeFile, NativePart
 from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.layouts import check_version
-from streamactors.state.rocksdb_database import Database, RocksDBOptions, RowReader
+from streamactors.state.rocksdb_database import Database, RocksDBOptions, RowReader, Rows
 from streamactors.state.rocksdb_folder import LocalFolder, copy, digest, empty, link_or_copy, read, remove, sizes
+from streamactors.state.rocksdb_freeze import Freeze
 from streamactors.state.rocksdb_keys import Shape, same_shapes
-from streamactors.state.rocksdb_stores import Store, group_start
-from streamactors.state.rocksdb_timers import RocksTimers
+from streamactors.state.rocksdb_stores import group_start
 
 FORMAT: Final = "rocksdb-1"
 _META: Final = b"\xff\xffmeta"
@@ -46,59 +49,113 @@ class _Meta(msgspec.Struct, forbid_unknown_fields=False):
     shapes: dict[str, Shape] | None = None
 
 
-def counts_of(stores: Iterable[Store[Any] | RocksTimers]) -> dict[str, dict[int, int]]:
-    """Keys by state and key group, without zeros, where nothing is dirty."""
-    counts = {store.name: {group: count for group, count in store.counts.items() if count} for store in stores}
-    return {name: held for name, held in counts.items() if held}
-
-
-def write_meta(
-    database: Database,
+def meta_row(
     schemas: Mapping[str, Any],
     counts: dict[str, dict[int, int]],
-    shapes: dict[str, Shape],
+    shapes: Mapping[str, Shape],
     max_parallelism: int,
-) -> None:
-    database.write({_META: msgspec.msgpack.encode(_Meta(FORMAT, max_parallelism, dict(schemas), counts, shapes))})
+) -> Rows:
+    """`counts` without zeros."""
+    return {_META: msgspec.msgpack.encode(_Meta(FORMAT, max_parallelism, dict(schemas), counts, dict(shapes)))}
 
 
 # ------------------------------------------------------------------------------------------------------------ snapshots
 class RocksNativeSnapshot:
-    """See `NativeSnapshot`. `digests`: of tables hashed before, by name and size: a database gives each name once."""
+    """See `NativeSnapshot`. `describe` makes the row that says whose rows these are. `digests`: of tables hashed
+    before, by name and size: a database gives each name once."""
 
     format: Final = FORMAT
 
     def __init__(
         self,
         checkpoint_id: int,
-        entries: Mapping[str, Mapping[int, int]],
+        freeze: Freeze,
         database: Database,
         place: LocalFolder,
         name: str,
+        describe: Callable[[dict[str, dict[int, int]]], Rows],
         digests: dict[str, tuple[int, bytes]],
+        run_blocking: Callable[[Callable[[], None]], Awaitable[None]],
         on_end: Callable[["RocksNativeSnapshot"], None],
     ) -> None:
         self.checkpoint_id = checkpoint_id
-        self.entries = entries
+        self._counts: dict[str, dict[int, int]] | None = None
+        self._error: StreamactorsError | None = None
+        self._freeze = freeze
         self._database = database
         self._place = place
         self._folder = place.path / name
+        self._describe = describe
         self._digests = digests
+        self._run_blocking = run_blocking
         self._on_end = on_end
         self._ended = False
-        self._holding = bool(entries)
-        if entries:
-            database.hold()
+        if not freeze.is_left:
+            self._hurry_at_once()
+
+    def _hurry_at_once(self) -> None:
+        try:
+            self.hurry()
+        except BaseException:  # nobody gets to know it, to give it up
+            self._freeze.end()
+            raise
+
+    @property
+    def entries(self) -> Mapping[str, Mapping[int, int]]:
+        return self._counts or {}
+
+    async def settle(self, turn: Callable[[], Awaitable[None]]) -> None:
+        """See `SettlingSnapshot`."""
+        while self._counts is None and self._freeze.write_some():
+            await turn()
+        self.hurry()
+        self._check()
+        while left := len(self._database.before) if self.entries else 0:
+            self._database.settle()
+            if len(self._database.before) == left:  # RocksDB takes nothing now
+                await self._run_blocking(self._flush)
+            await turn()
+
+    def hurry(self) -> None:
+        """Write what is still frozen now."""
+        if self._counts is None and not self._freeze.ended:
+            self._freeze.write_all()
+            counts = self._freeze.counts
+            if counts:
+                self._database.write_before(self._describe(counts))
+            else:
+                self._freeze.end()
+            self._error, self._counts = self._freeze.error, counts  # the next freeze forgets the error
+            if counts:
+                self._database.settle()
+
+    def _check(self) -> None:
+        """What was given up must not pass for empty."""
+        if self._error is not None:
+            raise self._error
+        if self._counts is None:
+            raise StateAccessError(f"{self._database.where}: the snapshot {self.checkpoint_id} has been given up")
 
     def link(self) -> None:
+        self.hurry()
+        self._check()
         if self.entries:
             with self._place.in_use():
+                self._write_before()
                 self._database.checkpoint(self._folder)
 
+    def _write_before(self) -> None:
+        while left := len(self._database.before):
+            self._database.settle()
+            if len(self._database.before) == left:
+                self._flush()
+
+    def _flush(self) -> None:
+        with self._place.in_use():  # whoever is cancelled does not wait for it
+            self._database.flush()
+
     def linked(self) -> None:
-        if self._holding:
-            self._holding = False
-            self._database.release()
+        self._freeze.end()
 
     def files(self) -> list[NativeFile]:
         if not self.entries:
@@ -127,8 +184,7 @@ class RocksNativeSnapshot:
         self.linked()
         if not self._ended:
             self._ended = True
-            if self.entries:
-                remove(self._folder)
+            remove(self._folder)
             self._on_end(self)
 
 

@@ -1,12 +1,17 @@
-"""Snapshots of a RocksDB backend in the canonical format: rows as they are, read from a view pinned at the barrier."""
+"""Snapshots of a RocksDB backend in the canonical format: rows as they are, read from a view of the database.
 
-from collections.abc import Callable, Mapping
+The view is pinned once what was dirty at the barrier has been written (see `rocksdb_freeze`): by `settle`, in slices;
+or at once, when the first block is asked for or another snapshot begins.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from streamactors.errors import StreamactorsError
 from streamactors.state.backend import BLOCK_SECONDS, StateBlock
 from streamactors.state.pace import Pace
 from streamactors.state.rocksdb_database import RowReader
+from streamactors.state.rocksdb_freeze import Freeze
 from streamactors.state.rocksdb_keys import LENGTH
 from streamactors.state.rocksdb_stores import ListStore, MapStore, Store, tail_of_list
 from streamactors.state.rocksdb_timers import RocksTimers
@@ -42,14 +47,16 @@ class _Part:
 
 
 class RocksSnapshot:
-    """See `KeyedSnapshot`. `error`: what an entry could not be written for, which is this snapshot's error. `older`:
-    the rows were written under what the codecs' `read_as` was told."""
+    """See `KeyedSnapshot`. `pin` makes the view, when nothing is left of `freeze`. `error`: what an entry could not be
+    written for, which is this snapshot's error. `older`: the rows were written under what the codecs' `read_as` was
+    told."""
 
     def __init__(
         self,
         checkpoint_id: int,
         stores: Mapping[bytes, Store[Any] | RocksTimers],
-        reader: RowReader,
+        pin: Callable[[], RowReader],
+        freeze: Freeze | None,
         error: StreamactorsError | None,
         on_end: Callable[["RocksSnapshot"], None],
         monotonic: Callable[[], float],
@@ -59,11 +66,14 @@ class RocksSnapshot:
         self._older = older
         self.checkpoint_id = checkpoint_id
         self._stores = stores
-        self._reader: RowReader | None = reader
+        self._pin = pin
+        self._freeze = freeze
+        self._reader: RowReader | None = None
         self._error = error
         self._on_end = on_end
         self._monotonic = monotonic
         self._pace = Pace()
+        self._over = False
         self._kept: tuple[bytes, bytes] | None = None
         """A row that was read and belongs to the next block."""
         self._key: Any = None
@@ -72,11 +82,42 @@ class RocksSnapshot:
         """Its first row was read, and it is in no block so far."""
         self._length = 0
         self._tail = b""
+        if freeze is None or not freeze.is_left:
+            self._pin_at_once()
+
+    def _pin_at_once(self) -> None:
+        try:
+            self.hurry()
+        except BaseException:  # nobody gets to know it, to give it up
+            self._thaw()
+            raise
+
+    async def settle(self, turn: Callable[[], Awaitable[None]]) -> None:
+        """See `SettlingSnapshot`."""
+        while self._freeze is not None and self._freeze.write_some():
+            await turn()
+        self.hurry()
+
+    def hurry(self) -> None:
+        """Take the point in time now, whatever is still to be written for it."""
+        freeze = self._freeze
+        if freeze is not None:
+            freeze.write_all()
+            self._error = freeze.error
+        if self._reader is None and not self._over:
+            self._reader = self._pin()
+        self._thaw()
+
+    def _thaw(self) -> None:
+        freeze, self._freeze = self._freeze, None
+        if freeze is not None:
+            freeze.end()
 
     def next_block(self, budget_seconds: float = BLOCK_SECONDS, *, max_entries: int | None = None) -> StateBlock | None:
         limit = self._pace.items(budget_seconds)
         started = self._monotonic()
         try:
+            self.hurry()
             block, rows = self._next(limit if max_entries is None else min(limit, max_entries))
         except BaseException:
             self.abort()
@@ -88,6 +129,8 @@ class RocksSnapshot:
         return block
 
     def abort(self) -> None:
+        self._over = True
+        self._thaw()
         if self._reader is not None:
             self._reader.close()
             self._reader = None

@@ -79,9 +79,13 @@ class RocksValue(ValueState[T]):
             before: Any = tables[group].get(key, MISSING)
             if before is MISSING:
                 before = load(key, group)
-            after = first(value) if before is ABSENT else fold(before, value)
-            if type(after) not in types:
-                after = accept(after)
+            try:
+                after = first(value) if before is ABSENT else fold(before, value)
+                if type(after) not in types:
+                    after = accept(after)
+            except BaseException:
+                store.emptied.add(key)  # if it held nothing, it still does
+                raise
             tables[group][key] = after
 
         return add
@@ -92,6 +96,7 @@ class RocksValue(ValueState[T]):
             if cursor.key not in store.dirty:
                 store.mark(cursor.key, cursor.group)
             store.tables[cursor.group][cursor.key] = ABSENT
+            store.emptied.add(cursor.key)
 
 
 class RocksList(ListState[T]):
@@ -136,6 +141,7 @@ class RocksList(ListState[T]):
             if cursor.key not in store.dirty:
                 store.mark(cursor.key, cursor.group)
             store.entry(cursor.key, cursor.group).clear()
+            store.emptied.add(cursor.key)
 
 
 class RocksMap(MapState[K, V]):  # noqa: PLW1641 (compared by what it holds, so not hashable)

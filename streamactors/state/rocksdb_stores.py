@@ -9,6 +9,10 @@ Rows, each beginning with the key group (2 bytes, big endian) and the state's na
 - map: the key → how many entries; the key and the map's key → the value. In the order of the map's keys.
 
 A row of a key that its bytes do not give back in its own type (True, a tuple, an instance) carries it.
+
+Invariants. What a state holds is what is in the database, and newer than that its *frozen* entries, and newer than
+those the *dirty* ones. Every frozen or dirty entry is in the cache; no key is both. A frozen one is as it was at the
+freeze (see `rocksdb_freeze`): before it can be changed it is written, among the rows of that moment.
 """
 
 import struct
@@ -43,6 +47,8 @@ PRUNED: Final = 512
 """Entries of a map that expire at once, at most."""
 LOADED: Final = 512
 """Entries of a map kept decoded between two writes of it."""
+LEAVING: Final = 256
+"""Entries that leave the full cache at once: about a millisecond if all of them have to be written."""
 
 _CARRIED: Final = ord("K")
 _HEAD: Final = ord("H")
@@ -75,9 +81,9 @@ class Shared:
 class Store(ABC, Generic[EntryT]):
     """One state. `tables[group]` is `young`, the newer generation of the cache, for each group of this subtask.
 
-    An entry is looked for in `young`, in `old`, then in the database; when `young` is full it becomes `old`. `dirty`
-    are the keys whose entry was changed and not written, with their group: as it is if the database holds the key, else
-    inverted.
+    An entry is looked for in `young`, in `old`, then in the database, and is in `young` then. When the cache is full,
+    entries leave `old`, written if they have to be; when that is empty, `young` becomes `old`. `dirty` are the keys
+    whose entry was changed and not written, with their group: as it is if the database holds the key, else inverted.
     """
 
     def __init__(self, name: str, codec: Any, shared: Shared, capacity: int) -> None:
@@ -94,11 +100,23 @@ class Store(ABC, Generic[EntryT]):
         self.dirty: dict[Any, int] = {}
         self.stuck: dict[Any, StreamactorsError] = {}
         """Of `dirty`, those that can't be written."""
-        self._half = self._full = max(capacity // 2, 4)
+        self.emptied: set[Any] = set()
+        """Of `dirty` and `frozen`, those that may hold nothing though they have been changed."""
+        self._new = 0
+        """Of `dirty` and `frozen`, those that the database does not hold."""
+        self.frozen: dict[Any, int] = {}
+        """As `dirty`: what was that at the freeze, and is not written."""
+        self.frozen_counts: dict[int, int] = {}
+        """Keys in the database and among its rows of before the freeze."""
+        self.frozen_error: StreamactorsError | None = None
+        self._unwritten: list[Any] = []
+        """All frozen keys, and some that are written."""
+        self.resize(capacity)
         self._weight = 0
         self.young: dict[Any, Any] = {}
         self.old: dict[Any, Any] = {}
-        self._dropped: dict[Any, Any] = {}
+        self._order: Iterator[Any] = iter(())
+        """Keys of `old`, and such as were: in this order they leave."""
         self.tables = no_tables(self.where, self.groups, shared.max_parallelism)
         self._use(self.young)
 
@@ -153,14 +171,21 @@ class Store(ABC, Generic[EntryT]):
     # -------------------------------------------------------------------------------------------------------- the cache
     def _use(self, young: dict[Any, Any]) -> None:
         self.young = young
-        self.tables[self.groups.start : self.groups.stop] = [young] * len(self.groups)
+        self._set_tables()
+
+    def _set_tables(self) -> None:
+        guarded = bool(self.frozen) and not self.codec.immutable
+        table: Any = _GuardedTable(self) if guarded else self.young
+        self.tables[self.groups.start : self.groups.stop] = [table] * len(self.groups)
 
     def load(self, key: Any, group: int) -> EntryT:
         """The entry of a key that is not in `young`, which then has it. Blocks if it has to be read."""
-        entry: EntryT = self.old.get(key, MISSING)
+        entry: EntryT = self.old.pop(key, MISSING)
         if entry is MISSING:
             entry = self.read(key, group, self._stored_row(key, group))
-        self.admit(key, entry)
+            self.admit(key, entry)
+        else:
+            self.young[key] = entry
         return entry
 
     def _stored_row(self, key: Any, group: int) -> bytes | None:
@@ -173,41 +198,69 @@ class Store(ABC, Generic[EntryT]):
         return self.database.get(row)
 
     def admit(self, key: Any, entry: EntryT) -> None:
+        """Into the cache, which it is not in."""
         self._weight += self.weigh(entry)
         if self._weight > self._full:
-            self._age()
-        for _ in range(min(2, len(self._dropped))):  # bit by bit: freeing 100,000 entries at once would hold the loop
-            self._dropped.popitem()
+            self._make_room()
         self.young[key] = entry
 
-    def _age(self) -> None:
-        old = self.old
-        self._use_after(self.young, {key: old[key] for key in self.dirty if key not in self.young})
-        self._dropped = old
+    def _make_room(self) -> None:
+        if not self.old:
+            self._age()
+            self._full = self._capacity
+            if self._weight <= self._full:
+                return
+        leaving, excess = [], self._weight - self._capacity + self._slack
+        for key in self._order:
+            if key in self.old:
+                leaving.append(key)
+                excess -= self.weigh(self.old[key])
+                if excess <= 0 or len(leaving) == LEAVING:
+                    break
+        if not leaving and self.old:  # they could not leave before
+            self._order = iter(list(self.old))
+        self._dismiss(leaving)
+        if not self.old:  # early: what is used comes into `young` again before it is its turn to leave
+            self._age()
 
-    def _use_after(self, old: dict[Any, Any], young: dict[Any, Any]) -> None:
-        self.old = old
-        self._use(young)
-        self._weight = sum(map(self.weigh, young.values()))
-        self._full = self._half + self._weight
+    def _age(self) -> None:
+        self.old = self.young
+        self._order = iter(list(self.old))
+        self._weight = sum(map(self.weigh, self.old.values()))
+        self._use({})
+
+    def _dismiss(self, keys: list[Any]) -> None:
+        weights = [self.weigh(self.old[key]) for key in keys]
+        if self.frozen:
+            self.write_frozen([key for key in keys if key in self.frozen])
+        self.write_out([key for key in keys if key in self.dirty])
+        for key, weight in zip(keys, weights, strict=True):
+            entry = self.old.pop(key)
+            if key in self.dirty:  # it can't be written
+                self.young.setdefault(key, entry)
+            else:
+                self._weight -= weight
+        if len(self.stuck) > max(self._capacity // 2, LEAVING):
+            raise next(iter(self.stuck.values()))
 
     def resize(self, capacity: int) -> None:
-        self._half = self._full = max(capacity // 2, 4)
+        self._capacity = max(capacity, 4)
+        self._slack = min(LEAVING, self._capacity // 4)
+        self._full = self._capacity - self._slack
 
     def not_cached(self, keys: Sequence[Any], groups: Sequence[int]) -> dict[Any, int]:
-        """Keys that the database may hold, with their groups. Those in the older generation are brought into the
-        younger."""
+        """Keys that the database may hold, with their groups. Those in `old` are brought into `young`."""
         young, old, counts = self.young, self.old, self.counts
         if not set(keys).difference(young):
             return {}
-        missing = {key: group for key, group in zip(keys, groups, strict=True) if key not in young}
-        for key in [key for key in missing if key in old] if missing and old else ():
-            # Admitting others may have aged the generations meanwhile, and this one dropped.
-            entry = old.get(key, MISSING)
-            if entry is not MISSING:
-                del missing[key]
-                self.admit(key, entry)
-        return {key: group for key, group in missing.items() if counts[group]}
+        missing: dict[Any, int] = {}
+        for key, group in zip(keys, groups, strict=True):
+            if key not in young:
+                if key in old:
+                    young[key] = old.pop(key)
+                elif counts[group]:
+                    missing[key] = group
+        return missing
 
     def cached(self, key: Any) -> Any:
         """MISSING if it is not."""
@@ -223,7 +276,12 @@ class Store(ABC, Generic[EntryT]):
         """Before a key that is not dirty changes."""
         entry = self.entry(key, group)
         self._shared.room()
-        self.dirty[key] = group if self.holds(entry) else ~group
+        if key in self.frozen:
+            self.touch(key)
+        if key not in self.dirty:
+            holds = self.holds(entry)
+            self.dirty[key] = group if holds else ~group
+            self._new += not holds
 
     # -------------------------------------------------------------------------------------------------------- writing
     def flush(self, limit: int) -> int:
@@ -235,10 +293,18 @@ class Store(ABC, Generic[EntryT]):
     def write_out(self, keys: list[Any]) -> int:
         """Write these, which are dirty."""
         rows: Rows = {}
+        written, changes = self._rows_of(keys, self.dirty, rows)
+        if written:
+            self.database.write(rows)
+            self._note_written(written, self.dirty, changes, self.counts)
+        return len(written)
+
+    def _rows_of(self, keys: list[Any], marks: dict[Any, int], rows: Rows) -> tuple[list[Any], list[tuple[int, int]]]:
+        """Which of them are written by these rows, and by how many keys that changes which group."""
         written: list[Any] = []
         changes: list[tuple[int, int]] = []
         for key in keys:
-            marked = self.dirty[key]
+            marked = marks[key]
             group = marked if marked >= 0 else ~marked
             entry = self.cached(key)
             holds = self.holds(entry)
@@ -253,16 +319,18 @@ class Store(ABC, Generic[EntryT]):
             written.append(key)
             if holds != (marked >= 0):
                 changes.append((group, 1 if holds else -1))
-        if written:
-            self.database.write(rows)
-            self._note_written(written, changes)
-        return len(written)
+        return written, changes
 
-    def _note_written(self, keys: list[Any], changes: list[tuple[int, int]]) -> None:
+    def _note_written(
+        self, keys: list[Any], marks: dict[Any, int], changes: list[tuple[int, int]], *counted: dict[int, int]
+    ) -> None:
         for key in keys:
-            del self.dirty[key]
+            self._new -= marks.pop(key) < 0
+        if self.emptied:
+            self.emptied.difference_update(keys)
         for group, change in changes:
-            self.counts[group] += change
+            for counts in counted:
+                counts[group] += change
         self._tell_written(keys)
 
     def _tell_written(self, keys: list[Any]) -> None:
@@ -292,9 +360,12 @@ class Store(ABC, Generic[EntryT]):
     def _expire_cached(self, key: Any, group: int, found: Any, limit: int) -> None:
         if key not in self.dirty:
             self.mark(key, group)
-        left = self.prune(key, group, self.entry(key, group), found, limit)
+        entry = self.entry(key, group)
+        left = self.prune(key, group, entry, found, limit)
         if left is not None:
-            self.tables[group][key] = left
+            entry = self.tables[group][key] = left
+        if not self.holds(entry):
+            self.emptied.add(key)
 
     def retry(self) -> None:
         """What was stuck may have been mended."""
@@ -302,8 +373,59 @@ class Store(ABC, Generic[EntryT]):
 
     def count(self) -> int:
         """Keys with an entry."""
-        there = sum(self.holds(self.cached(key)) for key in self.dirty)
-        return sum(self.counts.values()) + there - sum(group >= 0 for group in self.dirty.values())
+        empty = sum(self.is_unwritten(key) and not self.holds(self.cached(key)) for key in self.emptied)
+        return sum(self.counts.values()) + self._new - empty
+
+    # ----------------------------------------------------------------------------------------------------- the freeze
+    def freeze(self) -> None:
+        """What is dirty belongs to a snapshot from now on. Only while nothing is frozen."""
+        self.retry()
+        self.frozen = self.dirty.copy()
+        self.dirty.clear()  # the same dict: bound state has it at hand
+        self._unwritten = list(self.frozen)
+        self.frozen_counts = self.counts.copy()
+        self.frozen_error = None
+        self._set_tables()
+
+    def touch(self, key: Any) -> None:
+        """Before a frozen entry may be changed."""
+        self.write_frozen([key])
+
+    def write_some_frozen(self, limit: int) -> int:
+        """About so many; returns how many, 0 if there are none left."""
+        if not self._unwritten:
+            self._unwritten = list(self.frozen)  # of those left something has failed
+        keys = self._unwritten[-limit:]
+        del self._unwritten[-limit:]
+        self.write_frozen([key for key in keys if key in self.frozen])
+        return len(keys)
+
+    def write_frozen(self, keys: list[Any]) -> None:
+        """Write these, which are frozen. One that can't be written is dirty again, and the snapshot fails."""
+        rows: Rows = {}
+        written, changes = self._rows_of(keys, self.frozen, rows)
+        self.database.write_before(rows)
+        self._note_written(written, self.frozen, changes, self.counts, self.frozen_counts)
+        for key in keys if len(written) < len(keys) else ():
+            if key in self.frozen:
+                self.dirty[key] = self.frozen.pop(key)
+                self.frozen_error = self.frozen_error or self.stuck[key]
+        if not self.frozen:
+            self._set_tables()
+
+    def thaw(self) -> None:
+        """What is still frozen is dirty as before: nobody waits for it any more."""
+        self.dirty.update(self.frozen)
+        self.frozen = {}
+        self._unwritten = []
+        self._set_tables()
+
+    def is_unwritten(self, key: Any) -> bool:
+        return key in self.dirty or key in self.frozen
+
+    def unwritten(self) -> Iterator[tuple[Any, int]]:
+        """Keys with their group, as `dirty` has it."""
+        return chain(self.dirty.items(), self.frozen.items())
 
     # ----------------------------------------------------------------------------------------------------- looking in
     def copy_of(self, key: Any, group: int) -> Any:
@@ -314,7 +436,7 @@ class Store(ABC, Generic[EntryT]):
         return self.whole(key, group, entry) if self.holds(entry) else MISSING
 
     def scan(self, group: int) -> Iterator[tuple[Any, Any]]:
-        changed = {key: marked for key, marked in self.dirty.items() if marked in (group, ~group)}
+        changed = {key: marked for key, marked in self.unwritten() if marked in (group, ~group)}
         stored = [(key, row) for key, row in self.stored(group, keep_blocks=False) if key not in changed]
         for key, row in stored:
             yield key, self.whole(key, group, self.read(key, group, row))
@@ -343,8 +465,27 @@ class Store(ABC, Generic[EntryT]):
 
     def close(self) -> None:
         self.tables[:] = closed_tables(self.where, len(self.tables))
-        self.young, self.old, self._dropped, self.dirty = {}, {}, {}, {}
+        self.young, self.old, self.dirty, self.frozen = {}, {}, {}, {}
+        self.emptied, self._new, self._order = set(), 0, iter(())
         self.counts = dict.fromkeys(self.groups, 0)
+
+
+class _GuardedTable:
+    """Stands for `young` while entries are frozen that can be changed in place, by whoever has got them."""
+
+    __slots__ = ("_store",)
+
+    def __init__(self, store: Store[Any]) -> None:
+        self._store = store
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        store = self._store
+        if key in store.frozen:
+            store.touch(key)
+        return store.young.get(key, default)
+
+    def __setitem__(self, key: Any, entry: Any) -> None:
+        self._store.young[key] = entry
 
 
 # --------------------------------------------------------------------------------------------------------------- values
@@ -664,8 +805,8 @@ class MapStore(_ManyRows[MapCell]):
             raise UnserialisableKey(f"{self.where}: {error}") from error
 
     def put(self, key: Any, group: int, inner: Any, value: Any) -> None:
+        existed = self.find(key, group, self.entry(key, group), inner) is not ABSENT
         cell = self._changing(key, group)
-        existed = self.find(key, group, cell, inner) is not ABSENT
         cell.changed.setdefault(inner, existed)
         cell.known[inner] = value
         cell.size += not existed
@@ -680,6 +821,8 @@ class MapStore(_ManyRows[MapCell]):
         cell = self._changing(key, group)
         self.find(key, group, cell, inner)  # again: it may have been dropped meanwhile
         self._remove(cell, inner)
+        if not cell.size:
+            self.emptied.add(key)
         return True
 
     def _remove(self, cell: MapCell, inner: Any) -> None:
@@ -698,6 +841,7 @@ class MapStore(_ManyRows[MapCell]):
         for inner in stored:
             cell.changed.setdefault(inner, True)
         cell.known, cell.complete, cell.size = {}, True, 0
+        self.emptied.add(key)
 
     def _changing(self, key: Any, group: int) -> MapCell:
         if key not in self.dirty:

@@ -1,9 +1,9 @@
 """Sweeping RocksDB: rows are read off the loop, a bounded number at a time; what has expired is deleted on it.
 
 Neither the block cache nor that of decoded entries notices: rows are read past the one, and what is not in the other is
-written without it. What is dirty is in memory, and newer than its rows: it is looked at there. A key that was written
-after its rows were read is left to the next pass; so is the key in hand, since its operator may be iterating over what
-it holds.
+written without it. What waits to be written is in memory, and newer than its rows: it is looked at there. A key that
+was written after its rows were read is left to the next pass; so is one that is frozen by then, since it is written
+before it is changed; and the key in hand, since its operator may be iterating over what it holds.
 """
 
 from collections.abc import Callable, Coroutine, Iterable, Iterator
@@ -33,6 +33,8 @@ _ROWS: Final = 512
 """Read at a time: about a millisecond, most of which holds the interpreter's lock."""
 _SLICE: Final = 32
 """Keys changed between two turns."""
+_LOOKED_AT: Final = 4096
+"""Keys of which it is only asked what group they are of."""
 
 
 class _Found(NamedTuple):
@@ -54,7 +56,7 @@ async def sweep_group(
         try:
             await uninterrupted(run_blocking(step.read))
             for part in _slices(step.found):
-                fresh = [each for each in part if each.key not in step.stale and not in_hand(cursor, each.key, group)]
+                fresh = [each for each in part if step.is_fresh(each.key) and not in_hand(cursor, each.key, group)]
                 store.expire(group, fresh, step.limit)
                 await turn()
         finally:
@@ -64,12 +66,15 @@ async def sweep_group(
 async def _sweep_dirty(store: Store[Any], group: int, cursor: Cursor, turn: Turn) -> None:
     lifetime = store.codec.lifetime
     assert lifetime is not None
-    waiting = [key for key, marked in store.dirty.items() if marked in (group, ~group)]
+    waiting: list[Any] = []
+    for part in _slices(list(store.unwritten()), _LOOKED_AT):
+        waiting += [key for key, marked in part if marked in (group, ~group)]
+        await turn()
     while waiting:
         keys = waiting[-_SLICE:]
         del waiting[-_SLICE:]
         limit = lifetime.limit()
-        here = [key for key in keys if key in store.dirty and not in_hand(cursor, key, group)]
+        here = [key for key in keys if store.is_unwritten(key) and not in_hand(cursor, key, group)]
         found = [_Found(key, store.unsaved(key, limit), None) for key in here]
         store.expire(group, found, limit)
         waiting += [each.key for each in found if isinstance(store, MapStore) and len(each.what) == PRUNED]
@@ -80,8 +85,8 @@ def in_hand(cursor: Cursor, key: Any, group: int) -> bool:
     return cursor.group == group and bool(cursor.key == key)
 
 
-def _slices(items: list[T]) -> Iterator[list[T]]:
-    return (items[at : at + _SLICE] for at in range(0, len(items), _SLICE))
+def _slices(items: list[T], size: int = _SLICE) -> Iterator[list[T]]:
+    return (items[at : at + size] for at in range(0, len(items), size))
 
 
 # ------------------------------------------------------------------------------------------------------- reading rows
@@ -102,6 +107,10 @@ class _Step:
     def _written(self, state: str, keys: list[Any]) -> None:
         if state == self._store.name:
             self.stale.update(keys)
+
+    def is_fresh(self, key: Any) -> bool:
+        """Whether what was found of it may still be looked up in its entry."""
+        return key not in self.stale and key not in self._store.frozen
 
     def read(self) -> None:
         """Blocks."""

@@ -2,21 +2,42 @@
 
 import datetime as dt
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import pytest
 
 from streamactors.state.backend import KeyedBackend, NativePart
-from streamactors.state.descriptors import ListState, Ttl, ValueState
+from streamactors.state.descriptors import ListState, MapState, Ttl, ValueState
 from streamactors.state.key_groups import key_group
 from streamactors.state.rocksdb import RocksDBBackend, RocksDBOptions
+from streamactors.state.rocksdb_native import RocksNativeSnapshot
+from streamactors.state.rocksdb_snapshot import RocksSnapshot
+from streamactors.state.rocksdb_stores import LOADED
 from tests.state.backend_contract import ALL, GROUPS, contents, drained, stand_on
-from tests.state.kinds_contract import MINUTE, TOUCHED, KindsContract, sweep
+from tests.state.kinds_contract import MINUTE, TOUCHED, KindsContract, no_turn, sweep
 from tests.state.manual_clock import ManualClock
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 pytestmark = pytest.mark.slow
+
+
+class Interrupting(ManualClock):
+    """Begins a snapshot once, when the thread is through and nobody knows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meanwhile: Callable[[], RocksSnapshot | RocksNativeSnapshot] | None = None
+        self.begun: RocksSnapshot | RocksNativeSnapshot | None = None
+
+    async def run_blocking(self, work: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        result = await super().run_blocking(work, *args, **kwargs)
+        if (begin := self.meanwhile) is not None:
+            self.meanwhile, self.begun = None, begin()
+        return result
 
 
 class TestRocksDBKinds(KindsContract):
@@ -62,6 +83,31 @@ class TestRocksDBKinds(KindsContract):
         drained(backend.begin_snapshot(1))
         assert backend.entries() == {"value": 100, "items": 100}
         assert contents(backend, "items") == {key: [1] for key in keys}
+
+    @pytest.mark.parametrize("native", [True, False])
+    async def test_what_a_sweep_has_read_is_older_than_what_is_frozen_meanwhile(self, native: bool) -> None:
+        clock = Interrupting()
+        backend = self.make(clock)
+        assert isinstance(backend, RocksDBBackend)
+        items = backend.bind("items", ListState(int, ttl=MINUTE))
+        seen = backend.bind("seen", MapState(int, int, ttl=MINUTE))
+        for number in range(2):
+            stand_on(backend.cursor, "a")
+            items.clear()
+            items.extend(range(number, 200 * (number + 1)))
+            seen.update(dict.fromkeys(range(2 * LOADED), number))
+            if not number:
+                drained(backend.begin_snapshot(1))
+                clock.advance(60)
+        backend.cursor.clear()
+        for name in ("items", "seen"):
+            clock.meanwhile = lambda: backend.begin_native_snapshot(2) if native else backend.begin_snapshot(2)
+            await backend.sweep(name, key_group("a", GROUPS), no_turn)
+            assert clock.begun is not None
+            clock.begun.abort()
+        stand_on(backend.cursor, "a")
+        assert list(items) == list(range(1, 400))
+        assert dict(seen) == dict.fromkeys(range(2 * LOADED), 1)
 
     def forget(self, backend: RocksDBBackend) -> None:
         """Write all, and empty the cache."""

@@ -10,12 +10,20 @@ import msgspec
 import pytest
 from rocksdict import Options, Rdict
 
-from streamactors.errors import CheckpointFailed, CorruptCheckpoint, IncompatibleState, UnserialisableValue
+from streamactors.errors import (
+    CheckpointFailed,
+    CorruptCheckpoint,
+    IncompatibleState,
+    StateAccessError,
+    StorageFailed,
+    UnserialisableValue,
+)
 from streamactors.state.backend import NativeBackend, NativeFile, NativePart, NativeSnapshot, PrefetchingBackend
 from streamactors.state.descriptors import ListState, MapState, ValueState
 from streamactors.state.heap import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange, key_group, subtask_range
 from streamactors.state.rocksdb import RocksDBBackend, RocksDBOptions
+from streamactors.state.rocksdb_database import Database
 from tests.state.backend_contract import ALL, GROUPS, contents, drained, stand_on
 
 pytestmark = pytest.mark.slow
@@ -218,8 +226,66 @@ def test_a_value_that_cannot_be_stored_fails_the_snapshot(make: Make) -> None:
     backend = make(declared={"tags": lambda: ValueState(list[str])})
     stand_on(backend.cursor, "a")
     vars(backend)["state_tags"].set([3])
+    snapshot = backend.begin_native_snapshot(1)
     with pytest.raises(UnserialisableValue, match="'totals', state 'tags', key 'a'"):
-        backend.begin_native_snapshot(1)
+        snapshot.link()
+    snapshot.abort()
+
+
+async def no_turn() -> None:
+    """Nobody else wants to work."""
+
+
+async def test_a_later_snapshot_does_not_make_it_forget_its_error(make: Make) -> None:
+    """It would be stored without the entry."""
+    backend = make(declared={"tags": lambda: ValueState(list[str])})
+    stand_on(backend.cursor, "a")
+    vars(backend)["state_tags"].set([3])
+    first = backend.begin_native_snapshot(1)
+    vars(backend)["state_tags"].set(["mended"])
+    second = backend.begin_snapshot(2)
+    with pytest.raises(UnserialisableValue, match="'totals', state 'tags', key 'a'"):
+        await first.settle(no_turn)
+    first.abort()
+    assert len(drained(second)) == 1
+
+
+async def test_what_is_given_up_does_not_pass_for_empty(make: Make) -> None:
+    backend = make()
+    fill(backend)
+    snapshot = backend.begin_native_snapshot(1)
+    snapshot.abort()
+    with pytest.raises(StateAccessError, match="the snapshot 1 has been given up"):
+        await snapshot.settle(no_turn)
+    with pytest.raises(StateAccessError, match="the snapshot 1 has been given up"):
+        snapshot.link()
+
+
+def test_a_full_disk_leaves_the_database_free(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is dirty: all there is to write is the description."""
+    backend = make()
+    fill(backend)
+    drained(backend.begin_snapshot(1))
+    assert backend._database.drain()
+    with monkeypatch.context() as full:
+        full.setattr(Database, "_write", refused)
+        with pytest.raises(StorageFailed, match="no room"):
+            backend.begin_native_snapshot(2)
+    assert not backend._database.held
+    backend.begin_native_snapshot(3).abort()
+
+
+def test_a_view_that_cannot_be_had_leaves_the_database_free(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = make()
+    with monkeypatch.context() as broken:
+        broken.setattr(Database, "rows_before", refused)
+        with pytest.raises(StorageFailed, match="no room"):
+            backend.begin_snapshot(1)
+    assert not backend._database.held
+
+
+def refused(*_: object) -> Any:
+    raise StorageFailed("no room")
 
 
 # ------------------------------------------------------------------------------------------------------------ bad files

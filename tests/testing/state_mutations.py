@@ -17,7 +17,8 @@ from streamactors.runtime.attempt import StoredSnapshots
 from streamactors.state.backend import NativePart
 from streamactors.state.broadcast import BroadcastStore
 from streamactors.state.rocksdb import RocksDBBackend
-from streamactors.state.rocksdb_database import Database
+from streamactors.state.rocksdb_database import Database, Rows
+from streamactors.state.rocksdb_freeze import Freeze
 from streamactors.state.rocksdb_timers import RocksTimers
 from streamactors.time.timers import TimerService
 from tests.testing.mutants import COUNTS, DISORDER, LOST, TWICE, mutant
@@ -32,21 +33,18 @@ NOT_DURABLE: Final = MISSING + "|before the name of .* was durable"
 # ----------------------------------------------------------------------------------------------------- native snapshots
 @mutant("pipeline aligned", "two-input unaligned", symptom=DISORDER, faults=ROCKSDB)
 def dirty_entries_not_written_before_a_native_snapshot(patch: pytest.MonkeyPatch) -> None:
-    original = RocksDBBackend.begin_native_snapshot
-
-    def begin(self: RocksDBBackend, checkpoint_id: int) -> Any:
-        with pytest.MonkeyPatch.context() as blind:
-            blind.setattr(RocksDBBackend, "_write_all", lambda self: None)
-            return original(self, checkpoint_id)
-
-    patch.setattr(RocksDBBackend, "begin_native_snapshot", begin)
+    patch.setattr(Freeze, "write_some", lambda self: False)
 
 
 @mutant("pipeline aligned", "two-input unaligned", symptom=COUNTS, faults=ROCKSDB)
 def native_snapshot_sees_later_changes(patch: pytest.MonkeyPatch) -> None:
     """What is written behind before the files are linked is in them."""
-    patch.setattr(Database, "hold", lambda self: None)
-    patch.setattr(Database, "release", lambda self: None)
+
+    def write(self: Database, rows: Rows) -> None:
+        if not self._write(rows):
+            self.waiting.update(rows)
+
+    patch.setattr(Database, "write", write)
 
 
 @mutant("pipeline aligned", "keyed-chain unaligned", symptom=COUNTS, faults=ROCKSDB)
