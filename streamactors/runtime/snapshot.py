@@ -224,7 +224,7 @@ class Snapshots:
                 stack.push_async_callback(native.release)
             for node in pending.nodes:
                 if isinstance(node.keyed, SettlingSnapshot):
-                    await node.keyed.settle(self._turn)
+                    await node.keyed.settle(self._governor.give_way)
             for native in natives:
                 await native.link()
             pending.states = tuple([await self._store_node(pending.barrier, node) for node in pending.nodes])
