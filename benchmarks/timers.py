@@ -22,9 +22,9 @@ from streamactors.elements import Batch, Watermark
 from streamactors.operators.base import LinkContext, OperatorContext
 from streamactors.operators.process import ProcessSpec
 from streamactors.state.backend import KeyedBackend
-from streamactors.state.heap import HeapBackend
+from streamactors.state.heap.backend import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange, key_group
-from streamactors.state.rocksdb import RocksDBBackend
+from streamactors.state.rocksdb.backend import RocksDBBackend
 from streamactors.time.progress import EventTime
 from streamactors.time.timers import TimerService
 

@@ -40,7 +40,6 @@ from streamactors.runtime.info import CheckpointInfo
 from streamactors.sinks import Sink
 from streamactors.sources import Source
 from streamactors.state.aggregates import Aggregate, Aggregates, Avg, Collect, Count, Distinct, Max, Min, Sum, TopN
-from streamactors.state.aliases import Alias
 from streamactors.state.broadcast import BroadcastState
 from streamactors.state.descriptors import (
     AggregatingState,
@@ -53,7 +52,8 @@ from streamactors.state.descriptors import (
     ValueState,
     stored_as,
 )
-from streamactors.state.serializers import Custom, Pickle
+from streamactors.state.serialisation.aliases import Alias
+from streamactors.state.serialisation.serializers import Custom, Pickle
 from streamactors.time.timers import Timer, Timers
 from streamactors.time.watermarks import WatermarkGenerator, Watermarks
 

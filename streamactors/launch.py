@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from typing import Any, Literal, TypeVar, overload
 
 from streamactors.api.dataflow import Dataflow, Stream, graph_with_sink
-from streamactors.checkpoint.storage import Files
+from streamactors.checkpoint.storage.local import Files
 from streamactors.clock import SYSTEM, Clock
 from streamactors.config import Config, require_supported
 from streamactors.deploy.local import deploy_locally

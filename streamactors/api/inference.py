@@ -13,7 +13,7 @@ from typing import Any
 from streamactors.errors import InvalidDataflow
 from streamactors.operators.base import KeyedOperator, Operator
 from streamactors.operators.two_inputs import CoOperator, KeyedBroadcastOperator, KeyedCoOperator
-from streamactors.state.serializers import serializer_for
+from streamactors.state.serialisation.serializers import serializer_for
 
 _AWAITABLES = (collections.abc.Awaitable, collections.abc.Coroutine)
 _SAY_NOTHING = (object, typing.Self, typing.Never, typing.NoReturn)

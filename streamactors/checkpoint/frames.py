@@ -17,7 +17,7 @@ import msgspec
 from streamactors.checkpoint.manifest import EdgeKey
 from streamactors.elements import IDLE, Batch, Idle, TimeMark, Watermark
 from streamactors.errors import CorruptCheckpoint, IncompatibleState, UnserialisableValue
-from streamactors.state.serializers import AnySerializer
+from streamactors.state.serialisation.serializers import AnySerializer
 
 VERSION: Final = 1
 _HEADER: Final = struct.Struct(">BI")

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from streamactors.checkpoint import layout, manifest
-from streamactors.checkpoint.files import open_files
 from streamactors.checkpoint.layout import Place
 from streamactors.checkpoint.manifest import (
     BlockRef,
@@ -28,7 +27,8 @@ from streamactors.checkpoint.manifest import (
     Manifest,
     Reference,
 )
-from streamactors.checkpoint.storage import Files, normalise_uri
+from streamactors.checkpoint.storage.local import Files, normalise_uri
+from streamactors.checkpoint.storage.opening import open_files
 from streamactors.clock import SYSTEM, Clock
 from streamactors.errors import CorruptCheckpoint, IncompatibleState, InvalidConfig, TransactionAlreadyCommitted
 

@@ -22,7 +22,6 @@ import msgspec
 
 from streamactors.checkpoint import layout, manifest
 from streamactors.checkpoint.deletion import delete_all, delete_claimed
-from streamactors.checkpoint.files import open_files
 from streamactors.checkpoint.layout import Place
 from streamactors.checkpoint.manifest import (
     BlockRef,
@@ -35,7 +34,8 @@ from streamactors.checkpoint.manifest import (
 )
 from streamactors.checkpoint.registry import FileRegistry
 from streamactors.checkpoint.restorable import FlowFolder, Found, Restorable, Verify, load
-from streamactors.checkpoint.storage import Files, Lock, is_temporary, this_process
+from streamactors.checkpoint.storage.local import Files, Lock, is_temporary, this_process
+from streamactors.checkpoint.storage.opening import open_files
 from streamactors.checkpoint.writer import CheckpointWriter
 from streamactors.clock import Clock
 from streamactors.errors import (

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress as Bars
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from streamactors.checkpoint.storage import normalise_uri
+from streamactors.checkpoint.storage.local import normalise_uri
 from streamactors.cli import status_view
 from streamactors.cli.failure import refusals
 from streamactors.cli.progress import in_bytes

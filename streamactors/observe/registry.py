@@ -22,7 +22,7 @@ from typing import Final
 
 import msgspec
 
-from streamactors.checkpoint.storage import normalise_uri
+from streamactors.checkpoint.storage.local import normalise_uri
 from streamactors.errors import ControlUnavailable, InvalidConfig, NoSuchJob
 from streamactors.settings import redacted
 

@@ -19,8 +19,8 @@ from streamactors.checkpoint.manifest import BlockRef, FileHandle, KeyedHandle
 from streamactors.elements import Barrier
 from streamactors.runtime.messages import NodeRestore
 from streamactors.state.backend import KeyedSnapshot
+from streamactors.state.serialisation.versions import StateGroup, Version, VersionedBackend, VersionedSnapshot
 from streamactors.state.ttl import Turn
-from streamactors.state.versions import StateGroup, Version, VersionedBackend, VersionedSnapshot
 
 T = TypeVar("T")
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from streamactors.actors.supervisor import despite_cancellation
-from streamactors.checkpoint.files import open_files
 from streamactors.checkpoint.restorable import Restorable
-from streamactors.checkpoint.storage import Files
+from streamactors.checkpoint.storage.local import Files
+from streamactors.checkpoint.storage.opening import open_files
 from streamactors.checkpoint.store import CheckpointStore
 from streamactors.clock import Clock
 from streamactors.config import Config

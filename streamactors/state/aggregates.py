@@ -15,7 +15,7 @@ from numbers import Real
 from typing import Any, ClassVar, Final, Generic, TypedDict, TypeVar, cast, overload
 
 from streamactors.errors import InvalidDataflow
-from streamactors.state.tagged import TaggedCodec
+from streamactors.state.serialisation.tagged import TaggedCodec
 
 T = TypeVar("T")
 A = TypeVar("A")

@@ -8,7 +8,7 @@ from streamactors.config import Heap, RocksDB, StateBackend
 from streamactors.errors import IncompatibleState, MissingExtra
 from streamactors.state.backend import KeyedBackend, NativeBackend
 from streamactors.state.descriptors import Declaration
-from streamactors.state.heap import HeapBackend
+from streamactors.state.heap.backend import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange
 
 _READ_CACHE = 1024
@@ -33,7 +33,7 @@ def keyed_backend(
     if not isinstance(setting, RocksDB):
         return HeapBackend(groups, max_parallelism, uid=uid, clock=clock)
     # Only who uses it needs to have it installed.
-    from streamactors.state.rocksdb import RocksDBBackend, RocksDBOptions
+    from streamactors.state.rocksdb.backend import RocksDBBackend, RocksDBOptions
 
     options = RocksDBOptions(folder=setting.folder, memory=setting.memory, cache=setting.cache)
     return RocksDBBackend(groups, max_parallelism, uid=uid, clock=clock, options=options)
@@ -47,7 +47,7 @@ def full_every(setting: str | StateBackend) -> int | None:
 def require_installed(setting: str | StateBackend) -> None:
     """Before anything runs: raises MissingExtra."""
     if setting == "rocksdb" or isinstance(setting, RocksDB):
-        from streamactors.state.rocksdb_database import rocksdict
+        from streamactors.state.rocksdb.database import rocksdict
 
         rocksdict()
 
@@ -72,8 +72,8 @@ def native_reader(
             f"operator {uid!r}: its state is stored as files in the format {format!r}, which this version can't read: "
             "use the version that wrote it, or a newer one"
         )
-    from streamactors.state.rocksdb import RocksDBBackend, RocksDBOptions
-    from streamactors.state.rocksdb_database import rocksdict
+    from streamactors.state.rocksdb.backend import RocksDBBackend, RocksDBOptions
+    from streamactors.state.rocksdb.database import rocksdict
 
     try:
         rocksdict()

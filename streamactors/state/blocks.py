@@ -36,8 +36,8 @@ from streamactors.state.descriptors import (
     ValueState,
 )
 from streamactors.state.layouts import decode_layout
-from streamactors.state.schemas import Schema, without_none
-from streamactors.state.serializers import KeySerializer, Serializer, optional, serializer_for
+from streamactors.state.serialisation.schemas import Schema, without_none
+from streamactors.state.serialisation.serializers import KeySerializer, Serializer, optional, serializer_for
 from streamactors.state.timers import TimerState
 from streamactors.state.ttl import UNSET, Lifetime, StampedSerializer
 

@@ -9,7 +9,7 @@ from streamactors.state.blocks import EntryCodec, ListCodec, MapCodec, ValueCode
 from streamactors.state.descriptors import AggregatingState, Declaration, ReducingState, ValueState
 from streamactors.state.folding import BoundAggregating, BoundReducing
 from streamactors.state.key_groups import KeyGroupRange
-from streamactors.state.serializers import Serializer
+from streamactors.state.serialisation.serializers import Serializer
 from streamactors.state.ttl import TtlCell, TtlList, TtlMap, TtlValue
 
 

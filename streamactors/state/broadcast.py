@@ -15,8 +15,8 @@ import msgspec
 from streamactors.errors import InvalidDataflow, StateAccessError, StreamactorsError, UnserialisableValue
 from streamactors.state.descriptors import MapState, Ttl
 from streamactors.state.layouts import decode_layout
-from streamactors.state.schemas import Schema
-from streamactors.state.serializers import serializer_for
+from streamactors.state.serialisation.schemas import Schema
+from streamactors.state.serialisation.serializers import serializer_for
 from streamactors.state.unkeyed import ListBlock, UnkeyedCapture, UnkeyedStore
 
 K = TypeVar("K")

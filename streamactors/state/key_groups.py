@@ -24,7 +24,7 @@ from typing import Any, Final
 import msgspec
 
 from streamactors.errors import InvalidConfig, UnserialisableKey, UnserialisableValue
-from streamactors.state.tagged import ClassNames
+from streamactors.state.serialisation.tagged import ClassNames
 
 MAX_KEY_GROUPS: Final = 32768
 

@@ -20,8 +20,8 @@ from streamactors.state.broadcast import BoundBroadcast, BroadcastState, Broadca
 from streamactors.state.descriptors import Declaration, ListState, OperatorListState, UnionListState, stand_in
 from streamactors.state.layouts import decode_layout
 from streamactors.state.pace import Pace
-from streamactors.state.schemas import Schema
-from streamactors.state.serializers import serializer_for
+from streamactors.state.serialisation.schemas import Schema
+from streamactors.state.serialisation.serializers import serializer_for
 from streamactors.state.stored import Reader, check_schemas
 from streamactors.state.unkeyed import ListBlock, UnkeyedCapture, UnkeyedStore
 

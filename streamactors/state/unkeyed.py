@@ -12,8 +12,8 @@ from streamactors.errors import (
     StreamactorsError,
     UnserialisableValue,
 )
-from streamactors.state.schemas import Schema
-from streamactors.state.serializers import Serializer
+from streamactors.state.serialisation.schemas import Schema
+from streamactors.state.serialisation.serializers import Serializer
 
 
 @dataclass(frozen=True, slots=True)

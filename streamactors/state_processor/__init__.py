@@ -5,7 +5,7 @@ async with state_processor.open("file:///backups/orders-7") as snapshot:
         ...
 """
 
-from streamactors.state.generic import Member, Opaque, Record
+from streamactors.state.serialisation.generic import Member, Opaque, Record
 from streamactors.state_processor.blocking import BlockingRows, BlockingSnapshot, open_blocking, write_blocking
 from streamactors.state_processor.bootstrap import SavepointWriter
 from streamactors.state_processor.overview import GroupSize, InFlightInfo, OperatorInfo, StateInfo

@@ -13,9 +13,9 @@ from typing import Any, Final
 from uuid import UUID
 
 from streamactors.errors import MissingExtra
-from streamactors.state.generic import Member, Opaque, Record
-from streamactors.state.schemas import Schema, attribute, without_none
-from streamactors.state.tagged import field_names, is_record_class
+from streamactors.state.serialisation.generic import Member, Opaque, Record
+from streamactors.state.serialisation.schemas import Schema, attribute, without_none
+from streamactors.state.serialisation.tagged import field_names, is_record_class
 from streamactors.state_processor.plain import as_json_text, is_unicode
 
 _INT64: Final = 2**63

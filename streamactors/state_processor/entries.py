@@ -7,7 +7,7 @@ from streamactors.clock import Clock
 from streamactors.errors import CorruptCheckpoint, IncompatibleState, StreamactorsError, UnserialisableValue
 from streamactors.state.backend import StateBlock
 from streamactors.state.descriptors import AggregatingState, Declaration, ListState, MapState
-from streamactors.state.schemas import Schema
+from streamactors.state.serialisation.schemas import Schema
 from streamactors.state.ttl import UNSET
 from streamactors.state_processor.rows import Row
 from streamactors.state_processor.types import stored_codec

@@ -1,7 +1,7 @@
 """The storage that a URI names, for reading and writing snapshots outside of a job."""
 
-from streamactors.checkpoint.files import open_files
-from streamactors.checkpoint.storage import Files
+from streamactors.checkpoint.storage.local import Files
+from streamactors.checkpoint.storage.opening import open_files
 from streamactors.clock import Clock
 
 

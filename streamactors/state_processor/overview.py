@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from streamactors.checkpoint.manifest import EdgeKey, Manifest, NodeState, OperatorMeta
-from streamactors.state.schemas import Schema, describe
+from streamactors.state.serialisation.schemas import Schema, describe
 
 LISTS: Final = ("operator list", "union list")
 BROADCAST: Final = "broadcast"

@@ -10,8 +10,8 @@ from fractions import Fraction
 from typing import Any, Final
 from uuid import UUID
 
-from streamactors.state.generic import Member, Opaque
-from streamactors.state.tagged import field_names, is_record_class
+from streamactors.state.serialisation.generic import Member, Opaque
+from streamactors.state.serialisation.tagged import field_names, is_record_class
 
 _AS_THEY_ARE: Final = frozenset({str, int, bool, type(None)})
 

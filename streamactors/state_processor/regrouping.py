@@ -13,8 +13,8 @@ from typing import Any, Final
 from streamactors.checkpoint.manifest import KeyedHandle
 from streamactors.errors import IncompatibleState
 from streamactors.state.backend import StateBlock
-from streamactors.state.generic import Record
 from streamactors.state.key_groups import KeyGrouper
+from streamactors.state.serialisation.generic import Record
 from streamactors.state_processor.entries import Entries, Entry
 from streamactors.state_processor.reading import canonical_block_lists
 from streamactors.state_processor.savepoint import NewSavepoint

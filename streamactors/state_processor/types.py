@@ -20,8 +20,8 @@ from streamactors.state.descriptors import (
     ValueState,
     declared_states,
 )
-from streamactors.state.generic import StoredKeys, stored_serializer
-from streamactors.state.schemas import Schema
+from streamactors.state.serialisation.generic import StoredKeys, stored_serializer
+from streamactors.state.serialisation.schemas import Schema
 from streamactors.state.timers import TimerState, domain_of
 from streamactors.state.ttl import UNSET
 from streamactors.state_processor.overview import StateInfo

@@ -8,7 +8,7 @@ import os
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
-from streamactors.checkpoint.storage import Chunks, Entry, Files, Lock, Written, each_chunk, storage_failed
+from streamactors.checkpoint.storage.local import Chunks, Entry, Files, Lock, Written, each_chunk, storage_failed
 from streamactors.clock import SYSTEM, Clock
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from streamactors.checkpoint.storage import LocalFiles
+from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.checkpoint.store import CheckpointStore
 from streamactors.clock import SYSTEM
 from streamactors.errors import Crashed

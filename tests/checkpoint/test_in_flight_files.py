@@ -21,7 +21,7 @@ from streamactors.checkpoint.manifest import (
     requirements,
 )
 from streamactors.checkpoint.restorable import Restorable
-from streamactors.checkpoint.storage import LocalFiles
+from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.checkpoint.store import CheckpointStore
 from streamactors.cli.commands import app
 from streamactors.clock import SYSTEM

@@ -30,7 +30,7 @@ from streamactors.checkpoint.manifest import (
 )
 from streamactors.checkpoint.registry import FileRegistry
 from streamactors.checkpoint.restorable import FlowFolder, Restorable
-from streamactors.checkpoint.storage import LocalFiles
+from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.checkpoint.store import CheckpointStore
 from streamactors.checkpoint.writer import CheckpointWriter
 from streamactors.clock import SYSTEM

@@ -15,7 +15,7 @@ from streamactors.checkpoint import manifest
 from streamactors.checkpoint.manifest import BlockRef, FileHandle, KeyedHandle, Manifest
 from streamactors.checkpoint.packing import FULL, PACKED, SMALL
 from streamactors.checkpoint.restorable import list_checkpoints
-from streamactors.checkpoint.storage import LocalFiles
+from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.checkpoint.store import CheckpointStore
 from streamactors.checkpoint.writer import CheckpointWriter
 from streamactors.clock import SYSTEM

@@ -8,7 +8,7 @@ import streamactors as sa
 from streamactors.elements import Batch
 from streamactors.operators.base import LinkContext, OperatorContext
 from streamactors.operators.process import ProcessSpec
-from streamactors.state.heap import HeapBackend
+from streamactors.state.heap.backend import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.operator_lists import OperatorLists
 

@@ -14,7 +14,7 @@ from streamactors.operators.base import Link, LinkContext, OperatorContext
 from streamactors.operators.process import ProcessSpec
 from streamactors.operators.two_inputs import BroadcastProcessSpec, CoProcessSpec
 from streamactors.state.backend import Cursor, StateBlock
-from streamactors.state.heap import HeapBackend
+from streamactors.state.heap.backend import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange, key_group
 from streamactors.state.operator_lists import OperatorLists
 from streamactors.state.unkeyed import ListBlock

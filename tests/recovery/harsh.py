@@ -21,7 +21,7 @@ import msgspec
 import streamactors as sa
 from connectors.memory import ListSink
 from streamactors.checkpoint.manifest import Manifest, decode_manifest
-from streamactors.checkpoint.storage import LocalFiles
+from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.clock import SYSTEM
 from streamactors.launch import _job, _supervised
 from streamactors.sinks import Pending, SinkContext, SinkWriter

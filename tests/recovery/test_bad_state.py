@@ -15,7 +15,7 @@ import pytest
 
 import streamactors as sa
 from streamactors.checkpoint.manifest import HEADER, decode_manifest, encode_manifest
-from streamactors.checkpoint.storage import LocalFiles
+from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.testing.failing_files import FailingFiles
 from tests.recovery.flows import (
     FLOW,

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 import streamactors as sa
-from streamactors.checkpoint.storage import LocalFiles
+from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.testing.failing_files import FailingFiles
 from tests.recovery.flows import (
     FLOW,

@@ -15,7 +15,7 @@ import streamactors as sa
 from streamactors.checkpoint.layout import place_of
 from streamactors.checkpoint.manifest import Manifest
 from streamactors.checkpoint.restorable import load
-from streamactors.checkpoint.storage import LocalFiles
+from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.errors import CheckpointFailed, CorruptCheckpoint
 from streamactors.runtime.info import CheckpointInfo
 from streamactors.state.key_groups import key_group

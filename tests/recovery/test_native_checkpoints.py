@@ -19,12 +19,12 @@ import streamactors as sa
 from streamactors.checkpoint.manifest import Manifest
 from streamactors.checkpoint.native_files import keyed_blocks
 from streamactors.checkpoint.restorable import Restorable, list_checkpoints, load
-from streamactors.checkpoint.storage import LocalFiles
+from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.errors import CheckpointFailed, CorruptCheckpoint, IncompatibleState, InvalidConfig, MissingExtra
 from streamactors.launch import EXIT_TIMEOUT, _job, _supervised
 from streamactors.runtime.info import CheckpointInfo
 from streamactors.state.blocks import codec_for
-from streamactors.state.rocksdb_database import Database
+from streamactors.state.rocksdb.database import Database
 from streamactors.testing.failing_files import FailingFiles
 from tests.runtime.feeds import PATIENCE, Feed, until
 

@@ -16,7 +16,7 @@ import streamactors as sa
 from connectors.memory import ListSink
 from streamactors.checkpoint import writer
 from streamactors.checkpoint.restorable import list_checkpoints
-from streamactors.checkpoint.storage import LocalFiles
+from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.clock import SYSTEM
 from streamactors.launch import _job, _supervised
 from streamactors.runtime import inflight

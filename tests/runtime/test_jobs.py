@@ -14,7 +14,7 @@ import uvloop
 import streamactors as sa
 from connectors.memory import CRASH, ListSink, ListSource
 from streamactors.checkpoint.restorable import list_checkpoints
-from streamactors.checkpoint.storage import LocalFiles
+from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.clock import SYSTEM
 from streamactors.launch import _job, _supervised
 from streamactors.testing.failing_files import FailingFiles

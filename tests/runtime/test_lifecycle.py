@@ -12,7 +12,7 @@ import pytest
 import streamactors as sa
 from connectors.memory import ListSink, ListSource
 from streamactors.checkpoint.restorable import list_checkpoints
-from streamactors.checkpoint.storage import LocalFiles
+from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.clock import SYSTEM
 from streamactors.deploy import local
 from streamactors.launch import _job, _supervised

@@ -11,7 +11,7 @@ from streamactors.clock import SystemClock
 from streamactors.errors import StorageFailed
 from streamactors.runtime.sweeping import Sweeper
 from streamactors.state.descriptors import MapState, Ttl, ValueState
-from streamactors.state.heap import HeapBackend
+from streamactors.state.heap.backend import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange
 
 GROUPS = KeyGroupRange(4, 12)

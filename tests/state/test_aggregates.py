@@ -30,7 +30,7 @@ from streamactors.state.aggregates import (
     signature_problems,
 )
 from streamactors.state.descriptors import AggregatingState
-from streamactors.state.serializers import serializer_for
+from streamactors.state.serialisation.serializers import serializer_for
 
 pytestmark = pytest.mark.slow
 

@@ -19,10 +19,10 @@ from streamactors.errors import (
 )
 from streamactors.state.broadcast import BroadcastState
 from streamactors.state.descriptors import MapState, OperatorListState, Ttl
-from streamactors.state.heap import HeapBackend
+from streamactors.state.heap.backend import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.operator_lists import ListsSnapshot, OperatorLists
-from streamactors.state.serializers import Pickle
+from streamactors.state.serialisation.serializers import Pickle
 from streamactors.state.unkeyed import ListBlock
 
 TINY = 1e-9

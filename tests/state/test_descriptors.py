@@ -19,7 +19,7 @@ from streamactors.state.descriptors import (
     declared_states,
     stored_as,
 )
-from streamactors.state.heap import HeapBackend
+from streamactors.state.heap.backend import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange
 
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from streamactors.errors import StateAccessError, UnserialisableKey
 from streamactors.state.backend import KeyedBackend
 from streamactors.state.descriptors import MapState
-from streamactors.state.heap import HeapBackend
+from streamactors.state.heap.backend import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.key_order import KeyOrder
-from streamactors.state.rocksdb import RocksDBBackend, RocksDBOptions
+from streamactors.state.rocksdb.backend import RocksDBBackend, RocksDBOptions
 
 pytestmark = pytest.mark.slow
 

@@ -14,9 +14,9 @@ import pytest
 from streamactors.state.aggregates import Collect
 from streamactors.state.backend import KeyedBackend
 from streamactors.state.descriptors import AggregatingState, ListState, MapState, ReducingState, Ttl, ValueState
-from streamactors.state.heap import HeapBackend
+from streamactors.state.heap.backend import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange
-from streamactors.state.rocksdb import RocksDBBackend, RocksDBOptions
+from streamactors.state.rocksdb.backend import RocksDBBackend, RocksDBOptions
 from tests.state.backend_contract import drained
 from tests.state.kinds_contract import sweep
 from tests.state.manual_clock import ManualClock

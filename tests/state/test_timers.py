@@ -10,9 +10,9 @@ from streamactors.errors import InvalidDataflow, StateAccessError, Unserialisabl
 from streamactors.state.backend import KeyedBackend, NativeBackend, StateBlock, native_of
 from streamactors.state.blocks import codec_for
 from streamactors.state.descriptors import ValueState, stored_as
-from streamactors.state.heap import HeapBackend
+from streamactors.state.heap.backend import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange, key_group
-from streamactors.state.rocksdb import RocksDBBackend
+from streamactors.state.rocksdb.backend import RocksDBBackend
 from streamactors.state.timers import TimeIndex, TimerRow, TimerState, TimerStore
 from tests.state.timer_stores import BACKENDS, done, fired, timers_of
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar, cast
 
 from streamactors.state.backend import KeyedBackend
-from streamactors.state.heap import HeapBackend
+from streamactors.state.heap.backend import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange
-from streamactors.state.rocksdb import RocksDBBackend, RocksDBOptions
+from streamactors.state.rocksdb.backend import RocksDBBackend, RocksDBOptions
 from streamactors.state.timers import Domain, TimerRow, TimerState, TimerStore
 from tests.state.manual_clock import ManualClock
 

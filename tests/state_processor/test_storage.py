@@ -11,7 +11,7 @@ import pytest
 import streamactors as sa
 from connectors.memory import ListSource
 from streamactors import state_processor
-from streamactors.checkpoint.storage import LocalFiles
+from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.errors import InvalidConfig, StorageFailed
 from streamactors.state_processor import SavepointWriter
 from streamactors.testing.failing_files import FailingFiles

@@ -71,7 +71,7 @@ def test_vague_names_are_found(path: str) -> None:
     ("rule", "path", "text"),
     [
         (house.beside_the_seams, "streamactors/clock.py", "import time"),
-        (house.beside_the_seams, "streamactors/checkpoint/storage.py", "open('file')"),
+        (house.beside_the_seams, "streamactors/checkpoint/storage/local.py", "open('file')"),
         (house.beside_the_seams, "streamactors/some.py", "import os\nos.environ['HOME']\nstorage.open('file')"),
         (house.beside_the_seams, "streamactors/some.py", "from streamactors import time\ntime.now()"),
         (house.beside_the_seams, "streamactors/some.py", "from uuid import UUID\nUUID(int=0)"),

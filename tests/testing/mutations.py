@@ -13,7 +13,7 @@ from streamactors.checkpoint.aligned import AlignedBarriers
 from streamactors.checkpoint.coordinator import Notify
 from streamactors.checkpoint.exactly_once import ExactlyOnceBarriers
 from streamactors.checkpoint.protocol import Action, Forward, UnblockAll
-from streamactors.checkpoint.storage import LocalFiles, is_temporary
+from streamactors.checkpoint.storage.local import LocalFiles, is_temporary
 from streamactors.checkpoint.store import CheckpointStore
 from streamactors.elements import Barrier, Batch, Element
 from streamactors.runtime import inflight, restore, restore_in_flight, restore_time
@@ -25,7 +25,7 @@ from streamactors.runtime.inputs import SourceInput
 from streamactors.runtime.messages import CheckpointAborted, CheckpointComplete
 from streamactors.runtime.snapshot import _Pending
 from streamactors.runtime.subtask import Subtask
-from streamactors.state import heap_tables
+from streamactors.state.heap import tables
 from streamactors.state.key_groups import KeyGroupRange, subtask_range
 from streamactors.testing.simulation import Faults, Outcome, Scenario, World
 from streamactors.testing.simulation.sink import SimulatedWriter
@@ -268,7 +268,7 @@ def wrong_key_groups_on_restore(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("pipeline aligned", "two-input unaligned", symptom=COUNTS)
 def snapshot_sees_later_changes(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(heap_tables.GuardedTable, "_touch", lambda self, key: None)
+    patch.setattr(tables.GuardedTable, "_touch", lambda self, key: None)
 
 
 @mutant("pipeline aligned", "union unaligned", "broadcast aligned", "two-input unaligned", symptom=LOST)

@@ -16,10 +16,10 @@ from streamactors.runtime import restore_lists
 from streamactors.runtime.attempt import StoredSnapshots
 from streamactors.state.backend import NativePart
 from streamactors.state.broadcast import BroadcastStore
-from streamactors.state.rocksdb import RocksDBBackend
-from streamactors.state.rocksdb_database import Database, Rows
-from streamactors.state.rocksdb_freeze import Freeze
-from streamactors.state.rocksdb_timers import RocksTimers
+from streamactors.state.rocksdb.backend import RocksDBBackend
+from streamactors.state.rocksdb.database import Database, Rows
+from streamactors.state.rocksdb.freeze import Freeze
+from streamactors.state.rocksdb.timers import RocksTimers
 from streamactors.time.timers import TimerService
 from tests.testing.mutants import COUNTS, DISORDER, LOST, TWICE, mutant
 

@@ -17,8 +17,8 @@ from typing import Final
 from streamactors.clock import Clock
 from streamactors.config import RocksDB
 from streamactors.state.key_groups import KeyGroupRange
-from streamactors.state.rocksdb import RocksDBBackend, RocksDBOptions
-from streamactors.state.rocksdb_native import RocksNativeSnapshot
+from streamactors.state.rocksdb.backend import RocksDBBackend, RocksDBOptions
+from streamactors.state.rocksdb.native import RocksNativeSnapshot
 
 IN_MEMORY: Final = "/dev/shm"
 CACHE: Final = 16

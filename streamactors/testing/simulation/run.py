@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Final
 
 from streamactors.api.dataflow import Dataflow
-from streamactors.checkpoint.storage import LocalFiles
+from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.clock import Clock
 from streamactors.config import Config, RocksDB
 from streamactors.deploy.local import LocalAttempt, deploy_locally

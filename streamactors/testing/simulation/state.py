@@ -13,7 +13,7 @@ from streamactors.graph.logical import LogicalGraph, Node
 from streamactors.operators.process import ProcessSpec, ReduceSpec, reducer
 from streamactors.state.broadcast import BroadcastState
 from streamactors.state.descriptors import Declaration, declared_states
-from streamactors.state.heap import HeapBackend
+from streamactors.state.heap.backend import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.operator_lists import OperatorLists
 from streamactors.state.unkeyed import ListBlock

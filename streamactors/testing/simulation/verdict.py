@@ -3,7 +3,7 @@
 from collections import Counter
 
 from streamactors.checkpoint.restorable import load
-from streamactors.checkpoint.storage import LocalFiles
+from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.graph.logical import LogicalGraph
 from streamactors.testing.simulation.chance import stream
 from streamactors.testing.simulation.clock import SimulatedClock

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from streamactors.errors import StateAccessError, StreamactorsError
 from streamactors.state.descriptors import ValueState, declared_states
-from streamactors.state.tagged import TaggedCodec
+from streamactors.state.serialisation.tagged import TaggedCodec
 
 FROZEN: Final = frozenset({int, float, bool, str, bytes, type(None)})
 

@@ -1,0 +1,1 @@
+"""Where checkpoints lie: local folders and object stores behind one contract."""

@@ -1,0 +1,1 @@
+"""Dicts by key group."""

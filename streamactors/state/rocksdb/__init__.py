@@ -1,0 +1,1 @@
+"""Tables on the local disk behind a cache of decoded entries (rocksdict)."""
