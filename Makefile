@@ -1,7 +1,7 @@
 # `make` lists the targets. Everything runs in .venv, which each target sets up when it has to.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo demo-kafka test test-fast simulate check format bench docs build lock clean python kafka
+.PHONY: help install demo demo-kafka test test-fast simulate check format bench nexmark docs build lock clean python kafka
 
 PYTHON ?= python3
 VENV := .venv
@@ -52,6 +52,11 @@ format: $(INSTALLED) ## let ruff sort imports and format the code
 
 bench: $(INSTALLED) kafka ## records per second, beside a plain Python loop doing the same (Java 17, Maven)
 	$(BIN)/python -m benchmarks.run
+
+NEXMARK ?= 100000
+
+nexmark: $(INSTALLED) ## the queries of Nexmark: records per second, each beside an oracle (NEXMARK=1000000 events for more)
+	$(BIN)/python -m benchmarks.nexmark --events $(NEXMARK)
 
 docs: $(INSTALLED) ## check that links in the documents lead somewhere and that their Python parses
 	$(BIN)/python -m pytest -q tests/structure/test_docs.py

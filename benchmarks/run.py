@@ -14,7 +14,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import alignment, events, flows, kafka, plain, state, timers
+from benchmarks import alignment, batch, events, flows, kafka, plain, state, timers, windows
 from streamactors.testing.kafka_broker import KafkaBroker
 
 EVENTS = 1_000_000
@@ -121,12 +121,17 @@ def main() -> None:
     parser.add_argument("--no-kafka", action="store_true", help="leave (c) out")
     parser.add_argument("--only-alignment", action="store_true", help="nothing but checkpoints under back-pressure")
     parser.add_argument("--state-keys", type=int, default=state.KEYS, help="keys of the large state; 0 leaves it out")
+    parser.add_argument("--no-batch", action="store_true", help="leave out (b) in batch")
     parser.add_argument("--timers", type=int, default=timers.TIMERS, help="pending timers; 0 leaves them out")
     options = parser.parse_args()
     console = Console(width=110)
     if not options.only_alignment:
         _throughput(options, console)
     console.print(alignment_table(alignment.measure(options.rounds)))
+    if not options.only_alignment:
+        console.print(windows.table(windows.measure(options.events, options.rounds)))
+    if not options.only_alignment and not options.no_batch:
+        console.print(batch.table(batch.measure(events.orders(options.events, KEYS), options.rounds)))
     if not options.only_alignment and options.timers:
         console.print(timers.table(timers.measure(options.timers), options.timers))
     if not options.only_alignment and options.state_keys:

@@ -7,6 +7,7 @@ from streamactors.api.dataflow import (
     KeyedConnectedStreams,
     KeyedStream,
     Stream,
+    WindowedStream,
 )
 from streamactors.config import Checkpoints, Config, Deployment, Heap, Local, Restart, RocksDB, StateBackend
 from streamactors.elements import DeadLetter, ErrorRoute, OutputTag
@@ -25,6 +26,7 @@ from streamactors.errors import (
     StorageFailed,
     StorageInUse,
     StreamactorsError,
+    TooManyPartialMatches,
     TransactionAlreadyCommitted,
     TransactionLost,
     UnserialisableKey,
@@ -34,7 +36,9 @@ from streamactors.formats import Decoder, Encoder, Json, MsgPack, Raw, Text
 from streamactors.launch import JobHandle, collect, run, start
 from streamactors.metrics import Counter, Histogram, MetricGroup
 from streamactors.operators.base import Context, KeyedOperator, Operator, OperatorContext
+from streamactors.operators.patterns.pattern import Match, Pattern
 from streamactors.operators.two_inputs import CoOperator, KeyedBroadcastOperator, KeyedCoOperator
+from streamactors.operators.windows.base import Windowed, WindowOperator
 from streamactors.program import main
 from streamactors.runtime.info import CheckpointInfo
 from streamactors.sinks import Sink
@@ -53,9 +57,12 @@ from streamactors.state.descriptors import (
     stored_as,
 )
 from streamactors.state.serialisation.aliases import Alias
-from streamactors.state.serialisation.serializers import Custom, Pickle
+from streamactors.state.serialisation.formats import Custom
+from streamactors.state.serialisation.pickled import Pickle
 from streamactors.time.timers import Timer, Timers
+from streamactors.time.triggers import Trigger
 from streamactors.time.watermarks import WatermarkGenerator, Watermarks
+from streamactors.time.windows import CountWindow, GlobalWindow, Session, Sliding, Tumbling, WindowAssigner
 
 __all__ = [
     "Aggregate",
@@ -75,6 +82,7 @@ __all__ = [
     "Context",
     "CorruptCheckpoint",
     "Count",
+    "CountWindow",
     "Counter",
     "Custom",
     "Dataflow",
@@ -85,6 +93,7 @@ __all__ = [
     "Encoder",
     "ErrorRoute",
     "FencedOff",
+    "GlobalWindow",
     "Heap",
     "Histogram",
     "IncompatibleState",
@@ -102,6 +111,7 @@ __all__ = [
     "ListState",
     "Local",
     "MapState",
+    "Match",
     "Max",
     "MetricGroup",
     "Min",
@@ -111,13 +121,16 @@ __all__ = [
     "OperatorContext",
     "OperatorListState",
     "OutputTag",
+    "Pattern",
     "Pickle",
     "Raw",
     "RecordFailed",
     "ReducingState",
     "Restart",
     "RocksDB",
+    "Session",
     "Sink",
+    "Sliding",
     "Source",
     "StateAccessError",
     "StateBackend",
@@ -129,16 +142,23 @@ __all__ = [
     "Text",
     "Timer",
     "Timers",
+    "TooManyPartialMatches",
     "TopN",
     "TransactionAlreadyCommitted",
     "TransactionLost",
+    "Trigger",
     "Ttl",
+    "Tumbling",
     "UnionListState",
     "UnserialisableKey",
     "UnserialisableValue",
     "ValueState",
     "WatermarkGenerator",
     "Watermarks",
+    "WindowAssigner",
+    "WindowOperator",
+    "Windowed",
+    "WindowedStream",
     "collect",
     "main",
     "run",

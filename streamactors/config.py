@@ -235,7 +235,8 @@ class Config:
     """Also from TOML (`Config.from_toml`) and environment (`STREAMACTORS_CHECKPOINTS__INTERVAL=10s`).
 
     `parallelism` is that of every step which doesn't set its own; `mailbox_capacity` counts records;
-    `max_parallelism` bounds every later rescale.
+    `max_parallelism` bounds every later rescale. For execution="batch": `sort_memory` is about how many bytes of input
+    all stages together sort in memory; what is more goes to files in `sort_folder` (None: where temporary files go).
     """
 
     parallelism: int = 1
@@ -246,6 +247,8 @@ class Config:
     checkpoints: Checkpoints | None = None
     restart: Restart | None = None
     deployment: Deployment | None = None
+    sort_memory: int = 512 << 20
+    sort_folder: str | None = None
 
     def __post_init__(self) -> None:
         _check_whole("parallelism", self.parallelism)
@@ -253,6 +256,9 @@ class Config:
             _check_max_parallelism(self.max_parallelism, self.parallelism)
         _check_whole("mailbox_capacity", self.mailbox_capacity)
         _check_choice("execution", self.execution, ("streaming", "batch", "auto"))
+        _check_whole("sort_memory", self.sort_memory, least=1 << 10, remedy="bytes")
+        if self.sort_folder is not None:
+            _check_text("sort_folder", self.sort_folder, "a folder on a local disk")
         if isinstance(self.state_backend, str):
             _check_choice("state_backend", self.state_backend, ("heap", "rocksdb"))
         else:
@@ -317,7 +323,6 @@ def _known_backend(config: Config) -> bool:
 def unsupported(config: Config) -> list[str]:
     """What `config` asks for and this version has not, each with the way round; empty if all is there."""
     found: dict[str, tuple[object, bool, str]] = {
-        "execution": (config.execution, config.execution == "streaming", "use 'streaming'"),
         "state_backend": (config.state_backend, _known_backend(config), "use 'heap' or 'rocksdb'"),
         "deployment": (config.deployment, config.deployment in (None, Local()), "use Local()"),
     }
@@ -459,6 +464,8 @@ KNOWN: dict[str, _Kind] = {
     "max_parallelism": _WHOLE,
     "mailbox_capacity": _WHOLE,
     "execution": _one_of("streaming", "batch", "auto"),
+    "sort_memory": _WHOLE,
+    "sort_folder": _TEXT,
     "state_backend": _one_of("heap", "rocksdb"),
     "deployment": _one_of("local"),
     "checkpoints.storage": _TEXT,

@@ -141,6 +141,13 @@ class EndOfData(msgspec.Struct, frozen=True, gc=False):
     """No record is to come on this channel; barriers still may."""
 
 
+class EndOfKeys(msgspec.Struct, frozen=True, gc=False):
+    """Of a sorted input: no more records come of the keys so far, which lie in the key groups `first` to `last`."""
+
+    first: int
+    last: int
+
+
 MIN_TIME: Final = -(2**63)
 """The watermark before the first one."""
 MAX_TIME: Final = 2**63 - 1
@@ -169,7 +176,7 @@ class Idle(msgspec.Struct, frozen=True, gc=False):
 TimeMark = Watermark | Idle
 IDLE: Final = Idle()
 
-Element = Batch | TimeMark | Barrier | EndOfData
+Element = Batch | TimeMark | Barrier | EndOfData | EndOfKeys
 END: Final = EndOfData()
 
 

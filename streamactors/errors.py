@@ -77,6 +77,13 @@ class TransactionLost(StreamactorsError):
     retryable = False
 
 
+class CommitInterrupted(StreamactorsError):
+    """A batch job failed while its sinks committed, which nothing durable remembers: some of its output is visible, and
+    running it again would double that."""
+
+    retryable = False
+
+
 class TransactionAlreadyCommitted(StreamactorsError):
     """Falling back to an older checkpoint would double output that a later one has already committed."""
 
@@ -121,6 +128,23 @@ class RecordFailed(StreamactorsError):
         source = f", record {origin}" if origin else ""
         called = f" ({name})" if name not in (None, uid) else ""
         super().__init__(f"operator {uid!r}{called} failed{where}{source}: {what}")
+
+
+class TooManyPartialMatches(StreamactorsError):
+    """A key has more partial matches of a pattern than were allowed."""
+
+    retryable = False
+
+
+class RecordRefused(StreamactorsError):
+    """A step could not take `value`, of the batch in hand; the cause tells why. It becomes a RecordFailed, or a dead
+    letter."""
+
+    retryable = False
+
+    def __init__(self, value: object) -> None:
+        super().__init__("a record could not be taken")
+        self.value = value
 
 
 class CheckpointFailed(StreamactorsError):

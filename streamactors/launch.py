@@ -1,6 +1,7 @@
 """From a flow to a running job: `run`, `start`, `collect`, and the handle that a host holds; `program` has `main`."""
 
 import asyncio
+import dataclasses
 import datetime as dt
 import inspect
 import logging
@@ -10,11 +11,12 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from typing import Any, Literal, TypeVar, overload
 
 from streamactors.api.dataflow import Dataflow, Stream, graph_with_sink
-from streamactors.checkpoint.storage.local import Files
+from streamactors.checkpoint.storage.contract import Files
 from streamactors.clock import SYSTEM, Clock
-from streamactors.config import Config, require_supported
+from streamactors.config import Config, Restart, require_supported
 from streamactors.deploy.local import deploy_locally
-from streamactors.errors import CheckpointFailed, JobFailed, JobNotRunning
+from streamactors.errors import CheckpointFailed, InvalidConfig, JobFailed, JobNotRunning
+from streamactors.graph.execution import choose_execution, why
 from streamactors.graph.logical import LogicalGraph
 from streamactors.graph.physical import PhysicalPlan
 from streamactors.graph.planner import plan
@@ -90,10 +92,15 @@ class JobHandle:
 
     async def stop(self, savepoint: str | None = None, *, drain: bool = False) -> str | None:
         """Stop reading, take a last checkpoint (a savepoint in the new or empty folder `savepoint`), commit, finish;
-        returns its URI. `drain` first ends the data: only for a job that will not be resumed. Raises CheckpointFailed,
-        also where it is stopping already and was asked otherwise; JobNotRunning if it is cancelled meanwhile."""
+        returns its URI. `drain` first ends the data: only for a job that will not be resumed. Without it, a batch job
+        is cancelled. Raises CheckpointFailed, also where it is stopping already and was asked otherwise; JobNotRunning
+        if it is cancelled meanwhile."""
         if self._task.done():
             _raise_failure(self._task)
+            return None
+        if self._job.batch and savepoint is None and not drain:
+            log.info("%s: cancelled, and nothing of it is visible: a part of the input has no result", self.name)
+            await self.cancel()
             return None
         try:
             as_asked = await self._or_end(self._job.stop(drain=drain, savepoint=savepoint))
@@ -171,6 +178,7 @@ def _job(
 ) -> Job:
     config = config or Config()
     require_supported(config)
+    config = _executed(graph, config, restore=restore)
     require_installed(config.state_backend)
 
     def make_plan(max_parallelism: int | None) -> PhysicalPlan:
@@ -179,11 +187,30 @@ def _job(
             parallelism=config.parallelism,
             max_parallelism=max_parallelism,
             checkpointing=config.checkpoints is not None,
+            execution="batch" if config.execution == "batch" else "streaming",
         )
 
     make_plan(config.max_parallelism)  # what is wrong with the flow is said before anything is opened
     spec = JobSpec(graph.name, make_plan, config, restore, fresh, tuple(drop_state), resources or {}, claim)
     return Job(spec, deploy=deploy_locally, clock=clock, files=files)
+
+
+def _executed(graph: LogicalGraph, config: Config, *, restore: str | None) -> Config:
+    """As it will run: `auto` decided; in batch without checkpoints, whatever else was asked for."""
+    checkpointing, restarts = config.checkpoints is not None, config.restart not in (None, Restart.none())
+    execution = choose_execution(graph, config.execution, checkpointing=checkpointing, restarts=restarts)
+    if config.execution == "auto":
+        log.info("%s: execution %r (%s)", graph.name, execution, why(graph, "auto", checkpointing=checkpointing))
+    if execution == "streaming":
+        return dataclasses.replace(config, execution=execution)
+    if restore not in (None, "latest"):
+        raise InvalidConfig(
+            f"restore={restore!r}: execution = 'batch' begins from the start and restores nothing: leave restore out, "
+            "or use execution = 'streaming'"
+        )
+    if checkpointing:
+        log.warning("%s: execution = 'batch' takes no checkpoints: those that are configured are left out", graph.name)
+    return dataclasses.replace(config, execution=execution, checkpoints=None)
 
 
 async def run(

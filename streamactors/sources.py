@@ -57,7 +57,7 @@ class SourceBatch(Generic[T_co]):
     `position_after(n)` is where a reader goes on when the first `n` values (0 ≤ n ≤ len) and the undecodable records
     with `index` ≤ n have been taken. `origins` are the records' numbers (offset, line); `origin_prefix` + number is
     what errors show. An empty batch is allowed: it announces a split, or moves its position. `ends`: no more records of
-    this split are to come, so that nobody waits for its watermark; may be left False.
+    this split are to come, so that nobody waits for its watermark; may be left False by readers that can't pause.
     """
 
     split: str

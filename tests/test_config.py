@@ -75,6 +75,8 @@ class TestValues:
             (lambda: config(mailbox_capacity=0), "mailbox_capacity = 0: .*at least 1"),
             (lambda: config(max_parallelism=2, parallelism=3), r"max_parallelism = 2: .*at least parallelism \(3\)"),
             (lambda: config(max_parallelism=40000), "max_parallelism = 40000: .*at most 32768"),
+            (lambda: config(sort_memory=0), "sort_memory = 0: .*at least 1024; bytes"),
+            (lambda: config(sort_folder=""), "sort_folder = '': .*a folder on a local disk"),
             (lambda: config(execution="fast"), "execution = 'fast': .*'streaming', 'batch', 'auto'"),
             (lambda: config(state_backend="disk"), "state_backend = 'disk': .*'heap', 'rocksdb'"),
             (lambda: config(state_backend=Heap), r"state_backend = .*instance such as RocksDB\(\)"),
@@ -437,16 +439,10 @@ class TestSupport:
             assert unsupported(made) == []
             require_supported(made)
 
-    @pytest.mark.parametrize(
-        ("made", "message"),
-        [
-            (Config(execution="batch"), "execution = 'batch' is not available in this version: use 'streaming'"),
-            (Config(execution="auto"), "execution = 'auto' is not available"),
-        ],
-    )
-    def test_what_comes_later_is_refused_by_name(self, made: Config, message: str) -> None:
-        with pytest.raises(InvalidConfig, match=message):
-            require_supported(made)
+    @pytest.mark.parametrize("execution", ["streaming", "batch", "auto"])
+    def test_every_execution_is_there(self, execution: Any) -> None:
+        made = Config(execution=execution, sort_memory=1 << 20, sort_folder="/var/tmp")
+        assert unsupported(made) == []
 
     def test_a_backend_or_deployment_of_somebody_else_is_refused(self) -> None:
         class Elsewhere:
@@ -459,6 +455,6 @@ class TestSupport:
         class Elsewhere:
             name = "elsewhere"
 
-        made = Config(execution="batch", state_backend=Elsewhere())
-        with pytest.raises(InvalidConfig, match="execution.*; .*state_backend"):
+        made = Config(deployment=Elsewhere(), state_backend=Elsewhere())
+        with pytest.raises(InvalidConfig, match="state_backend.*; .*deployment"):
             require_supported(made)

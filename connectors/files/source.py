@@ -6,12 +6,13 @@ files that came later and lines that were added are for `follow=True`, or for an
 """
 
 import asyncio
+import contextlib
 import glob
 import os
 import re
 import zlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Final, TypeVar
 
 from connectors.files.cursor import FileCursor, Pace, Seen, look
@@ -84,7 +85,11 @@ class _FileReader(SplitReader[T]):
         self._active: deque[FileCursor[T]] = deque()  # read in turn; the only ones with an open file
         self._waiting: deque[FileCursor[T]] = deque()  # for a place among those
         self._dry: dict[str, FileCursor[T]] = {}  # followed files, read to their end for now
+        self._paused: frozenset[str] = frozenset()
+        self._aside: dict[str, FileCursor[T]] = {}  # paused: closed, so that they keep no place
+        self._changed = asyncio.Event()
         self._known: set[str] = set()
+        self._over: deque[FileCursor[T]] = deque()  # at their end from the beginning, and not yet told so
         self._next_look = 0.0
 
     async def open(self, restored: Mapping[str, Position] | None) -> Mapping[str, Position]:
@@ -95,19 +100,48 @@ class _FileReader(SplitReader[T]):
         else:
             await self._warn_of_files_left_out()
         self._next_look = self._now() + self._source.pace.poll_seconds
+        self._over = deque(cursor for cursor in self._waiting if cursor.finished)
         return {cursor.path: cursor.position for cursor in self._waiting}
 
     async def read(self) -> SourceBatch[T] | None:
         while True:
+            if self._over:
+                return _ended(self._over.popleft())
             if not self._source.bounded and self._now() >= self._next_look:
                 await self._look_for_more()
+            await self._put_aside()
             self._activate()
             if not self._active:
-                if self._source.bounded:
+                if self._source.bounded and not self._aside:
                     return None
-                await asyncio.sleep(max(self._next_look - self._now(), 0))
+                await self._wait_for_change()
             elif batch := await self._read_from(self._active[0]):
                 return batch
+
+    def pause(self, splits: Collection[str]) -> bool:
+        self._paused = frozenset(splits)
+        self._changed.set()
+        return True
+
+    async def _put_aside(self) -> None:
+        """Files that are paused; and those back that no longer are."""
+        self._changed.clear()
+        for path in [path for path in self._aside if path not in self._paused]:
+            self._waiting.append(self._aside.pop(path))
+        for cursor in [cursor for cursor in self._active if cursor.path in self._paused]:
+            self._active.remove(cursor)
+            self._aside[cursor.path] = cursor
+            await cursor.close(self._offload)
+        for cursor in [cursor for cursor in self._waiting if cursor.path in self._paused]:
+            self._waiting.remove(cursor)
+            self._aside[cursor.path] = cursor
+
+    async def _wait_for_change(self) -> None:
+        """Until it is time to look for more, or other files are paused."""
+        seconds = None if self._source.bounded else max(self._next_look - self._now(), 0)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
 
     async def close(self) -> None:
         await self._offload.settle()
@@ -117,6 +151,7 @@ class _FileReader(SplitReader[T]):
     async def _read_from(self, cursor: FileCursor[T]) -> SourceBatch[T] | None:
         batch = await cursor.read(self._offload)
         if batch is not None:
+            batch.ends = cursor.finished
             self._active.rotate(-1)
             return batch
         await cursor.close(self._offload)
@@ -199,3 +234,8 @@ class _FileReader(SplitReader[T]):
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
+
+
+def _ended(cursor: FileCursor[T]) -> SourceBatch[T]:
+    position = cursor.position
+    return SourceBatch(cursor.path, (), lambda taken: position, origins=(), ends=True)

@@ -69,7 +69,9 @@ class KafkaReader(SplitReader[T], Generic[T]):
         self._commits = GroupCommits(self._cluster, reading.group, ctx.log) if reading.group is not None else None
         self._consumer: Any = None
         self._splits: dict[TopicPartition, Split] = {}
-        self._fetched: deque[tuple[Split, Sequence[Any]]] = deque()
+        self._fetched: deque[tuple[Split, Sequence[Any], int]] = deque()
+        """Records, and the offset behind them."""
+        self._paused: frozenset[str] = frozenset()
         self._discovered: list[Split] = []
         self._discovery: asyncio.Task[None] | None = None
         self._announced: deque[Split] = deque()
@@ -83,6 +85,7 @@ class KafkaReader(SplitReader[T], Generic[T]):
         await self._start_consumer()
         self._splits = {split.tp: split for split in await self._first_splits(known, restored)}
         self._seek_all()
+        self._announced.extend(split for split in self._splits.values() if split.ended)
         if not self._reading.bounded:
             self._discovery = asyncio.get_running_loop().create_task(self._discover_for_ever())
         self._ctx.metrics.gauge("kafka.lag", self._lag)
@@ -90,9 +93,8 @@ class KafkaReader(SplitReader[T], Generic[T]):
 
     async def read(self) -> SourceBatch[T] | None:
         while True:
-            if self._fetched:
-                split, records = self._fetched.popleft()
-                return await self._batch(split, records)
+            if (fetched := self._next_fetched()) is not None:
+                return self._batch(*fetched)
             if self._announced:
                 return self._moved(self._announced.popleft())
             if self._reading.bounded and all(split.ended for split in self._splits.values()):
@@ -103,6 +105,20 @@ class KafkaReader(SplitReader[T], Generic[T]):
                 await self._poll()
             else:
                 await asyncio.sleep(IDLE_MS / 1000)
+
+    def pause(self, splits: Collection[str]) -> bool:
+        self._paused = frozenset(splits)
+        for split in self._splits.values():
+            self._pause_or_resume(split)
+        return True
+
+    def _next_fetched(self) -> tuple[Split, Sequence[Any], int] | None:
+        """The first of a partition that is not paused."""
+        for place, fetched in enumerate(self._fetched):
+            if fetched[0].name not in self._paused:
+                del self._fetched[place]
+                return fetched
+        return None
 
     async def checkpoint_completed(self, checkpoint: int, positions: Mapping[str, Position]) -> None:
         if self._commits is not None:
@@ -137,26 +153,30 @@ class KafkaReader(SplitReader[T], Generic[T]):
             raise ReadFailed(
                 f"reading {', '.join(map(name_of, self._splits))} at {self._reading.brokers} failed: {error}"
             ) from error
-        self._fetched.extend((self._splits[tp], records) for tp, records in fetched.items())
+        for tp, records in fetched.items():
+            self._fetched.append((self._splits[tp], records, await self._consumer.position(tp)))
         if not fetched:
             await self._announce_moved()
-            await self._silence.check(self._consumer, self._splits, self._cluster)
+            reading = {tp: split for tp, split in self._splits.items() if split.name not in self._paused}
+            await self._silence.check(self._consumer, reading, self._cluster)
 
     async def _announce_moved(self) -> None:
+        held = {split.tp for split, _, _ in self._fetched}
         for split in self._splits.values():
-            if not split.ended and (position := await self._consumer.position(split.tp)) > split.offset:
+            if split.ended or split.tp in held:
+                continue
+            if (position := await self._consumer.position(split.tp)) > split.offset:
                 split.offset = position
                 self._announced.append(split)
-                self._pause_if_ended(split)
+                self._pause_or_resume(split)
 
-    async def _batch(self, split: Split, records: Sequence[Any]) -> SourceBatch[T]:
+    def _batch(self, split: Split, records: Sequence[Any], after: int) -> SourceBatch[T]:
         """Of one fetch of one partition. A bounded read may have to cut off what was written after its end."""
-        after = await self._consumer.position(split.tp)
         if split.end is not None and after > split.end:
             records = [record for record in records if record.offset < split.end]
             after = split.end
         split.offset = after
-        self._pause_if_ended(split)
+        self._pause_or_resume(split)
         prefix = f"{split.name}@"
         result = decoded(self._reading.decoder, records, prefix)
         offsets = [record.offset for record in result.records]
@@ -173,15 +193,18 @@ class KafkaReader(SplitReader[T], Generic[T]):
             origins=offsets,
             origin_prefix=prefix,
             undecodable=result.undecodable,
+            ends=split.ended,
         )
 
     def _moved(self, split: Split) -> SourceBatch[T]:
         position = split.position(split.offset)
-        return SourceBatch(split.name, (), lambda n: position, timestamps=(), origins=())
+        return SourceBatch(split.name, (), lambda n: position, timestamps=(), origins=(), ends=split.ended)
 
-    def _pause_if_ended(self, split: Split) -> None:
-        if split.ended:
+    def _pause_or_resume(self, split: Split) -> None:
+        if split.ended or split.name in self._paused:
             self._consumer.pause(split.tp)
+        else:
+            self._consumer.resume(split.tp)
 
     async def _out_of_range(self, error: OffsetOutOfRangeError) -> StreamactorsError:
         ((tp, asked),) = error.args[0].items()
@@ -307,6 +330,7 @@ class KafkaReader(SplitReader[T], Generic[T]):
         new, self._discovered = self._discovered, []
         self._ctx.log.info("reading new partitions: %s", ", ".join(split.name for split in new))
         self._splits |= {split.tp: split for split in new}
+        self._fetched.clear()  # of paused partitions: read again from where each split is
         self._seek_all()
         self._announced.extend(new)
 
@@ -332,7 +356,7 @@ class KafkaReader(SplitReader[T], Generic[T]):
         self._consumer.assign(list(self._splits))
         for split in self._splits.values():
             self._consumer.seek(split.tp, split.offset)
-            self._pause_if_ended(split)
+            self._pause_or_resume(split)
 
     async def _stop_consumer(self) -> None:
         consumer, self._consumer = self._consumer, None

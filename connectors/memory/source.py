@@ -5,8 +5,9 @@ list. Stripes are kept for good, so that positions survive a rescale: stripe "i/
 parallelism, and a subtask with several of them reads on where the lowest position is.
 """
 
+import asyncio
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from streamactors.errors import RecordFailed
@@ -60,19 +61,39 @@ class _ListReader(SplitReader[T]):
         self._crashes = crashes
         self._crashed = crashed
         self._next: dict[str, int] = {}
+        self._over: list[str] = []
+        """Stripes that have ended without a last value that told so."""
+        self._paused: frozenset[str] = frozenset()
+        self._resumed = asyncio.Event()
 
     async def open(self, restored: Mapping[str, Position] | None) -> Mapping[str, Position]:
         first = {f"{self._ctx.subtask}/{self._ctx.parallelism}": self._ctx.subtask}
         positions = dict(first if restored is None else restored)
         self._next = dict(positions)
+        self._over = [split for split, start in self._next.items() if start >= len(self._values)]
         return positions
 
     async def read(self) -> SourceBatch[T] | None:
-        while unread := {split: start for split, start in self._next.items() if start < len(self._values)}:
-            split = min(unread, key=unread.__getitem__)
-            if values := self._take(split):
+        while not self._over and (unread := self._unread()):
+            readable = unread.keys() - self._paused
+            if not readable:
+                self._resumed.clear()
+                await self._resumed.wait()
+            elif values := self._take(min(readable, key=unread.__getitem__)):
                 return values
-        return None
+        return self._ended(self._over.pop()) if self._over else None
+
+    def _unread(self) -> dict[str, int]:
+        return {split: start for split, start in self._next.items() if start < len(self._values)}
+
+    def _ended(self, split: str) -> SourceBatch[T]:
+        position = self._next[split]
+        return SourceBatch(split, (), lambda taken: position, origins=(), ends=True)
+
+    def pause(self, splits: Collection[str]) -> bool:
+        self._paused = frozenset(splits)
+        self._resumed.set()
+        return True
 
     async def close(self) -> None:
         self._next.clear()
@@ -86,6 +107,8 @@ class _ListReader(SplitReader[T]):
         if crash == start:
             self._pass_crash(start)
             self._next[split] = start + step
+            if start + step >= len(self._values):
+                self._over.append(split)
             return None
         self._next[split] = start + len(numbers) * step
         return SourceBatch(
@@ -94,6 +117,7 @@ class _ListReader(SplitReader[T]):
             lambda taken: start + taken * step,
             origins=numbers,
             origin_prefix="ListSource:",
+            ends=self._next[split] >= len(self._values),
         )
 
     def _first_crash(self, numbers: range) -> int | None:

@@ -12,7 +12,7 @@ from streamactors.operators.base import OperatorSpec
 F = TypeVar("F", bound=Callable[..., Any])
 
 _SAFE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-_AUTOMATIC: Final = re.compile(r"(map|filter|flat_map|print)-[0-9]+")
+_AUTOMATIC: Final = re.compile(r"(map|filter|flat_map|print|with_timestamps)-[0-9]+")
 
 
 class GraphBuilder:

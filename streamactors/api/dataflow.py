@@ -5,16 +5,19 @@ A method of a stream adds a step and returns a handle on it. One module, since a
 """
 
 import builtins
+import datetime as dt
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
-from typing import Any, Generic, TypeVar, cast, overload
+from typing import Any, Final, Generic, Literal, TypeVar, cast, overload
 
 from streamactors.api.builder import GraphBuilder, needs_uid
 from streamactors.api.inference import common_type, flat_mapped_type, mapped_type, operator_type, stored_type
-from streamactors.config import Config
+from streamactors.api.joined import bound, check_key_types, pair_type, stored_types
+from streamactors.config import Config, Restart
 from streamactors.elements import ErrorRoute, OutputTag
 from streamactors.errors import InvalidDataflow
 from streamactors.graph import planner, render
+from streamactors.graph.execution import choose_execution, why
 from streamactors.graph.logical import (
     Broadcast,
     Edge,
@@ -26,9 +29,18 @@ from streamactors.graph.logical import (
     SourceSpec,
 )
 from streamactors.operators.base import KeyedOperator, Lifecycle, Operator, OperatorSpec, is_async
+from streamactors.operators.deduplicate import DeduplicateSpec
+from streamactors.operators.joins.as_of import AsOfJoinSpec
+from streamactors.operators.joins.interval import IntervalJoinSpec, OuterJoinSpec
+from streamactors.operators.joins.window import WindowJoinSpec
+from streamactors.operators.patterns.operator import PatternSpec
+from streamactors.operators.patterns.operator import Settings as PatternSettings
+from streamactors.operators.patterns.pattern import Match, Pattern
 from streamactors.operators.process import ProcessSpec, ReduceSpec
 from streamactors.operators.sink import SinkSpec
 from streamactors.operators.stateless import FunctionSpec, PrintSpec
+from streamactors.operators.timestamps import TimestampSpec
+from streamactors.operators.top_n import TopNSpec
 from streamactors.operators.two_inputs import (
     BroadcastProcessSpec,
     CoOperator,
@@ -36,14 +48,23 @@ from streamactors.operators.two_inputs import (
     KeyedBroadcastOperator,
     KeyedCoOperator,
 )
+from streamactors.operators.windows.base import Windowed, WindowOperator
+from streamactors.operators.windows.contents import ContentsSpec, Keeping, aggregating, reducing
+from streamactors.operators.windows.spec import Windowing, WindowSpec
 from streamactors.sinks import Sink, WriterSink
 from streamactors.sources import Source, SplitSource
+from streamactors.state.aggregates import Aggregate, refuse_no_aggregate
+from streamactors.state.descriptors import Ttl
+from streamactors.time.triggers import Trigger
 from streamactors.time.watermarks import Watermarks
+from streamactors.time.windows import WindowAssigner
 
 T = TypeVar("T")
 U = TypeVar("U")
 K = TypeVar("K")
 R = TypeVar("R")
+
+_NO_TIME: Final = dt.timedelta(0)
 
 
 class Dataflow:
@@ -70,7 +91,8 @@ class Dataflow:
     ) -> "Stream[T]":
         """Read records. Without `watermarks`, event time is the record's own timestamp where the source has one
         (Kafka), and there are no watermarks."""
-        _check_watermarks(uid, watermarks)
+        if watermarks is not None:
+            _check_watermarks(f"source {uid!r}", watermarks)
         if not isinstance(source, SplitSource):
             raise InvalidDataflow(f"source {uid!r}: {_not_a_source(source)}")
         node = self._builder.add(SourceSpec(source, watermarks), uid=uid, parallelism=parallelism)
@@ -87,13 +109,17 @@ class Dataflow:
         """
         config = config or Config()
         graph = self.graph()
+        checkpointing = config.checkpoints is not None
+        restarts = config.restart not in (None, Restart.none())
+        execution = choose_execution(graph, config.execution, checkpointing=checkpointing, restarts=restarts)
         plan = planner.plan(
             graph,
             parallelism=config.parallelism,
             max_parallelism=config.max_parallelism,
-            checkpointing=config.checkpoints is not None,
+            checkpointing=checkpointing and execution == "streaming",
+            execution=execution,
         )
-        return render.explain(graph, plan)
+        return render.explain(graph, plan, why(graph, config.execution, checkpointing=checkpointing))
 
     def to_mermaid(self) -> str:
         """The logical graph as a Mermaid flowchart."""
@@ -177,6 +203,23 @@ class Stream(Generic[T]):
             raise InvalidDataflow(f"print takes a label, not {label!r}")
         return self._step(PrintSpec(label), self._type, name=name, parallelism=parallelism, chain=chain)
 
+    def with_timestamps(
+        self,
+        watermarks: Watermarks[T],
+        *,
+        uid: str | None = None,
+        name: str | None = None,
+        parallelism: int | None = None,
+        chain: bool = True,
+        on_error: ErrorRoute = "fail",
+    ) -> "Stream[T]":
+        """Give the records other time-stamps, and the steps behind it other watermarks: per subtask, of the records
+        that it gets. `on_error=tag` sends those that have none to that side output, as dead letters. With a `uid`, it
+        goes on where it was also when other steps of the flow have changed."""
+        _check_watermarks("with_timestamps", watermarks)
+        spec = TimestampSpec(watermarks, _route(on_error, uid or "with_timestamps"))
+        return self._step(spec, self._type, uid=uid, name=name, parallelism=parallelism, chain=chain)
+
     # ------------------------------------------------------------------------------------------------ steps with a uid
     @needs_uid
     def process(
@@ -238,6 +281,21 @@ class Stream(Generic[T]):
         """Both streams into one operator, which tells their records apart; this one is its left input."""
         self._check_same_flow("connect takes a stream", other)
         return ConnectedStreams(self, other)
+
+    @needs_uid
+    def window_all(
+        self,
+        uid: str,
+        assigner: WindowAssigner,
+        *,
+        trigger: Trigger | None = None,
+        allowed_lateness: dt.timedelta = _NO_TIME,
+        late: OutputTag[T] | None = None,
+    ) -> "WindowedStream[None, T]":
+        """As `window` on a keyed stream, over all records together: in one subtask, under the key None."""
+        windowing = Windowing.of(uid, assigner, trigger, allowed_lateness, late)
+        everything = KeyedStream[None, T](self._flow, _over(self._edges, Keyed(_no_key)), self._type)
+        return WindowedStream(everything, uid, windowing, alone=True)
 
     def side_output(self, tag: OutputTag[U]) -> "Stream[U]":
         """What the step that made this stream emits to `tag`."""
@@ -355,16 +413,276 @@ class KeyedStream(Stream[T], Generic[K, T]):
             return KeyedConnectedStreams[K, T, Any](self, other)
         return ConnectedStreams(self, other)
 
+    @needs_uid
+    def deduplicate(
+        self,
+        uid: str,
+        *,
+        by: Callable[[T], Any] | None = None,
+        within: dt.timedelta | None = None,
+        keep: Literal["first", "last"] = "first",
+        name: str | None = None,
+        parallelism: int | None = None,
+        chain: bool = True,
+    ) -> Stream[T]:
+        """The first record of each key; with `by`, of each of its values. Others are dropped.
+
+        `within`: those alone that are closer than this to one that came out; without it all others, for ever, so that
+        state grows with the keys. Event time where the stream has watermarks, else processing time.
+        `keep="last"`: each record that is not older than those before it, so that the last to come out is the newest.
+        """
+        span = None if within is None else bound(f"deduplicate {uid!r}", "within", within)
+        spec = DeduplicateSpec(keep, by, Any if by is None else stored_type(mapped_type(by)), span)
+        return self._step(spec, self._type, uid=uid, name=name, parallelism=parallelism, chain=chain)
+
+    @needs_uid
+    def top_n(
+        self,
+        uid: str,
+        n: int,
+        by: Callable[[T], Any],
+        *,
+        ttl: Ttl | None = None,
+        name: str | None = None,
+        parallelism: int | None = None,
+        chain: bool = True,
+    ) -> Stream[list[T]]:
+        """The `n` records of the key with the largest `by(record)`, the largest first, each time that they change; of
+        equal ones, those that came first. Records without a rank (None, NaN) are passed over.
+
+        `ttl`: a ranking that has not been written for so long is forgotten, and the next record begins a new one.
+        """
+        spec = TopNSpec(n, by, ttl)
+        return self._step(spec, list[self._type], uid=uid, name=name, parallelism=parallelism, chain=chain)  # type: ignore[name-defined]
+
+    # ---------------------------------------------------------------------------------------------------------- joins
+    @needs_uid
+    def interval_join(
+        self,
+        uid: str,
+        right: "KeyedStream[K, U]",
+        lower: dt.timedelta,
+        upper: dt.timedelta,
+        *,
+        late: OutputTag[Any] | None = None,
+        name: str | None = None,
+        parallelism: int | None = None,
+        chain: bool = True,
+    ) -> Stream[tuple[T, U]]:
+        """Pairs of one key with left.ts + lower <= right.ts <= left.ts + upper. `late`: where rows go that come too
+        late."""
+        types = self._joined_types("interval_join", uid, right)
+        bounds = bound(f"interval_join {uid!r}", "lower", lower), bound(f"interval_join {uid!r}", "upper", upper)
+        spec = IntervalJoinSpec(*stored_types(types), late, *bounds)
+        options = {"uid": uid, "name": name, "parallelism": parallelism, "chain": chain}
+        return self._step(spec, pair_type(*types), right=right, **options)
+
+    @needs_uid
+    def outer_join(
+        self,
+        uid: str,
+        right: "KeyedStream[K, U]",
+        lower: dt.timedelta,
+        upper: dt.timedelta,
+        how: Literal["left", "right", "full"] = "full",
+        *,
+        late: OutputTag[Any] | None = None,
+        name: str | None = None,
+        parallelism: int | None = None,
+        chain: bool = True,
+    ) -> Stream[tuple[T | None, U | None]]:
+        """As interval_join; rows that match nothing come out with None in the other's place, once that is certain.
+        `how`: of which sides."""
+        types = self._joined_types("outer_join", uid, right)
+        bounds = bound(f"outer_join {uid!r}", "lower", lower), bound(f"outer_join {uid!r}", "upper", upper)
+        spec = OuterJoinSpec(*stored_types(types), late, *bounds, how)
+        options = {"uid": uid, "name": name, "parallelism": parallelism, "chain": chain}
+        return self._step(spec, pair_type(*types, optional=(how != "left", how != "right")), right=right, **options)
+
+    @needs_uid
+    def window_join(
+        self,
+        uid: str,
+        right: "KeyedStream[K, U]",
+        assigner: WindowAssigner,
+        *,
+        late: OutputTag[Any] | None = None,
+        name: str | None = None,
+        parallelism: int | None = None,
+        chain: bool = True,
+    ) -> Stream[tuple[T, U]]:
+        """All pairs of one key that are in one window, at its end."""
+        types = self._joined_types("window_join", uid, right)
+        spec = WindowJoinSpec(*stored_types(types), late, assigner)
+        options = {"uid": uid, "name": name, "parallelism": parallelism, "chain": chain}
+        return self._step(spec, pair_type(*types), right=right, **options)
+
+    @needs_uid
+    def as_of_join(
+        self,
+        uid: str,
+        right: "KeyedStream[K, U]",
+        *,
+        late: OutputTag[Any] | None = None,
+        name: str | None = None,
+        parallelism: int | None = None,
+        chain: bool = True,
+    ) -> Stream[tuple[T, U | None]]:
+        """Each record of this stream with the last one of `right` that is not after it; None if there is none."""
+        types = self._joined_types("as_of_join", uid, right)
+        spec = AsOfJoinSpec(*stored_types(types), late)
+        options = {"uid": uid, "name": name, "parallelism": parallelism, "chain": chain}
+        return self._step(spec, pair_type(*types, optional=(False, True)), right=right, **options)
+
+    def _joined_types(self, step: str, uid: str, right: object) -> tuple[Any, Any]:
+        """Of the rows of both sides. Raises InvalidDataflow for what can't be joined with this stream."""
+        if not isinstance(right, Stream):
+            raise InvalidDataflow(f"{step} {uid!r} takes a keyed stream, not {right!r}")
+        self._check_same_flow(f"{step} {uid!r} takes a keyed stream", right)
+        if not isinstance(right, KeyedStream):
+            raise InvalidDataflow(
+                f"{step} {uid!r}: rows of equal keys are joined, and {right!r} has no keys: key_by first"
+            )
+        check_key_types(f"{step} {uid!r}", mapped_type(self._selector), mapped_type(right._selector))
+        return self._type, right._type
+
+    @needs_uid
+    def pattern(
+        self,
+        uid: str,
+        pattern: Pattern[T],
+        *,
+        timed_out: OutputTag[Match[T]] | None = None,
+        late: OutputTag[T] | None = None,
+        max_partial_matches: int | None = None,
+        name: str | None = None,
+        parallelism: int | None = None,
+        chain: bool = True,
+    ) -> Stream[Match[T]]:
+        """The matches of a pattern among the events of each key, in event time where there are watermarks.
+
+        `timed_out`: where partial matches go whose `within` is over. `late`: where events go that come behind their
+        watermark. More partial matches of one key than `max_partial_matches` fail the job.
+        """
+        settings = PatternSettings(timed_out, late, max_partial_matches)
+        spec = PatternSpec(pattern, stored_type(self._type), settings)
+        return self._step(spec, Any, uid=uid, name=name, parallelism=parallelism, chain=chain)
+
     def connect_broadcast(self, rules: Stream[U]) -> "BroadcastConnectedStreams[K, T, U]":
         """Beside the records of this stream by key, all records of `rules` to every subtask."""
         self._check_same_flow("connect_broadcast takes a stream", rules)
         return BroadcastConnectedStreams(self, rules.broadcast())
+
+    @needs_uid
+    def window(
+        self,
+        uid: str,
+        assigner: WindowAssigner,
+        *,
+        trigger: Trigger | None = None,
+        allowed_lateness: dt.timedelta = _NO_TIME,
+        late: OutputTag[T] | None = None,
+    ) -> "WindowedStream[K, T]":
+        """The key's records in windows of time, or of their number.
+
+        `trigger`: when a window gives its result; by default at its end. `allowed_lateness`: how far the watermark may
+        have passed that end for a record to change the result still, which is then given again. Records that come later
+        go to the side output `late` of the step that follows, or are dropped; metric `late_records` counts them.
+        """
+        return WindowedStream(self, uid, Windowing.of(uid, assigner, trigger, allowed_lateness, late))
 
     @property
     def _selector(self) -> Callable[[T], K]:
         keyed = self._edges[0].partitioning  # all edges of a keyed stream have the same
         assert isinstance(keyed, Keyed)
         return cast(Callable[[T], K], keyed.selector)
+
+
+class WindowedStream(Generic[K, T]):
+    """Records in windows: say what is to become of those of one. `name`, `parallelism` and `chain` are as for the steps
+    of a `Stream`; `on_error=tag` sends records (and windows, for `process`) on which the step fails to that side
+    output, as dead letters."""
+
+    def __init__(self, stream: KeyedStream[K, T], uid: str, windowing: Windowing, *, alone: bool = False) -> None:
+        """`alone`: in one subtask."""
+        self._stream = stream
+        self._uid = uid
+        self._windowing = windowing
+        self._alone = alone
+
+    def reduce(
+        self,
+        fn: Callable[[T, T], T],
+        *,
+        name: str | None = None,
+        parallelism: int | None = None,
+        chain: bool = True,
+        on_error: ErrorRoute = "fail",
+    ) -> Stream[Windowed[K, T]]:
+        """What `fn`, a plain `def`, makes of a window's records, two by two."""
+        _check_function("reduce", fn)
+        if is_async(fn):
+            raise InvalidDataflow(f"window {self._uid!r}: reduce takes a plain function; await in a map before it")
+        contents = reducing(fn, stored_type(self._stream._type))
+        return self._step(contents, None, on_error, name=name, parallelism=parallelism, chain=chain)
+
+    def aggregate(
+        self,
+        aggregate: Aggregate[T, Any, R],
+        *,
+        name: str | None = None,
+        parallelism: int | None = None,
+        chain: bool = True,
+        on_error: ErrorRoute = "fail",
+    ) -> Stream[Windowed[K, R]]:
+        """The aggregate of a window's records, of which only the accumulator is kept."""
+        refuse_no_aggregate(aggregate, f"window {self._uid!r}")
+        return self._step(aggregating(aggregate), None, on_error, name=name, parallelism=parallelism, chain=chain)
+
+    def process(
+        self,
+        operator: Callable[[], WindowOperator[K, T, U]],
+        *,
+        name: str | None = None,
+        parallelism: int | None = None,
+        chain: bool = True,
+        on_error: ErrorRoute = "fail",
+    ) -> Stream[U]:
+        """Run an operator, given as its class or as a factory without arguments, on all of a window's records, which
+        are kept until then."""
+        contents = Keeping(stored_type(self._stream._type))
+        return self._step(contents, operator, on_error, name=name, parallelism=parallelism, chain=chain)
+
+    def _step(
+        self,
+        contents: ContentsSpec,
+        operator: Callable[[], Any] | None,
+        on_error: ErrorRoute,
+        *,
+        parallelism: int | None,
+        **options: Any,
+    ) -> Stream[Any]:
+        if self._alone and parallelism not in (None, 1):
+            raise InvalidDataflow(f"window_all {self._uid!r} has one subtask, since it takes all records together")
+        spec = WindowSpec(self._windowing, contents, operator, _route(on_error, self._uid))
+        made = Any if operator is None else operator_type(operator)
+        parallelism = 1 if self._alone else parallelism
+        return self._stream._step(spec, made, uid=self._uid, parallelism=parallelism, **options)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._windowing.assigner!r} of {self._stream!r}>"
+
+
+def _refusing_without_keys(step: str) -> Callable[..., None]:
+    def refuse(self: Stream[Any], *args: Any, **options: Any) -> None:
+        raise InvalidDataflow(f"{step} works key by key, and {self!r} has no keys: key_by first")
+
+    return refuse
+
+
+for _step in ("reduce", "interval_join", "outer_join", "window_join", "as_of_join", "deduplicate", "top_n"):
+    # Not declared, since type checkers refuse it too, and earlier.
+    setattr(Stream, _step, _refusing_without_keys(_step))
 
 
 class ConnectedStreams(Generic[T, U]):
@@ -484,6 +802,10 @@ def _over(edges: tuple[Edge, ...], partitioning: Partitioning) -> tuple[Edge, ..
     return tuple(Edge(edge.upstream, partitioning, edge.tag) for edge in edges)
 
 
+def _no_key(_: object) -> None:
+    """Everything is under one key."""
+
+
 def _route(on_error: ErrorRoute, uid: str) -> ErrorRoute:
     if on_error == "fail" or isinstance(on_error, OutputTag):
         return on_error
@@ -513,9 +835,9 @@ def _check_tag(tag: object) -> None:
         raise InvalidDataflow(f"side_output takes an OutputTag(name, type), not {tag!r}")
 
 
-def _check_watermarks(uid: str, watermarks: object) -> None:
-    if watermarks is not None and not isinstance(watermarks, Watermarks):
-        raise InvalidDataflow(f"source {uid!r}: watermarks= is made by sa.Watermarks.bounded(…), not {watermarks!r}")
+def _check_watermarks(where: str, watermarks: object) -> None:
+    if not isinstance(watermarks, Watermarks):
+        raise InvalidDataflow(f"{where}: watermarks= is made by sa.Watermarks.bounded(…), not {watermarks!r}")
 
 
 def _not_a_source(source: object) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from streamactors.errors import InvalidDataflow
 from streamactors.operators.base import KeyedOperator, Operator
 from streamactors.operators.two_inputs import CoOperator, KeyedBroadcastOperator, KeyedCoOperator
+from streamactors.operators.windows.base import WindowOperator
 from streamactors.state.serialisation.serializers import serializer_for
 
 _AWAITABLES = (collections.abc.Awaitable, collections.abc.Coroutine)
@@ -35,7 +36,7 @@ def operator_type(factory: Callable[[], Any]) -> Any:
     factory = _unwrapped(factory)
     made = factory if isinstance(factory, type) else _returned(factory)
     if isinstance(made, type):
-        for base in (Operator, KeyedOperator, CoOperator, KeyedCoOperator, KeyedBroadcastOperator):
+        for base in (Operator, KeyedOperator, CoOperator, KeyedCoOperator, KeyedBroadcastOperator, WindowOperator):
             if issubclass(made, base):
                 return _known(_base_arguments(made, base)[-1])
     return Any

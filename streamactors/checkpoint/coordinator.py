@@ -154,6 +154,12 @@ class Notify(msgspec.Struct, frozen=True):
     tickets: tuple[int, ...] = ()
 
 
+class Commit(msgspec.Struct, frozen=True):
+    """Without a checkpoint: every sink commits what it has prepared under this number."""
+
+    checkpoint: int
+
+
 class WriteReceipt(msgspec.Struct, frozen=True):
     checkpoint: int
 
@@ -172,7 +178,7 @@ class Finish(msgspec.Struct, frozen=True):
     """All is durable and visible: end every subtask."""
 
 
-Action = Trigger | Abort | WriteManifest | Notify | WriteReceipt | Retire | FailAttempt | Finish
+Action = Trigger | Abort | WriteManifest | Notify | Commit | WriteReceipt | Retire | FailAttempt | Finish
 
 
 class _Pending(Generic[S]):

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from streamactors.checkpoint import layout, manifest
 from streamactors.checkpoint.layout import Place
 from streamactors.checkpoint.restorable import FlowFolder, Found, Restorable, load
-from streamactors.checkpoint.storage.local import Files
+from streamactors.checkpoint.storage.contract import Files
 from streamactors.errors import InvalidConfig, StorageFailed, StorageInUse
 
 log = logging.getLogger(__name__)

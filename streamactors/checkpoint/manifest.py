@@ -17,7 +17,8 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 
-from streamactors.checkpoint.storage.local import DIGEST_SIZE, Written, is_plain_path
+from streamactors.checkpoint.storage.contract import DIGEST_SIZE, Written
+from streamactors.checkpoint.storage.uris import is_plain_path
 from streamactors.errors import CorruptCheckpoint, IncompatibleState, UnserialisableValue
 
 S = TypeVar("S", bound=msgspec.Struct)

@@ -14,7 +14,7 @@ from typing import Any, Final
 from streamactors.checkpoint import manifest
 from streamactors.checkpoint.manifest import NativeFileHandle, NativeHandle, NodeState
 from streamactors.checkpoint.restorable import Restorable
-from streamactors.checkpoint.storage.local import DIGEST_SIZE, READ_BLOCK, Written
+from streamactors.checkpoint.storage.contract import DIGEST_SIZE, READ_BLOCK, Written
 from streamactors.clock import SYSTEM, Clock, uninterrupted
 from streamactors.state.backend import KeyedSnapshot, NativeBackend, NativePart, StateBlock
 from streamactors.state.backends import native_reader

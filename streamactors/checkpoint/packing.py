@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from streamactors.checkpoint.manifest import FileHandle
-from streamactors.checkpoint.storage.local import Chunks
+from streamactors.checkpoint.storage.contract import Chunks
 from streamactors.clock import Clock
 from streamactors.errors import StorageFailed
 

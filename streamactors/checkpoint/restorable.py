@@ -27,8 +27,9 @@ from streamactors.checkpoint.manifest import (
     Manifest,
     Reference,
 )
-from streamactors.checkpoint.storage.local import Files, normalise_uri
+from streamactors.checkpoint.storage.contract import Files
 from streamactors.checkpoint.storage.opening import open_files
+from streamactors.checkpoint.storage.uris import normalise_uri
 from streamactors.clock import SYSTEM, Clock
 from streamactors.errors import CorruptCheckpoint, IncompatibleState, InvalidConfig, TransactionAlreadyCommitted
 
@@ -175,6 +176,8 @@ class FlowFolder:
         self.files = files
         self.root = root
         self._flow = flow
+        self._known_after: dict[int, Place] = {}
+        """By run: what `_after` has read, which is never changed."""
 
     def path(self, path: str) -> str:
         return _join(self.root, path)
@@ -216,24 +219,30 @@ class FlowFolder:
 
     async def _after(self, run: int) -> Place | None:
         """The last checkpoint there was when it began; None if that is not known."""
-        path = self.path(f"{layout.run_folder(run)}/{layout.AFTER}")
-        if await self.files.stat(path) is None:
-            return None
-        try:
-            data = await self.files.read(path)
-        except CorruptCheckpoint:
-            if await self.files.stat(path) is not None:
-                raise
-            return None  # retired meanwhile, with the whole run
-        found = manifest.decode(data, Reference, self.files.uri_of(path)).path
-        in_place = layout.split_checkpoint(found) if found else None
-        return in_place[1] if in_place else layout.NOWHERE
+        if run > 1 and run not in self._known_after:  # nothing comes before the first
+            path = f"{layout.run_folder(run)}/{layout.AFTER}"
+            if (data := await self.read_if_there(path)) is None:
+                return None  # not written yet, or retired with the whole run
+            found = manifest.decode(data, Reference, self.files.uri_of(self.path(path))).path
+            in_place = layout.split_checkpoint(found) if found else None
+            self._known_after[run] = in_place[1] if in_place else layout.NOWHERE
+        return self._known_after.get(run)
 
     async def has_receipt(self, run: int, checkpoint: int) -> bool:
         """Whether all sink transactions up to that checkpoint of the run are known to be committed."""
         return any(found.receipt and found.place.checkpoint >= checkpoint for found in await self.scan(run))
 
     # --------------------------------------------------------------------------------------------------------- reading
+    async def read_if_there(self, path: str) -> bytes | None:
+        """A whole file; None if there is none."""
+        path = self.path(path)
+        try:
+            return await self.files.read(path)
+        except CorruptCheckpoint:
+            if await self.files.stat(path) is not None:
+                raise
+            return None
+
     async def open(self, place: Place, *, explicit: bool = False) -> Restorable:
         found = await self.look(place)
         if found.savepoint:
@@ -325,10 +334,9 @@ class FlowFolder:
     # ------------------------------------------------------------------------------------------------------------ base
     async def base(self, run: int) -> Reference | None:
         """What the run was told to start from; None if it was told nothing."""
-        path = self.path(f"{layout.run_folder(run)}/{layout.BASE}")
-        if await self.files.stat(path) is None:
-            return None
-        return manifest.decode(await self.files.read(path), Reference, self.files.uri_of(path))
+        path = f"{layout.run_folder(run)}/{layout.BASE}"
+        data = await self.read_if_there(path)
+        return None if data is None else manifest.decode(data, Reference, self.files.uri_of(self.path(path)))
 
     async def open_base(self, run: int, base: Reference) -> Restorable | None:
         """None: the run was told to begin afresh."""

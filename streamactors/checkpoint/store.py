@@ -34,8 +34,10 @@ from streamactors.checkpoint.manifest import (
 )
 from streamactors.checkpoint.registry import FileRegistry
 from streamactors.checkpoint.restorable import FlowFolder, Found, Restorable, Verify, load
-from streamactors.checkpoint.storage.local import Files, Lock, is_temporary, this_process
+from streamactors.checkpoint.storage.contract import Files, Lock
 from streamactors.checkpoint.storage.opening import open_files
+from streamactors.checkpoint.storage.processes import this_process
+from streamactors.checkpoint.storage.uris import is_temporary
 from streamactors.checkpoint.writer import CheckpointWriter
 from streamactors.clock import Clock
 from streamactors.errors import (
@@ -142,9 +144,10 @@ class CheckpointStore:
                 await self._files.delete(self._folder.path(entry.name))
         await self._settle()
         self.run = await self._take_run()
+        scanned = await self._folder.scan_all()
         if self.run > 1:
-            await self._note_what_is_there()
-        await self._read_ids()
+            await self._note_what_is_there(scanned)
+        await self._read_ids(scanned)
         await self._read_widest()
         await self._read_bases()
 
@@ -177,11 +180,11 @@ class CheckpointStore:
                 return run
             run += 1
 
-    async def _note_what_is_there(self) -> None:
+    async def _note_what_is_there(self, scanned: Sequence[Found]) -> None:
         """A process that was paused amid `complete`, and lost its lease meanwhile, may publish a manifest yet. It finds
         out then, and commits nothing; we, having gone on from the one before, abort what that manifest promises. So
         no later run may find it."""
-        there = [found.place for found in await self._folder.scan_all() if found.complete or found.receipt]
+        there = [found.place for found in scanned if found.complete or found.receipt]
         last = Reference(path=max(there).folder) if there else Reference()
         path = self._folder.path(f"{layout.run_folder(self.run)}/{layout.AFTER}")
         await self._files.create(path, manifest.encode(last))
@@ -252,18 +255,20 @@ class CheckpointStore:
         """Each record holds the maxima up to it; all are merged, since the last one may have been half deleted."""
         for run in await self._folder.numbers("", "run"):
             for attempt in await self._folder.numbers(layout.run_folder(run), "attempt"):
-                path = self._folder.path(f"{layout.attempt_folder(run, attempt)}/{layout.WIDEST}")
-                if await self._files.stat(path) is not None:
-                    self._merge_widest(await self._read_widest_record(path))
+                self._merge_widest(await self._read_widest_record(run, attempt))
 
     def _merge_widest(self, widest: Mapping[str, int]) -> None:
         for uid, parallelism in widest.items():
             self._widest[uid] = max(parallelism, self._widest.get(uid, 0))
 
-    async def _read_widest_record(self, path: str) -> Mapping[str, int]:
-        file = self._files.uri_of(path)
+    async def _read_widest_record(self, run: int, attempt: int) -> Mapping[str, int]:
+        """Empty if there is none."""
+        path = f"{layout.attempt_folder(run, attempt)}/{layout.WIDEST}"
         try:
-            return manifest.decode(await self._files.read(path), Widest, file).parallelism
+            data = await self._folder.read_if_there(path)
+            if data is None:
+                return {}
+            return manifest.decode(data, Widest, self._files.uri_of(self._folder.path(path))).parallelism
         except CorruptCheckpoint as error:
             raise CorruptCheckpoint(
                 f"{error}. It tells which transactions of sinks may still be open. If no sink ever ran at a higher "
@@ -277,11 +282,10 @@ class CheckpointStore:
         self._last_id += 1
         return self._last_id
 
-    async def _read_ids(self) -> None:
+    async def _read_ids(self, scanned: Sequence[Found]) -> None:
         names = [entry.name for entry in await self._files.list(self._folder.root)]
         self._used = max((found for name in names if (found := layout.number("used", name))), default=0)
-        places = [found.place.checkpoint for found in await self._folder.scan_all()]
-        self._last_id = max([self._used, *places])
+        self._last_id = max([self._used, *(found.place.checkpoint for found in scanned)])
 
     async def _mark_used(self, checkpoint: int) -> None:
         """Durably, before the last trace of an id goes. A name can't be half written: the mark is an empty file."""
@@ -297,7 +301,7 @@ class CheckpointStore:
         """Raises InvalidConfig where a savepoint could not lie."""
         files = self._files.at(savepoint)
         if await files.list(""):
-            raise InvalidConfig(f"savepoint {files.uri}: the folder is not empty. Name a new one.")
+            raise _not_empty(files)
         return files
 
     async def writer(self, checkpoint: int, *, savepoint: str | None = None) -> CheckpointWriter:
@@ -333,7 +337,7 @@ class CheckpointStore:
             raise InvalidConfig(f"savepoint {files.uri}: another one is being written there. Name a new folder.")
         if [entry.name for entry in await files.list("")] != [layout.BEING_WRITTEN]:
             await files.delete(layout.BEING_WRITTEN)
-            raise InvalidConfig(f"savepoint {files.uri}: the folder is not empty. Name a new one.")
+            raise _not_empty(files)
 
     @property
     def in_flight(self) -> Collection[int]:
@@ -637,6 +641,10 @@ class CheckpointStore:
                     await delete_claimed(self._files, base.uri, self._owner)
                 # What may lie there later is not ours.
                 await self._record_base(run, msgspec.structs.replace(base, claimed=False))
+
+
+def _not_empty(savepoint: Files) -> InvalidConfig:
+    return InvalidConfig(f"savepoint {savepoint.uri}: the folder is not empty. Name a new one.")
 
 
 def _superseded(run: int, complete: Sequence[Found], retain: int) -> bool:

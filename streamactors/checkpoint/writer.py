@@ -13,7 +13,8 @@ from streamactors.checkpoint import layout
 from streamactors.checkpoint.layout import Place
 from streamactors.checkpoint.manifest import FileHandle
 from streamactors.checkpoint.packing import SMALL, Packer
-from streamactors.checkpoint.storage.local import Chunks, Files, again, each_chunk
+from streamactors.checkpoint.storage.chunks import again, each_chunk
+from streamactors.checkpoint.storage.contract import Chunks, Files
 from streamactors.clock import Clock
 from streamactors.errors import CheckpointFailed
 

@@ -10,12 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from streamactors.cli import demo_view, inspection, state_rows, steering
+from streamactors.cli.durations import seconds_of
 from streamactors.cli.failure import refusals, show
 from streamactors.cli.loading import load_flow
 from streamactors.cli.logs import LogFormat, set_up
 from streamactors.cli.running import RunOptions, run_reporting
 from streamactors.config import Setting, resolve
-from streamactors.durations import parse_duration
 from streamactors.errors import CorruptCheckpoint, InvalidConfig
 from streamactors.launch import EXIT_FAILED, run_loop
 
@@ -115,7 +115,7 @@ def run(
             quiet,
             traceback,
             log_format == "json",
-            None if report_every is None else _seconds("--report-every", report_every),
+            None if report_every is None else seconds_of("--report-every", report_every),
             target if control else None,
         )
         code = run_loop(run_reporting(flow, config, options))
@@ -217,16 +217,6 @@ def _flags(
         "checkpoints.interval": interval,
     }
     return flags | {name: str(value) for name, value in typed.items() if value is not None}
-
-
-def _seconds(flag: str, text: str) -> float:
-    try:
-        seconds = parse_duration(text).total_seconds()
-    except ValueError as error:
-        raise InvalidConfig(f"{flag}: {error}") from None
-    if not seconds:
-        raise InvalidConfig(f"{flag} = {text}: it must be longer than zero")
-    return seconds
 
 
 def _level(quiet: bool, verbose: bool) -> int:

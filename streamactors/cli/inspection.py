@@ -12,8 +12,9 @@ from rich.table import Table
 from streamactors.checkpoint import layout
 from streamactors.checkpoint.manifest import EdgeKey, Manifest, OperatorMeta
 from streamactors.checkpoint.restorable import CheckpointSummary, list_checkpoints, load
-from streamactors.checkpoint.storage.local import Files, normalise_uri
+from streamactors.checkpoint.storage.contract import Files
 from streamactors.checkpoint.storage.opening import open_files
+from streamactors.checkpoint.storage.uris import normalise_uri
 from streamactors.cli.progress import in_bytes
 from streamactors.cli.state_rows import Wanted, show
 from streamactors.clock import SYSTEM

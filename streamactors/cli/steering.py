@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.progress import Progress as Bars
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from streamactors.checkpoint.storage.local import normalise_uri
+from streamactors.checkpoint.storage.uris import normalise_uri
 from streamactors.cli import status_view
+from streamactors.cli.durations import seconds_of
 from streamactors.cli.failure import refusals
 from streamactors.cli.progress import in_bytes
 from streamactors.clock import SYSTEM
-from streamactors.durations import parse_duration
 from streamactors.errors import InvalidConfig, RequestFailed
 from streamactors.observe import model, registry
 from streamactors.observe.client import JobClient
@@ -66,7 +66,7 @@ def status(
     with refusals():
         found = registry.find(job, _running())
         if watch:
-            seconds = _seconds(every) if every is not None else 1.0 if sys.stdout.isatty() else 10.0
+            seconds = seconds_of("--every", every) if every is not None else 1.0 if sys.stdout.isatty() else 10.0
             _watch(found, seconds, as_json=json)
         else:
             status = JobClient(found).status()
@@ -164,16 +164,6 @@ def _summary(job: RunningJob) -> dict[str, Any] | None:
 def _absolute(uri: str) -> str:
     """The job's current folder may be another one."""
     return uri if "://" in uri else normalise_uri(uri)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = parse_duration(text).total_seconds()
-    except ValueError as error:
-        raise InvalidConfig(f"--every: {error}") from None
-    if not seconds:
-        raise InvalidConfig(f"--every = {text}: it must be longer than zero")
-    return seconds
 
 
 def _confirm(job: RunningJob, yes: bool) -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 CUSTOMERS = 20_000
 SEED = 20_240_229
 _LINES = 10_000
+_FIRST = 1_764_000_000_000
+"""When the first order came, in milliseconds since the epoch; a whole hour."""
+_APART = 250
 
 
 def made_up_orders(events: int, seed: int = SEED) -> Iterator[str]:
@@ -15,7 +18,8 @@ def made_up_orders(events: int, seed: int = SEED) -> Iterator[str]:
     chance = random.Random(seed).random
     for number in range(events):
         customer = int(CUSTOMERS * chance() ** 2)
-        yield f'{{"id":{number},"customer":"c{customer:05}","cents":{1 + int(chance() * 20_000)}}}\n'
+        at = _FIRST + _APART * number
+        yield f'{{"id":{number},"customer":"c{customer:05}","cents":{1 + int(chance() * 20_000)},"at":{at}}}\n'
 
 
 def append(path: Path, orders: Iterator[str], count: int) -> None:

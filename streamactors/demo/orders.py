@@ -4,6 +4,7 @@ Everything lies in one folder (`ORDERS_FOLDER`, else `var/orders`):
 
     events/         the log: one order per line, as JSON
     totals/         the output; files that are still being written are hidden
+    minutes/ hours/ what was ordered in each, where they are asked for
     checkpoints/    what a new process goes on from
 """
 
@@ -24,6 +25,7 @@ class Order(msgspec.Struct, gc=False):
     id: int
     customer: str
     cents: int  # whole numbers, so that sums are exact
+    at: int = 0  # milliseconds since the epoch
 
 
 class Total(msgspec.Struct, gc=False):
@@ -43,16 +45,45 @@ class RunningTotal(sa.KeyedOperator[str, Order, Total]):
         ctx.emit(Total(order.id, ctx.key, total))
 
 
-def orders_flow(folder: Path, *, follow: bool) -> sa.Dataflow:
-    """`follow`: wait for more orders at the end of the log, rather than finish there."""
+class Counted(msgspec.Struct, gc=False):
+    """What was ordered in the minute or the hour that begins at `start`, in milliseconds since the epoch."""
+
+    start: int
+    orders: int
+    cents: int
+
+
+def orders_flow(folder: Path, *, follow: bool, counts: bool = False) -> sa.Dataflow:
+    """`follow`: wait for more orders at the end of the log, rather than finish there. `counts`: also by time."""
     flow = sa.Dataflow("orders")
+    in_order: sa.Watermarks[Order] = sa.Watermarks.monotonic(lambda order: order.at)
+    log = FileSource(str(folder / "events"), value=sa.Json(Order), follow=follow)
+    orders = flow.source("orders", log, watermarks=in_order if counts else None)
     (
-        flow.source("orders", FileSource(str(folder / "events"), value=sa.Json(Order), follow=follow))
-        .key_by(lambda order: order.customer)
+        orders.key_by(lambda order: order.customer)
         .process("totals", RunningTotal)
         .sink("out", FileSink(str(folder / "totals"), value=sa.Json(Total)))
     )
+    if counts:
+        count_by_time(orders, folder)
     return flow
+
+
+def count_by_time(orders: sa.Stream[Order], folder: Path) -> None:
+    """The counts of minutes, and of these those of hours."""
+    each = orders.map(lambda order: Counted(order.at, 1, order.cents))
+    minutes = each.window_all("per-minute", sa.Tumbling(dt.timedelta(minutes=1))).reduce(added).map(from_its_start)
+    minutes.sink("minutes", FileSink(str(folder / "minutes"), value=sa.Json(Counted)))
+    hours = minutes.window_all("per-hour", sa.Tumbling(dt.timedelta(hours=1))).reduce(added).map(from_its_start)
+    hours.sink("hours", FileSink(str(folder / "hours"), value=sa.Json(Counted)))
+
+
+def added(left: Counted, right: Counted) -> Counted:
+    return Counted(left.start, left.orders + right.orders, left.cents + right.cents)
+
+
+def from_its_start(window: sa.Windowed[None, Counted]) -> Counted:
+    return Counted(window.start, window.value.orders, window.value.cents)
 
 
 def flow() -> sa.Dataflow:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from streamactors.elements import DeadLetter, OutputTag
 from streamactors.operators.base import OperatorSpec
 from streamactors.sources import SplitSource
 from streamactors.time.watermarks import Watermarks
@@ -59,6 +60,16 @@ class SourceSpec:
     def gives_time(self) -> bool:
         """Whether it sends watermarks."""
         return self.watermarks is not None and self.watermarks.generated
+
+    @property
+    def error_tag(self) -> OutputTag[DeadLetter] | None:
+        """Where it sends records that can't be used."""
+        return self.source.error_tag
+
+    @property
+    def ahead_tag(self) -> OutputTag[Any] | None:
+        """Where it sends records that are too far in the future."""
+        return None if self.watermarks is None else self.watermarks.ahead
 
 
 @dataclass(frozen=True, slots=True)

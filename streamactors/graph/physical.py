@@ -3,9 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from streamactors.graph.logical import Broadcast, Forward, Keyed, Node, Partitioning, Rebalance
 from streamactors.state.key_groups import KeyGroupRange, subtask_range
+
+Execution = Literal["streaming", "batch"]
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -75,6 +78,7 @@ class PhysicalPlan:
     name: str
     vertices: tuple[Vertex, ...]
     edges: tuple[Exit, ...]
+    execution: Execution = "streaming"
 
     @cached_property
     def vertex(self) -> dict[str, Vertex]:

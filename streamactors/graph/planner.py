@@ -8,31 +8,41 @@ from collections.abc import Iterator, Mapping
 
 from streamactors.errors import InvalidConfig, InvalidDataflow, MissingExtra
 from streamactors.graph.logical import Edge, Forward, LogicalGraph, Node, Partitioning, Rebalance, SourceSpec
-from streamactors.graph.physical import Exit, PhysicalPlan, Vertex
+from streamactors.graph.physical import Execution, Exit, PhysicalPlan, Vertex
+from streamactors.operators.base import OperatorSpec
 from streamactors.operators.sink import SinkSpec
 from streamactors.state.key_groups import MAX_KEY_GROUPS, default_max_parallelism
 
-_NO_SIDE_OUTPUTS = frozenset({"map", "filter", "flat_map", "print", "reduce", "sink"})
+_NO_SIDE_OUTPUTS = frozenset(
+    {"map", "filter", "flat_map", "print", "reduce", "sink", "with_timestamps", "deduplicate", "top_n"}
+)
 """Kinds of steps in which no user code can reach `emit_to`."""
 
 
 def plan(
-    graph: LogicalGraph, *, parallelism: int = 1, max_parallelism: int | None = None, checkpointing: bool = False
+    graph: LogicalGraph,
+    *,
+    parallelism: int = 1,
+    max_parallelism: int | None = None,
+    checkpointing: bool = False,
+    execution: Execution = "streaming",
 ) -> PhysicalPlan:
-    """Chain, expand and connect. `parallelism` holds for nodes that set none.
+    """Chain, expand and connect. `parallelism` holds for nodes that set none. In batch, sinks commit though no
+    checkpoints are taken.
 
     Raises InvalidDataflow or InvalidConfig, naming the operator and the remedy.
     """
     _check_graph(graph)
     widths = {node.id: parallelism if node.parallelism is None else node.parallelism for node in graph.nodes}
     groups = _max_parallelism(graph, widths, max_parallelism)
-    _check_connectors(graph, checkpointing=checkpointing)
+    _check_connectors(graph, checkpointing=checkpointing, committing=checkpointing or execution == "batch")
     following = _following(graph, widths)
     chains = _chains(graph, following)
     return PhysicalPlan(
         graph.name,
         tuple(Vertex(chain, widths[chain[0].id], groups) for chain in chains),
         tuple(_exits(graph, chains, following, widths)),
+        execution,
     )
 
 
@@ -115,11 +125,30 @@ def _check_graph(graph: LogicalGraph) -> None:
             raise InvalidDataflow(f"nothing consumes source {node.uid!r}: add a step to its stream, or remove it")
         _check_dead_letters(node, taken)
         _check_side_outputs(graph, node)
+    _check_watermarks(graph)
+
+
+def _check_watermarks(graph: LogicalGraph) -> None:
+    """One input without any would hold back all others, for ever."""
+    timed: set[int] = set()
+    for node in graph.nodes:
+        without = [graph.nodes[edge.upstream] for edge in node.inputs if edge.upstream not in timed]
+        if without and isinstance(node.spec, OperatorSpec) and node.spec.needs_watermarks:
+            raise InvalidDataflow(
+                f"{node.kind} {node.uid!r} works in event time, and no watermarks come from {without[0].kind} "
+                f"{without[0].uid!r}: give its source some, by flow.source(…, watermarks=sa.Watermarks.…), or put "
+                ".with_timestamps(sa.Watermarks.…) in between"
+            )
+        if node.spec.gives_time or len(without) < len(node.inputs):
+            timed.add(node.id)
 
 
 def _error_tag(node: Node) -> str | None:
-    tag = node.spec.source.error_tag if isinstance(node.spec, SourceSpec) else node.spec.error_tag
-    return None if tag is None else tag.name
+    return None if (tag := node.spec.error_tag) is None else tag.name
+
+
+def _ahead_tag(node: Node) -> str | None:
+    return None if (tag := node.spec.ahead_tag) is None else tag.name
 
 
 def _check_dead_letters(node: Node, taken: set[str | None]) -> None:
@@ -128,6 +157,17 @@ def _check_dead_letters(node: Node, taken: set[str | None]) -> None:
         raise InvalidDataflow(
             f"{node.kind} {node.uid!r} sends its dead letters to side output {tag!r}, which nothing consumes, so they "
             "would be lost: give its stream a .side_output(tag).sink(…), or set on_error='fail'"
+        )
+    ahead = _ahead_tag(node)
+    if ahead is not None and ahead not in taken:
+        raise InvalidDataflow(
+            f"{node.kind} {node.uid!r} sends records that are too far in the future to side output {ahead!r}, which "
+            "nothing consumes, so they would be lost: give its stream a .side_output(tag).sink(…), or leave ahead= out"
+        )
+    if ahead is not None and ahead == tag:
+        raise InvalidDataflow(
+            f"{node.kind} {node.uid!r} sends both dead letters and the records that are too far in the future to side "
+            f"output {ahead!r}: they are of two types, so give ahead= a tag of its own"
         )
 
 
@@ -141,11 +181,11 @@ def _check_side_outputs(graph: LogicalGraph, node: Node) -> None:
 
 
 def _may_emit(node: Node, tag: str) -> bool:
-    """An operator's tags can't be known before it runs; a source has only its dead letters."""
-    return tag == _error_tag(node) or not (node.is_source or node.kind in _NO_SIDE_OUTPUTS)
+    """An operator's tags can't be known before it runs; where no user code emits to one, they are."""
+    return tag in (_error_tag(node), _ahead_tag(node)) or not (node.is_source or node.kind in _NO_SIDE_OUTPUTS)
 
 
-def _check_connectors(graph: LogicalGraph, *, checkpointing: bool) -> None:
+def _check_connectors(graph: LogicalGraph, *, checkpointing: bool, committing: bool) -> None:
     for node in graph.nodes:
         spec = node.spec
         if isinstance(spec, SourceSpec) and checkpointing and not spec.source.rewindable:
@@ -157,6 +197,6 @@ def _check_connectors(graph: LogicalGraph, *, checkpointing: bool) -> None:
         if connector is None:
             continue
         try:
-            connector.validate(checkpointing=checkpointing)
+            connector.validate(checkpointing=committing if isinstance(spec, SinkSpec) else checkpointing)
         except (InvalidConfig, InvalidDataflow, MissingExtra) as error:
             raise type(error)(f"{node.kind} {node.uid!r}: {error}") from error

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+from streamactors.graph.execution import TAKES_IN, intake
 from streamactors.graph.logical import Edge, Forward, Keyed, LogicalGraph, Node, SourceSpec
 from streamactors.graph.physical import Exit, PhysicalPlan, Vertex, partitioning_name
 from streamactors.operators.base import OperatorSpec
@@ -17,9 +18,18 @@ _INDENT = " " * 6
 
 
 # ------------------------------------------------------------------------------------------------------- for a terminal
-def explain(graph: LogicalGraph, plan: PhysicalPlan) -> str:
-    """The logical graph, then the plan: chains, subtasks, channels, and the key groups of each subtask."""
-    return "\n".join([f"Dataflow {graph.name}", "", *_logical(graph), "", *_physical(plan)]) + "\n"
+def explain(graph: LogicalGraph, plan: PhysicalPlan, why: str = "") -> str:
+    """The logical graph, then the plan: chains, subtasks, channels, and the key groups of each subtask. `why`: who has
+    chosen how it is executed."""
+    lines = [f"Dataflow {graph.name}", "", *_logical(graph), "", *_execution(plan, why), *_physical(plan)]
+    return "\n".join(lines) + "\n"
+
+
+def _execution(plan: PhysicalPlan, why: str) -> list[str]:
+    """Nothing where it is what nobody need ask for."""
+    if plan.execution == "streaming" and not why:
+        return []
+    return [f"Execution: {plan.execution}" + (f" ({why})" if why else ""), ""]
 
 
 def _logical(graph: LogicalGraph) -> Iterator[str]:
@@ -54,7 +64,9 @@ def _physical(plan: PhysicalPlan) -> Iterator[str]:
     groups = plan.vertices[0].max_parallelism
     yield f"Physical plan: {', '.join(counts)}, {_count(groups, 'key group')} (max parallelism)"
     for vertex in plan.vertices:
-        yield f"  [{' → '.join(node.uid for node in vertex.nodes)}]  {_count(vertex.parallelism, 'subtask')}"
+        taken = TAKES_IN[intake(plan, vertex)]
+        subtasks = _count(vertex.parallelism, "subtask") + (f", {taken}" if taken else "")
+        yield f"  [{' → '.join(node.uid for node in vertex.nodes)}]  {subtasks}"
         if _has_keys(plan, vertex):
             yield from _key_groups(vertex)
         yield from _exits(plan, vertex)

@@ -13,7 +13,6 @@ import socket
 import stat
 import sys
 import tempfile
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from typing import Final
 
 import msgspec
 
-from streamactors.checkpoint.storage.local import normalise_uri
+from streamactors import forks
+from streamactors.checkpoint.storage.uris import normalise_uri
 from streamactors.errors import ControlUnavailable, InvalidConfig, NoSuchJob
 from streamactors.settings import redacted
 
@@ -58,19 +58,6 @@ class RunningJob:
         return f"{self.entry.flow} (pid {self.entry.pid}{storage})"
 
 
-_held: "weakref.WeakSet[Place]" = weakref.WeakSet()
-
-
-def _let_go_in_child() -> None:
-    """A lock belongs to its open file: by a forked child that outlives its parent, that would seem to live on."""
-    for place in list(_held):
-        place.let_go()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go_in_child)
-
-
 class Place:
     """The files of one job: its entry, held by a lock, and its socket."""
 
@@ -79,7 +66,7 @@ class Place:
         self._id = id
         self._entry: int | None = _claim(directory, id + _ENTRY)
         self._path = str(folder / (id + _SOCKET))
-        _held.add(self)
+        forks.let_go_in_child(self)
 
     def listen(self) -> socket.socket:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -108,7 +95,7 @@ class Place:
 
     def let_go(self) -> None:
         """Of the lock; the files are another's from here on."""
-        _held.discard(self)
+        forks.keep_in_child(self)
         entry, self._entry = self._entry, None
         if entry is not None:
             os.close(entry)

@@ -8,7 +8,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from streamactors.checkpoint.storage.local import normalise_uri
+from streamactors.checkpoint.storage.uris import normalise_uri
 from streamactors.clock import SYSTEM
 from streamactors.errors import ControlUnavailable
 from streamactors.launch import JobHandle

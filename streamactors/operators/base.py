@@ -10,13 +10,15 @@ import inspect
 import logging
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
-from streamactors.elements import Batch, DeadLetter, ErrorRoute, OutputTag
+from streamactors.clock import SYSTEM
+from streamactors.elements import Batch, DeadLetter, ErrorRoute, OutputTag, TimeMark
 from streamactors.errors import InvalidDataflow, NotBound, RecordFailed, StateAccessError, StreamactorsError
 from streamactors.metrics import MetricGroup
+from streamactors.operators.read_ahead import ReadAhead
 from streamactors.state.backend import Cursor, KeyedBackend
 from streamactors.state.operator_lists import OperatorLists
 from streamactors.state.timers import Domain, TimerRow
@@ -153,6 +155,13 @@ class LinkContext:
     """Whether any come."""
     carry_groups: bool = False
     """Whether what a keyed operator emits is to carry the key group of the record that it was emitted for."""
+    time_ms: Callable[[], int] = SYSTEM.time_ms
+    wake: Callable[[], None] = lambda: None
+    """Lets the subtask look again for what there is to do."""
+    starved: Callable[[], bool] = lambda: True
+    """Whether nothing waits to be processed."""
+    split_times: Mapping[str, Any] = field(default_factory=dict)
+    """For a link that gives time: what it had stored by its own `split_times`."""
 
 
 class Link(ABC):
@@ -165,11 +174,18 @@ class Link(ABC):
     side: int
     """The input that the next batch came in by, where there are two: 0 the left one, 1 the right; set by the chain."""
     timers: TimerService | None = None
+    read_ahead: ReadAhead | None = None
+    """Where what its records hold is read before it gets them."""
+    gives_time: ClassVar[bool] = False
+    """Whether it gives event time instead of passing it on: `marks`, `translate` and `split_times` are for that."""
+    marks: Sequence[TimeMark]
+    """To be told behind what it has emitted; taken by the chain."""
 
     def __init__(self, ctx: LinkContext) -> None:
         self.ctx = ctx
         self.uid = ctx.uid
         self.sides = {}
+        self.marks = ()
         self.rest = None
         self.side = 0
 
@@ -183,6 +199,14 @@ class Link(ABC):
     async def fire(self, domain: Domain, rows: list[TimerRow]) -> Batch | None:
         """All that these timers turn into; those that it does not come to are put back. Only where it has `timers`."""
         raise StateAccessError(f"operator {self.uid!r} has no timers")
+
+    def translate(self, mark: TimeMark) -> Sequence[TimeMark]:
+        """What event time before it means to those after it."""
+        return (mark,)
+
+    def split_times(self) -> dict[str, Any]:
+        """Where its event time goes on, as plain msgpack data."""
+        return {}
 
     async def finish(self) -> Batch | None:
         """End of data: the last output."""
@@ -216,12 +240,27 @@ class OperatorSpec(ABC):
         return False
 
     @property
+    def needs_watermarks(self) -> bool:
+        """Whether it waits for them, so that every input has to have them."""
+        return False
+
+    @property
+    def gives_time(self) -> bool:
+        """Whether it sends watermarks of its own, in place of those that come."""
+        return False
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """What its inputs are called, where it has two and their partitionings do not tell."""
         return ()
 
     @property
     def error_tag(self) -> OutputTag[DeadLetter] | None:
+        return None
+
+    @property
+    def ahead_tag(self) -> OutputTag[Any] | None:
+        """Where it sends records that are too far in the future."""
         return None
 
     def validate(self, uid: str) -> None:

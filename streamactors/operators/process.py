@@ -23,6 +23,7 @@ from streamactors.operators.base import (
     make_operator,
     refuse_instance,
 )
+from streamactors.operators.read_ahead import read_ahead_of
 from streamactors.state.backend import INACTIVE, KeyedBackend, prefetch_of
 from streamactors.state.broadcast import BroadcastState
 from streamactors.state.descriptors import ValueState, declared_states
@@ -58,6 +59,7 @@ class ProcessLink(Link):
         self._process, self._async, self._keyed = hook
         self._carry = ctx.carry_groups
         self._prefetch = prefetch_of(ctx.backend)
+        self.read_ahead = read_ahead_of(ctx.backend)
         self._context = (GroupedContext if ctx.carry_groups else RecordContext)(self._drain, ctx.time)
         self._opened = False
         self._on_timer = on_timer
@@ -75,13 +77,13 @@ class ProcessLink(Link):
         await call_hook(self._operator.open, self.ctx.operator)
 
     async def close(self) -> None:
+        if self.read_ahead is not None:
+            await self.read_ahead.close()
         if self._opened:
             self._opened = False
             await call_hook(self._operator.close)
 
     async def process(self, batch: Batch) -> Batch | None:
-        if self._prefetch is not None and batch.keys is not None and batch.groups is not None:
-            await self._prefetch(batch.keys, batch.groups)
         context = self._context
         grouped = self._carry and batch.groups is not None
         context.begin(stamped=batch.timestamps is not None, grouped=grouped)

@@ -15,19 +15,24 @@ from streamactors.clock import Clock
 from streamactors.config import Checkpoints, StateBackend
 from streamactors.elements import Batch, Element
 from streamactors.graph.edges import PlanEdges, edge_keys
-from streamactors.graph.logical import Node, SourceSpec
+from streamactors.graph.execution import Intake, gathering_subtasks, intake
+from streamactors.graph.logical import Broadcast, Node, SourceSpec
 from streamactors.graph.physical import ChannelId, PhysicalPlan, SubtaskId, Vertex
 from streamactors.metrics import MetricGroup
 from streamactors.operators.base import Link, LinkContext, OperatorContext, OperatorSpec
 from streamactors.operators.sink import SinkSpec
+from streamactors.operators.timestamps import RefusedRecords
 from streamactors.runtime.alarm import Alarm
 from streamactors.runtime.backlog import Backlog, BacklogReader
 from streamactors.runtime.barriers import Barriers
+from streamactors.runtime.bounded.inputs import SortedInput
+from streamactors.runtime.bounded.runs import RunFormat
+from streamactors.runtime.bounded.sorter import Sorter
 from streamactors.runtime.chain import Chain, LinkSlot
 from streamactors.runtime.channel import Channel
 from streamactors.runtime.event_time import InputTimes, Lanes
 from streamactors.runtime.inflight import Captures, Route
-from streamactors.runtime.inputs import Input, MailboxInput, SourceInput
+from streamactors.runtime.inputs import Input, MailboxInput, SourceInput, SourceTime
 from streamactors.runtime.messages import Failed, NodeRestore, Reports
 from streamactors.runtime.nodes import NodeRuntime
 from streamactors.runtime.restore import Restores
@@ -39,9 +44,10 @@ from streamactors.sinks import SinkContext
 from streamactors.sources import SourceContext
 from streamactors.state.backend import KeyedBackend
 from streamactors.state.backends import full_every, keyed_backend
+from streamactors.state.heap.backend import HeapBackend
 from streamactors.state.operator_lists import OperatorLists
+from streamactors.time.alignment import AlignmentGroups
 from streamactors.time.progress import EventTime
-from streamactors.time.watermarks import SplitWatermarks
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,22 @@ class AttemptSpec:
     widest: Mapping[str, int] = field(default_factory=dict)
     resources: Mapping[str, Any] = field(default_factory=dict)
     state_backend: str | StateBackend = "heap"
+    sort_memory: int = 512 << 20
+    sort_folder: str | None = None
+
+    @property
+    def batch(self) -> bool:
+        return self.plan.execution == "batch"
+
+    @property
+    def committing(self) -> bool:
+        """Whether sinks write in transactions, which the job commits."""
+        return self.checkpoints is not None or self.batch
+
+    @cached_property
+    def sort_share(self) -> int:
+        """Bytes that each subtask may take for sorting."""
+        return self.sort_memory // max(1, gathering_subtasks(self.plan))
 
     @property
     def overtaking(self) -> bool:
@@ -69,8 +91,7 @@ class AttemptSpec:
     @cached_property
     def event_time(self) -> bool:
         """Whether there are watermarks."""
-        specs = (node.spec for vertex in self.plan.vertices for node in vertex.nodes)
-        return any(spec.gives_time for spec in specs if isinstance(spec, SourceSpec))
+        return any(node.spec.gives_time for vertex in self.plan.vertices for node in vertex.nodes)
 
     @cached_property
     def timed(self) -> frozenset[str]:
@@ -80,7 +101,7 @@ class AttemptSpec:
             entering = (edge.upstream for edge in self.plan.edges if edge.downstream == vertex.uid)
             timed = any(self._leaving(upstream) in found for upstream in entering)
             for node in vertex.nodes:
-                timed = node.spec.gives_time if isinstance(node.spec, SourceSpec) else timed
+                timed = timed or node.spec.gives_time
                 if timed:
                     found.add(node.uid)
         return frozenset(found)
@@ -107,6 +128,7 @@ class Surroundings:
     reports: Reports
     governor: Governor
     clock: Clock
+    alignment: AlignmentGroups = field(default_factory=AlignmentGroups)
 
 
 def assemble(spec: AttemptSpec, id: SubtaskId, mailbox: Mailbox[Element], around: Surroundings) -> Subtask:
@@ -122,6 +144,7 @@ class _Assembly:
         self._mailbox = mailbox
         self._around = around
         self._vertex: Vertex = spec.plan.vertex[id.vertex]
+        self._intake: Intake = intake(spec.plan, self._vertex)
         self._chain = Chain(around.clock.monotonic)
         self._outputs: list[Output] = []
         self._metrics = {node.uid: MetricGroup() for node in self._vertex.nodes}
@@ -175,12 +198,18 @@ class _Assembly:
             times=self._times,
             lanes=self._lanes,
             backlog=self._backlog(),
-            checkpointing=self._spec.checkpoints is not None,
+            checkpointing=self._spec.committing,
+            final_commit=self._spec.batch,
             reports=self._around.reports,
             governor=self._around.governor,
             sweeper=self._sweeper([backend for backend in backends.values() if backend is not None]),
-            alarm=Alarm(self._chain.timers, self._around.clock, self._mailbox.signal.set),
+            alarm=self._alarm(),
         )
+
+    def _alarm(self) -> Alarm:
+        """In sorted input, processing timers wait for the end of their key."""
+        services = [] if self._intake == "sorted" else self._chain.timers
+        return Alarm(services, self._around.clock, self._mailbox.signal.set)
 
     def _sweeper(self, backends: Sequence[KeyedBackend]) -> Sweeper:
         around, id = self._around, self._id
@@ -192,6 +221,8 @@ class _Assembly:
             return None
         groups = self._vertex.key_groups(self._id.index)
         setting, clock = self._spec.state_backend, self._around.clock
+        if self._intake == "sorted":  # it holds a few keys at a time
+            return HeapBackend(groups, self._vertex.max_parallelism, uid=node.uid, clock=clock)
         return keyed_backend(setting, groups, self._vertex.max_parallelism, uid=node.uid, clock=clock)
 
     def _slot(self, place: int, node: Node, backend: KeyedBackend | None) -> LinkSlot:
@@ -203,7 +234,10 @@ class _Assembly:
                 (main if edge.tag is None else sides.setdefault(edge.tag, [])).append(output)
         link, metrics = self._link(place, node, backend), self._metrics[node.uid]
         if place == 0 or not self._spec.overtaking:
-            return LinkSlot(link, main, sides, metrics, time=self._event_times[node.uid])
+            slot = LinkSlot(link, main, sides, metrics, time=self._event_times[node.uid])
+            if self._intake == "sorted" and isinstance(backend, HeapBackend):
+                slot.forget = backend.forget
+            return slot
         route = self._chained_route(place)
         prove = functools.partial(_prove, self._spec.codec, route)
         return LinkSlot(link, main, sides, metrics, route, prove, self._event_times[node.uid])
@@ -260,6 +294,10 @@ class _Assembly:
             time=self._event_times[node.uid],
             watermarks=node.uid in self._spec.timed,
             carry_groups=self._spec.overtaking,
+            time_ms=self._around.clock.time_ms,
+            wake=self._mailbox.signal.set,
+            starved=self._starved,
+            split_times=self._start(node).time.splits,
         )
         if isinstance(node.spec, SinkSpec):
             pending = self._start(node).pending
@@ -274,8 +312,8 @@ class _Assembly:
             subtask=self._id.index,
             parallelism=self._vertex.parallelism,
             widest_parallelism=max(self._vertex.parallelism, self._spec.widest.get(node.uid, 0)),
-            checkpointing=checkpoints is not None,
-            exactly_once=checkpoints is not None and checkpoints.mode == "exactly-once",
+            checkpointing=self._spec.committing,
+            exactly_once=self._spec.committing and (checkpoints is None or checkpoints.mode == "exactly-once"),
             max_concurrent=checkpoints.max_concurrent if checkpoints else 1,
             tolerable_failures=checkpoints.tolerable_failures if checkpoints else 0,
             checkpoint_timeout=checkpoints.timeout.total_seconds() if checkpoints else 0.0,
@@ -290,7 +328,10 @@ class _Assembly:
     def _input(self) -> Input:
         node = self._vertex.nodes[0]
         if not isinstance(node.spec, SourceSpec):
-            return MailboxInput(self._mailbox, len(self._spec.plan.channels_in(self._id)))
+            channels = self._spec.plan.channels_in(self._id)
+            if self._intake != "as it comes":
+                return self._sorted_input(channels)
+            return MailboxInput(self._mailbox, len(channels))
         context = SourceContext(
             flow=self._spec.plan.name,
             uid=node.uid,
@@ -308,14 +349,51 @@ class _Assembly:
             wake=self._mailbox.signal.set,
             limit=lambda: self._chain.slice,
             dead_letters=self._dead_letters(node.spec),
-            watermarks=self._split_watermarks(node, node.spec),
+            watermarks=self._source_time(node, node.spec),
             monotonic=self._around.clock.monotonic,
         )
 
-    def _split_watermarks(self, node: Node, spec: SourceSpec) -> SplitWatermarks | None:
-        if spec.watermarks is None or not spec.gives_time:
+    def _sorted_input(self, channels: Sequence[ChannelId]) -> SortedInput:
+        edges = [self._spec.plan.edges[channel.edge] for channel in channels]
+        sides = [edge.side for edge in edges]
+        passing = [place for place, edge in enumerate(edges) if isinstance(edge.partitioning, Broadcast)]
+        gathered = [place for place in range(len(edges)) if place not in passing]
+        keyed, timed = self._intake == "sorted", self._vertex.uid in self._spec.timed
+        sided = keyed and len({sides[place] for place in gathered}) > 1
+        link = self._chain.slots[0].link
+        hybrid = keyed and not timed and not sided and link is not None and link.timers is None
+        sorter = Sorter(
+            RunFormat(self._spec.codec, self._spec.edges.exits[channels[gathered[0]].edge].key),
+            self._around.clock,
+            memory=self._spec.sort_share,
+            folder=self._spec.sort_folder,
+            max_parallelism=self._vertex.max_parallelism,
+            sided=sided,
+            timed=keyed and timed,
+            by_group=hybrid,
+        )
+        direct = self._spec.sort_share if hybrid and not passing else 0
+        return SortedInput(self._mailbox, sides, passing, sorter, keyed=keyed, direct=direct)
+
+    def _source_time(self, node: Node, spec: SourceSpec) -> SourceTime | None:
+        watermarks = spec.watermarks
+        if watermarks is None or not spec.gives_time:
             return None
-        return spec.watermarks.of_splits(self._start(node).time.splits)
+        restored = self._start(node).time.splits
+        reached = [stored[0] for stored in restored.values()]
+        return SourceTime(
+            watermarks.of_splits(restored),
+            watermarks.assigner(self._around.clock.time_ms, reached),
+            RefusedRecords(node.uid, watermarks.ahead, spec.error_tag, self._metrics[node.uid]),
+            functools.partial(self._chain.emit_sides, 0),
+            self._around.alignment[watermarks.align_group] if watermarks.aligned else None,
+        )
+
+    def _starved(self) -> bool:
+        """Whether nothing waits to be processed, or for room."""
+        chain, outputs = self._chain, self._outputs
+        waiting = chain.busy or chain.working or self._mailbox.queued
+        return not waiting and not any(output.unsent for output in outputs)
 
     def _dead_letters(self, spec: SourceSpec) -> Callable[[Batch], None] | None:
         tag = spec.source.error_tag

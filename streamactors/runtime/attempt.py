@@ -18,6 +18,7 @@ from streamactors.actors.supervisor import despite_cancellation
 from streamactors.checkpoint import coordinator as decide
 from streamactors.checkpoint import native_files
 from streamactors.checkpoint.coordinator import CheckpointCoordinator
+from streamactors.checkpoint.final_commit import FinalCommit
 from streamactors.checkpoint.manifest import (
     BlockRef,
     FileHandle,
@@ -41,6 +42,7 @@ from streamactors.elements import Barrier
 from streamactors.errors import (
     AttemptEnded,
     CheckpointFailed,
+    CommitInterrupted,
     InvalidConfig,
     StateAccessError,
     StorageFailed,
@@ -155,8 +157,8 @@ class Attempt:
         self._on_running = on_running
         self._on_checkpoint = on_checkpoint
         self._storage = StoredSnapshots(restored, clock)
-        self._committers = _committers(spec.plan) if spec.checkpoints is not None else []
-        self._coordinator = self._make_coordinator(spec.checkpoints) if spec.checkpoints and store else None
+        self._committers = _committers(spec.plan) if spec.committing else []
+        self._coordinator = self._make_coordinator(spec.checkpoints)
         self._inbox: deque[Report | decide.Event] = deque()
         self._signal = Signal()
         self._beside: set[asyncio.Task[None]] = set()
@@ -179,8 +181,11 @@ class Attempt:
         self._failure: BaseException | None = None
         self._running = False
 
-    def _make_coordinator(self, checkpoints: Checkpoints) -> CheckpointCoordinator[SubtaskId]:
-        assert self._store is not None
+    def _make_coordinator(
+        self, checkpoints: Checkpoints | None
+    ) -> CheckpointCoordinator[SubtaskId] | FinalCommit[SubtaskId] | None:
+        if checkpoints is None or self._store is None:
+            return FinalCommit(self._plan.subtasks, self._committers) if self._spec.batch else None
         settings = decide.Settings(
             interval=checkpoints.interval.total_seconds(),
             timeout=checkpoints.timeout.total_seconds(),
@@ -269,7 +274,7 @@ class Attempt:
 
     def stop(self, *, drain: bool, savepoint: str | None = None) -> asyncio.Future[CheckpointInfo] | None:
         """Read no further; the attempt ends by itself once all is durable. None where no checkpoints are taken."""
-        if self._coordinator is None:
+        if self._store is None:
             self._to_sources(StopReading(drain=True))
             return None
         self._stop_ticket, answer = self._new_ticket(savepoint)
@@ -336,7 +341,7 @@ class Attempt:
                 asked = [query for query, owner in self._queries.items() if owner == subtask]
                 self._refuse_queries(asked, _has_ended(subtask))
             case Failed(_, error):
-                self._failure = error
+                self._failure = self._in_doubt(error)
             case ReadingStopped(subtask):
                 self._reading_stopped.add(subtask)
                 everywhere = len(self._reading_stopped) == len(self._plan.sources)
@@ -352,6 +357,17 @@ class Attempt:
                 self._decide(decide.DataEnded(subtask))
             case _:
                 self._decide(message)
+
+    def _in_doubt(self, error: BaseException) -> BaseException:
+        """What a failure is that came while a batch job committed."""
+        if not (isinstance(self._coordinator, FinalCommit) and self._coordinator.committing):
+            return error
+        doubtful = CommitInterrupted(
+            f"{self._plan.name}: failed while its sinks committed, so that some of the output is visible and some is "
+            f"not: remove what is there before you run it again: {error}"
+        )
+        doubtful.__cause__ = error
+        return doubtful
 
     def _begin(self) -> None:
         """Every subtask is restored, and every restored transaction committed."""
@@ -385,6 +401,8 @@ class Attempt:
                 self._last_info = info = self._infos.pop(checkpoint)
                 self._on_checkpoint(info)
                 self._answer(tickets, info)
+            case decide.Commit(checkpoint):
+                self._broadcast(CheckpointComplete(checkpoint, commit=True))
             case decide.Abort(checkpoint, reason, tickets):
                 log.warning("%s: checkpoint %d was given up: %s", self._plan.name, checkpoint, reason)
                 self._broadcast(CheckpointAborted(checkpoint))

@@ -171,7 +171,7 @@ class Barriers:
 
     def _timed(self, node: CapturedNode, slot: LinkSlot) -> CapturedNode:
         ahead = tuple(GroupTime(*part) for part in slot.time.ahead)
-        splits = self._input.split_times() if slot.link is None else {}
+        splits = self._input.split_times() if slot.link is None else slot.link.split_times()
         return dataclasses.replace(node, watermark=slot.time.stored, ahead=ahead, splits=splits)
 
     def _discard(self, checkpoint: int) -> None:

@@ -14,8 +14,9 @@ restored) fires before the link gets anything more.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Final
 
-from streamactors.elements import MAX_TIME, Batch, TimeMark, Watermark
+from streamactors.elements import MAX_TIME, Batch, EndOfKeys, TimeMark, Watermark
 from streamactors.metrics import MetricGroup
 from streamactors.operators.base import Link
 from streamactors.runtime.inflight import Route
@@ -36,6 +37,7 @@ class LinkSlot:
 
     __slots__ = (
         "firing",
+        "forget",
         "home",
         "link",
         "main",
@@ -74,6 +76,8 @@ class LinkSlot:
         self.slice = 64
         self.firing = 16
         """Timers that it fires at a time."""
+        self.forget: Callable[[range], None] | None = None
+        """Drops the state of the keys in some key groups; None where the input is not sorted."""
         self.records_in = 0
         self.records_out = 0
         self.undelivered = 0
@@ -93,6 +97,9 @@ class LinkSlot:
 
     def fired(self, timers: int, seconds: float) -> None:
         self.firing = _next_slice(self.firing, timers, seconds)
+
+
+_END_OF_TIME: Final = Watermark(MAX_TIME, merged=True)
 
 
 def _next_slice(now: int, taken: int, seconds: float) -> int:
@@ -116,9 +123,13 @@ class Chain:
         self._opened: list[Link] = []
         self._last = -1
         self._monotonic = monotonic
-        self._stack: list[tuple[int, Batch | TimeMark]] = []
+        self._stack: list[tuple[int, Batch | TimeMark | EndOfKeys]] = []
         self._origin: Route | None = None
         """How the input in hand came to the first link."""
+        self.working = 0
+        """How many links are in the middle of a slice: a drain goes on with those behind it."""
+        self._tellers: list[tuple[int, Link]] = []
+        """The links that give event time."""
         self._timed: list[tuple[int, TimerService]] = []
         """The links that have timers, the deepest first."""
         self._backlog: deque[tuple[int, Route | None, Batch | TimeMark]] = deque()
@@ -128,10 +139,16 @@ class Chain:
         self._last += 1
         if slot.link is not None and slot.link.timers is not None:
             self._timed.insert(0, (self._last, slot.link.timers))
+        if slot.link is not None and slot.link.gives_time:
+            self._tellers.append((self._last, slot.link))
 
     @property
     def busy(self) -> bool:
-        return bool(self._stack or self._backlog) or (bool(self._timed) and self._due_from(-1) is not None)
+        if self._stack or self._backlog:
+            return True
+        if self._timed and self._due_from(-1) is not None:
+            return True
+        return bool(self._tellers) and any(link.marks for _, link in self._tellers)
 
     @property
     def restoring(self) -> bool:
@@ -158,6 +175,10 @@ class Chain:
         for mark in reversed(marks):
             self._stack.append((0, mark))
 
+    def push_end_of_keys(self, end: EndOfKeys) -> None:
+        """Of the input of the first link, when nothing is in hand."""
+        self._stack.append((0, end))
+
     def push_backlog(self, place: int, origin: Route | None, element: Batch | TimeMark) -> None:
         """Input for the link at `place`, to be processed before anything else but what was pushed so before it."""
         self._backlog.append((place, origin, element))
@@ -166,7 +187,7 @@ class Chain:
         """What is not yet fully processed, in the order in which it will be, with how it came to its link. Not the last
         watermark of all: whoever goes on from here meets the end of the data again."""
         for place, element in reversed(self._stack):
-            if isinstance(element, Watermark) and element.time_ms == MAX_TIME:
+            if isinstance(element, EndOfKeys) or (isinstance(element, Watermark) and element.time_ms == MAX_TIME):
                 continue
             route = self.slots[place].route or self._origin
             assert route is not None
@@ -177,8 +198,11 @@ class Chain:
 
     async def step(self) -> None:
         """One slice through one link."""
+        self._tell_given()
         if self._timed and (due := self._due_from(self._next_place())) is not None:
             await self._fire_due(due)
+            return
+        if not self._stack and not self._backlog:
             return
         if not self._stack:
             place, self._origin, restored = self._backlog.popleft()
@@ -186,28 +210,34 @@ class Chain:
         index, batch = self._stack.pop()
         if type(batch) is not Batch:
             assert not isinstance(batch, Batch)
-            await self._take_mark(index, batch)
+            await (self._end_keys(batch) if isinstance(batch, EndOfKeys) else self._take_mark(index, batch))
             return
         if self.before_seen is not None:
             self.before_seen(batch)
         slot = self.slots[index]
+        link = slot.link
+        assert link is not None
+        if link.read_ahead is not None:
+            await link.read_ahead.ready(batch, slot.slice)
         if len(batch) > slot.slice:
             self._stack.append((index, batch.slice(slot.slice, len(batch))))
             batch = batch.slice(0, slot.slice)
-        link = slot.link
-        assert link is not None
         if index == 0 and self._origin is not None:
             link.side = self._origin.side
         slot.home = batch.home
         started = self._monotonic()
+        self.working += 1
         result = await link.process(batch)
+        self.working -= 1
         taken = len(batch)
         if link.rest is not None:
             taken -= len(link.rest)
             self._insert(index, index, link.rest)
             link.rest = None
-        slot.took(taken, self._monotonic() - started)
+        if taken:
+            slot.took(taken, self._monotonic() - started)
         self._emit_all(index, link, result)
+        self._tell_given()
 
     def _emit_all(self, index: int, link: Link, result: Batch | None) -> None:
         self.emit(index, result)
@@ -247,7 +277,16 @@ class Chain:
                 self._stack.append((index, mark))
                 await self._fire(index, "event", rows)
                 return
-        self.tell(index, mark)
+        for told in (mark,) if slot.link is None else slot.link.translate(mark):
+            self.tell(index, told)
+
+    def _tell_given(self) -> None:
+        """The event time that links have given."""
+        for index, link in self._tellers:
+            if link.marks:
+                marks, link.marks = link.marks, ()
+                for mark in marks:
+                    self.tell(index, mark)
 
     async def fire_processing(self, now: int) -> bool:
         """A slice of the processing timers due by `now`, of one link; False if there are none."""
@@ -268,6 +307,25 @@ class Chain:
         result = await link.fire(domain, rows)
         slot.fired(len(rows), self._monotonic() - started)
         self._emit_all(index, link, result)
+
+    async def _end_keys(self, end: EndOfKeys) -> None:
+        """At the first link, event time goes to its end for these keys, and the processing timers follow; then their
+        state is dropped, and event time begins anew for the next ones."""
+        slot = self.slots[0]
+        timers = None if slot.link is None else slot.link.timers
+        if timers is not None:
+            await timers.reach(_END_OF_TIME)
+            domain: Domain = "event"
+            rows = await timers.next_events(slot.firing)
+            if not rows:
+                domain, rows = "processing", await timers.next_processing(MAX_TIME, slot.firing)
+            if rows:
+                self._stack.append((0, end))
+                await self._fire(0, domain, rows)
+                return
+        slot.time.begin_key()
+        if slot.forget is not None:
+            slot.forget(range(end.first, end.last + 1))
 
     def restate(self) -> None:
         """Where event time stands at each link, to those after it: they may have been started afresh."""

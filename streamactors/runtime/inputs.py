@@ -7,13 +7,17 @@ the records that `take` has not given yet.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from streamactors.actors.mailbox import Mailbox
 from streamactors.elements import END, Batch, DeadLetter, Element, TimeMark
-from streamactors.errors import InvalidTimestamp, RecordFailed
-from streamactors.operators.base import dead_letter, done_of
+from streamactors.errors import RecordFailed
+from streamactors.operators.base import dead_letter
+from streamactors.operators.timestamps import RefusedRecords
 from streamactors.sources import SourceBatch, SplitReader, UndecodableRecord
+from streamactors.time.alignment import AlignmentGroup
+from streamactors.time.timestamps import TimestampAssigner
 from streamactors.time.watermarks import SplitWatermarks
 
 
@@ -62,6 +66,17 @@ class MailboxInput:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class SourceTime:
+    """How a source subtask tells event time. `emit`: to side outputs. `alignment`: whom it waits for, in reading."""
+
+    splits: SplitWatermarks
+    assigner: TimestampAssigner
+    refused: RefusedRecords
+    emit: Callable[[Mapping[str, Batch]], None]
+    alignment: AlignmentGroup | None = None
+
+
 class SourceInput:
     """Reads ahead by one batch; hands out at most `limit()` records at a time."""
 
@@ -76,7 +91,7 @@ class SourceInput:
         wake: Callable[[], None],
         limit: Callable[[], int],
         dead_letters: Callable[[Batch], None] | None,
-        watermarks: SplitWatermarks | None = None,
+        watermarks: SourceTime | None = None,
         monotonic: Callable[[], float] = float,
     ) -> None:
         """`dead_letters` None: an undecodable record fails the job. `watermarks` None: there are none."""
@@ -86,15 +101,21 @@ class SourceInput:
         self._wake = wake
         self._limit = limit
         self._dead_letters = dead_letters
-        self._time = watermarks
+        self._source_time = watermarks
+        self._time = None if watermarks is None else watermarks.splits
+        group = None if watermarks is None else watermarks.alignment
+        self._aligned = None if group is None else group.join(wake)
         self._monotonic = monotonic
         self._marks: deque[TimeMark] = deque()
         """To be given next."""
         self._idle_timer: asyncio.TimerHandle | None = None
         self._can_pause = True
+        self._ahead: frozenset[str] = frozenset()
+        """The splits that are to wait; those that do are `_paused`."""
         self._paused: frozenset[str] = frozenset()
-        self._parked: deque[SourceBatch[Any]] = deque()
-        """Of paused splits; no more than what the reader had begun to give."""
+        self._parked: deque[tuple[SourceBatch[Any], int, int]] = deque()
+        """Batches of paused splits, no more than what the reader had begun to give; and how many of their values, and
+        of their undecodable records, have been given."""
         self._read: asyncio.Task[SourceBatch[Any] | None] | None = None
         self._batch: SourceBatch[Any] | None = None
         self._taken = 0
@@ -122,6 +143,8 @@ class SourceInput:
             return 0, END
         if self._stopped:
             return None
+        if self._batch is not None and self._batch.split in self._paused:
+            self._park(self._batch)
         if self._batch is None and not self._receive():
             return None if self._time is None else self._nothing_yet(self._time)
         if self._time is not None and self._herald(self._time):
@@ -141,20 +164,34 @@ class SourceInput:
             return False
         if not self._read.done():
             return False
-        batch = self._read.result()
+        if self._withheld(batch := self._read.result()):
+            return False
         self._read = None
         if batch is None:
-            self._exhausted, self._paused = True, frozenset()
+            self._exhausted, self._ahead, self._paused = True, frozenset(), frozenset()
+            self._leave()
             return self._receive()
         self._begin_read()
         if batch.split in self._paused:
-            self._parked.append(batch)
+            self._parked.append((batch, 0, 0))
             return self._receive()
         self._begin(batch)
         return True
 
-    def _begin(self, batch: SourceBatch[Any]) -> None:
-        self._batch, self._taken, self._undecodable = batch, 0, 0
+    def _withheld(self, batch: SourceBatch[Any] | None) -> bool:
+        """Whether it waits where it is: a reader that can't pause splits waits once all of them are ahead."""
+        ahead = batch is not None and batch.split in self._ahead and not self._can_pause
+        return ahead and self._time is not None and self._time.all_wait()
+
+    def _begin(self, batch: SourceBatch[Any], taken: int = 0, undecodable: int = 0) -> None:
+        self._batch, self._taken, self._undecodable = batch, taken, undecodable
+
+    def _park(self, batch: SourceBatch[Any]) -> None:
+        """The rest of the batch in hand, ahead of what came later."""
+        if not self._unrouted(batch, self._taken):
+            self._positions[batch.split] = batch.position_after(self._taken)
+        self._parked.appendleft((batch, self._taken, self._undecodable))
+        self._batch = None
 
     def _begin_read(self) -> None:
         self._read = asyncio.get_running_loop().create_task(self._reader.read(), name=f"read {self._uid}")
@@ -177,8 +214,8 @@ class SourceInput:
         home = self._uid, source.split
         batch = Batch(source.values, source.timestamps, None, None, source.origins, source.origin_prefix, home)
         batch = batch.slice(start, stop)
-        if self._time is not None and batch.values:
-            batch = self._timed(self._time, source.split, batch)
+        if self._source_time is not None and batch.values:
+            batch = self._timed(self._source_time, source.split, batch)
         self._tell_end(source)
         return batch
 
@@ -211,6 +248,7 @@ class SourceInput:
             self._ending = True
         else:
             self._stopped = True
+        self._leave()
         self._wake()
 
     # ---------------------------------------------------------------------------------------------------- event time
@@ -223,18 +261,16 @@ class SourceInput:
                 self._marks.extend(time.before(source.split, self._monotonic()))
         return bool(self._marks)
 
-    def _timed(self, time: SplitWatermarks, split: str, batch: Batch) -> Batch:
+    def _timed(self, source: SourceTime, split: str, batch: Batch) -> Batch:
         """The records with their time-stamps; what these move is told behind them."""
-        values = iter(batch.values)
-        try:
-            stamps = time.stamps(values)
-        except Exception as error:
-            known = isinstance(error, InvalidTimestamp)
-            index = error.record if isinstance(error, InvalidTimestamp) else done_of(values, len(batch)) - 1
-            what = f"timestamp: {type(error).__name__}: {error}"
-            raise RecordFailed(self._uid, what, origin=batch.origin(index), retryable=not known) from error
+        stamps, refused = source.assigner.assign(batch.values)
+        if refused:
+            batch, sides = source.refused.sort_out(batch, refused)
+            source.emit(sides)
+        time = source.splits
         self._marks.extend(time.asked(self._monotonic()))
-        self._marks.extend(time.after(split, stamps))
+        if stamps:
+            self._marks.extend(time.after(split, stamps))
         self._align(time)
         return Batch(batch.values, stamps, None, None, batch.origins, batch.split, batch.home)
 
@@ -244,10 +280,9 @@ class SourceInput:
             self._align(self._time)
 
     def _nothing_yet(self, time: SplitWatermarks) -> tuple[int, Element] | None:
-        """Splits may become idle meanwhile."""
+        """Splits may become idle meanwhile, or go on that had to wait."""
         self._marks.extend(time.asked(self._monotonic()))
-        self._align(time)
-        if self._marks or self._unpark():
+        if self._align(time) or self._marks or self._unpark():
             return self.take()
         left = time.idle_in()
         if left is not None and self._idle_timer is None:
@@ -258,18 +293,29 @@ class SourceInput:
         self._idle_timer = None
         self._wake()
 
-    def _align(self, time: SplitWatermarks) -> None:
-        """Pause the splits that are too far ahead, and no others."""
-        ahead = time.too_far_ahead()
-        if ahead != self._paused and self._can_pause and not self._exhausted:
-            self._can_pause = self._reader.pause(ahead)
-            self._paused = ahead if self._can_pause else frozenset()
+    def _align(self, time: SplitWatermarks) -> bool:
+        """Pause the splits that are too far ahead, and no others. Whether some go on that had to wait."""
+        if self._aligned is None or self._exhausted:
+            return False
+        before = self._ahead
+        self._ahead = time.too_far_ahead(self._aligned.tell(time.slowest()))
+        self._aligned.wait(time.resumes_at())
+        if self._ahead != before and self._can_pause:
+            self._can_pause = self._reader.pause(self._ahead)
+            self._paused = self._ahead if self._can_pause else frozenset()
+        return bool(before - self._ahead)
+
+    def _leave(self) -> None:
+        """Nobody is to wait for it, and it for nobody."""
+        if self._aligned is not None:
+            self._aligned.leave()
+            self._aligned = None
 
     def _unpark(self) -> bool:
-        for batch in self._parked:
-            if batch.split not in self._paused:
-                self._parked.remove(batch)
-                self._begin(batch)
+        for place, parked in enumerate(self._parked):
+            if parked[0].split not in self._paused:
+                del self._parked[place]
+                self._begin(*parked)
                 return True
         return False
 
@@ -294,6 +340,7 @@ class SourceInput:
         self._at_checkpoint.pop(checkpoint, None)
 
     async def close(self) -> None:
+        self._leave()
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         if self._read is not None:

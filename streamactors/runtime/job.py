@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from streamactors.actors.supervisor import despite_cancellation
 from streamactors.checkpoint.restorable import Restorable
-from streamactors.checkpoint.storage.local import Files
+from streamactors.checkpoint.storage.contract import Files
 from streamactors.checkpoint.storage.opening import open_files
 from streamactors.checkpoint.store import CheckpointStore
 from streamactors.clock import Clock
@@ -88,6 +88,7 @@ class Job:
         self._policy = RestartPolicy.of(spec.config.effective_restart)
         self._attempt: Attempt | None = None
         self._last_metrics: dict[str, Any] = {}
+        self._begun_ms = clock.time_ms()
         self.running = asyncio.Event()
         """Set while an attempt runs."""
         self.settled = asyncio.Event()
@@ -202,6 +203,8 @@ class Job:
         plan, restores, backlogs = self._planned(restored)
         self.plan = plan
         run, attempt, widest = 0, self.restarts + 1, dict[str, int]()
+        if plan.execution == "batch":  # later than that of an earlier process: nobody has counted them
+            attempt += self._begun_ms
         if self._store is not None:
             sinks = {
                 uid: vertex.parallelism for uid, (vertex, node) in plan.node.items() if isinstance(node.spec, SinkSpec)
@@ -220,6 +223,8 @@ class Job:
             widest,
             self._spec.resources,
             config.state_backend,
+            config.sort_memory,
+            config.sort_folder,
         )
 
     def _now_running(self, running: bool) -> None:
@@ -273,6 +278,7 @@ class Job:
     # ------------------------------------------------------------------------------------------------------ requests
     async def checkpoint(self) -> CheckpointInfo:
         """Take one now. Raises CheckpointFailed, InvalidConfig if checkpoints are off."""
+        self._refuse_in_batch("checkpoint")
         if self._spec.config.checkpoints is None:
             raise InvalidConfig("checkpoints are off: give Config(checkpoints=Checkpoints(storage, interval=…))")
         return await (await self._current()).checkpoint()
@@ -282,8 +288,20 @@ class Job:
         await self._check_target(uri)
         return await (await self._current()).checkpoint(uri)
 
+    @property
+    def batch(self) -> bool:
+        return self._spec.config.execution == "batch"
+
+    def _refuse_in_batch(self, what: str) -> None:
+        if self.batch:
+            raise InvalidConfig(
+                f"job {self.name!r} has no {what}: execution = 'batch' takes none, since a failed run begins again "
+                "from the start; use execution = 'streaming'"
+            )
+
     async def _check_target(self, uri: str) -> None:
         """Before anything is asked to stop."""
+        self._refuse_in_batch("savepoint")
         if self._spec.config.checkpoints is None:
             raise InvalidConfig(
                 "savepoints need checkpoints to be on: give Config(checkpoints=Checkpoints(storage, interval=…))"

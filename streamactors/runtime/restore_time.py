@@ -52,8 +52,9 @@ def _as_it_was(manifest: Manifest, plan: PhysicalPlan, stored: _Stored, index: i
         if subtask.index == index:
             channels = _channels(subtask, uid)
             idle = bool(channels) and all(channel.idle or channel.ended for channel in channels)
+            idle = idle and not state.splits  # one that gives time itself becomes idle anew
             kept = frozenset(channel.edge for channel in channels if _same_senders(manifest, plan, channel.edge))
-            return NodeTime(_time(state), _ahead(state), idle, {index: LaneStart(channels)}, kept)
+            return NodeTime(_time(state), _ahead(state), idle, {index: LaneStart(channels)}, kept, state.splits)
     return NodeTime()
 
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from streamactors.actors.governor import Governor
 from streamactors.actors.mailbox import Mailbox
+from streamactors.checkpoint.final_commit import FINAL
 from streamactors.checkpoint.protocol import (
     BarrierAnnounced,
     BarrierAtHead,
@@ -25,7 +26,7 @@ from streamactors.checkpoint.protocol import (
     ChannelEnded,
     Triggered,
 )
-from streamactors.elements import END, MAX_TIME, Barrier, Batch, Element, EndOfData, TimeMark, Watermark
+from streamactors.elements import END, MAX_TIME, Barrier, Batch, Element, EndOfData, EndOfKeys, TimeMark, Watermark
 from streamactors.errors import StateAccessError
 from streamactors.graph.physical import SubtaskId
 from streamactors.operators.sink import SinkLink
@@ -58,7 +59,8 @@ from streamactors.runtime.sweeping import Sweeper
 
 
 class Subtask:
-    """One subtask of one vertex during one attempt. `checkpointing`: it lives until the job's final checkpoint."""
+    """One subtask of one vertex during one attempt. `checkpointing`: it lives until the job's final checkpoint, or
+    without any, until the `final_commit`."""
 
     def __init__(
         self,
@@ -75,6 +77,7 @@ class Subtask:
         lanes: Lanes,
         backlog: BacklogReader | None,
         checkpointing: bool,
+        final_commit: bool = False,
         reports: Reports,
         governor: Governor,
         sweeper: Sweeper,
@@ -94,6 +97,7 @@ class Subtask:
         self._lanes = lanes
         self._backlog = backlog
         self._checkpointing = checkpointing
+        self._final_commit = final_commit
         self._reports = reports
         self._governor = governor
         self._sweeper = sweeper
@@ -221,6 +225,8 @@ class Subtask:
             await self.barriers.on(BarrierAtHead(channel, element))
         elif isinstance(element, EndOfData):
             await self._channel_ended(channel)
+        elif isinstance(element, EndOfKeys):
+            self.chain.push_end_of_keys(element)
         elif self._times is not None:
             self._take_mark(self._times, channel, element)
 
@@ -254,8 +260,10 @@ class Subtask:
         self._last_ended = None
         self.barriers.ended = True
         await self.chain.finish()
-        if not self._checkpointing:
-            for sink in self._sinks:
+        for sink in self._sinks:
+            if self._final_commit:
+                await sink.prepare(FINAL)
+            elif not self._checkpointing:
                 await sink.writer.finish()
         self.outputs.broadcast(END)
         self._reports(EndReached(self.id))

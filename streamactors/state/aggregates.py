@@ -10,7 +10,7 @@ Invariant: `merge` of the accumulators of any two parts of some values, in their
 import inspect
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any, ClassVar, Final, Generic, TypedDict, TypeVar, cast, overload
 
@@ -30,6 +30,12 @@ class Aggregate(ABC, Generic[T, A, R]):
     accumulator: Any
     """The accumulator's type, for its schema: what a state may be declared with."""
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "add" in vars(cls) and "add_many" not in vars(cls):
+            cls.add_many = Aggregate.add_many  # type: ignore[method-assign]  # not one that goes with another `add`
+            cls._in_place = vars(cls).get("_in_place", True)
+
     @abstractmethod
     def create(self) -> A:
         """The accumulator of no values."""
@@ -37,6 +43,13 @@ class Aggregate(ABC, Generic[T, A, R]):
     @abstractmethod
     def add(self, accumulator: A, value: T) -> A:
         """May change the accumulator in place, and return it."""
+
+    def add_many(self, accumulator: A, values: Sequence[T]) -> A:
+        """All of them, in their order: what `add` of one after the other gives, only faster where it is overridden."""
+        add = self.add
+        for value in values:
+            accumulator = add(accumulator, value)
+        return accumulator
 
     @abstractmethod
     def merge(self, left: A, right: A) -> A:
@@ -46,9 +59,17 @@ class Aggregate(ABC, Generic[T, A, R]):
     def result(self, accumulator: A) -> R:
         """Leaves the accumulator as it is, and gives nothing away by which it could be changed."""
 
+    _in_place: bool = True
+    """Whether `add` may change the accumulator that it gets."""
+
     def _signature(self) -> Any:
         """What else has to agree for an accumulator to be read by another aggregate; None: nothing."""
         return None
+
+
+def changes_in_place(aggregate: Aggregate[Any, Any, Any]) -> bool:
+    """Whether its `add` may change the accumulator that it gets."""
+    return aggregate._in_place
 
 
 def signature_of(aggregate: Aggregate[Any, Any, Any]) -> Any:
@@ -66,6 +87,7 @@ class _BuiltIn(Aggregate[T, A, R]):
 class Count(_BuiltIn[Any, int, int]):
     """How many values; None and NaN count."""
 
+    _in_place = False
     accumulator = int
 
     def create(self) -> int:
@@ -73,6 +95,9 @@ class Count(_BuiltIn[Any, int, int]):
 
     def add(self, accumulator: int, value: Any) -> int:
         return accumulator + 1
+
+    def add_many(self, accumulator: int, values: Sequence[Any]) -> int:
+        return accumulator + len(values)
 
     def merge(self, left: int, right: int) -> int:
         return left + right
@@ -93,6 +118,7 @@ def _number(found: Any) -> float:
 class Sum(_BuiltIn[T, float, float]):
     """The sum of `fn(value)`, by plain addition of floats; 0.0 of nothing. NaN makes it NaN, None is an error."""
 
+    _in_place = False
     accumulator = float
 
     def __init__(self, fn: Callable[[T], float]) -> None:
@@ -104,6 +130,13 @@ class Sum(_BuiltIn[T, float, float]):
     def add(self, accumulator: float, value: T) -> float:
         return accumulator + _number(self._fn(value))
 
+    def add_many(self, accumulator: float, values: Sequence[T]) -> float:
+        fn = self._fn
+        for value in values:  # not sum(), which newer versions of Python round otherwise
+            found = fn(value)
+            accumulator += found if type(found) is int or type(found) is float else _number(found)
+        return accumulator
+
     def merge(self, left: float, right: float) -> float:
         return left + right
 
@@ -114,6 +147,7 @@ class Sum(_BuiltIn[T, float, float]):
 class Avg(_BuiltIn[T, tuple[float, int], float]):
     """The mean of `fn(value)`, by plain addition of floats; NaN of nothing. NaN makes it NaN, None is an error."""
 
+    _in_place = False
     accumulator = tuple[float, int]
 
     def __init__(self, fn: Callable[[T], float]) -> None:
@@ -125,6 +159,13 @@ class Avg(_BuiltIn[T, tuple[float, int], float]):
     def add(self, accumulator: tuple[float, int], value: T) -> tuple[float, int]:
         total, count = accumulator
         return total + _number(self._fn(value)), count + 1
+
+    def add_many(self, accumulator: tuple[float, int], values: Sequence[T]) -> tuple[float, int]:
+        total, count = accumulator
+        fn = self._fn
+        for value in values:
+            total += _number(fn(value))
+        return total, count + len(values)
 
     def merge(self, left: tuple[float, int], right: tuple[float, int]) -> tuple[float, int]:
         return left[0] + right[0], left[1] + right[1]
@@ -306,6 +347,8 @@ class Aggregates(_BuiltIn[T, Any, R]):
             refuse_no_aggregate(aggregate, f"Aggregates({name}=…)")
         self._into = into
         self._parts = aggregates
+        self._adders = [(name, aggregate.add_many) for name, aggregate in aggregates.items()]
+        self._in_place = any(map(changes_in_place, aggregates.values()))
         fields = {name: accumulator_type(aggregate) for name, aggregate in aggregates.items()}
         self.accumulator = _typed_dict("Aggregates", fields)
 
@@ -315,6 +358,9 @@ class Aggregates(_BuiltIn[T, Any, R]):
     def add(self, accumulator: Any, value: T) -> Any:
         # Made anew: if one of them fails, and the record becomes a dead letter, none has counted it.
         return {name: aggregate.add(accumulator[name], value) for name, aggregate in self._parts.items()}
+
+    def add_many(self, accumulator: Any, values: Sequence[T]) -> Any:
+        return {name: add_many(accumulator[name], values) for name, add_many in self._adders}
 
     def merge(self, left: Any, right: Any) -> Any:
         return {name: aggregate.merge(left[name], right[name]) for name, aggregate in self._parts.items()}
@@ -339,7 +385,7 @@ def accumulator_type(aggregate: Aggregate[Any, Any, Any]) -> Any:
 def refuse_no_aggregate(aggregate: object, where: str) -> None:
     """Raises InvalidDataflow for what is no instance of an Aggregate, such as its class, or has an `async def`."""
     if isinstance(aggregate, Aggregate):
-        for name in ("create", "add", "merge", "result"):
+        for name in ("create", "add", "add_many", "merge", "result"):
             if inspect.iscoroutinefunction(getattr(aggregate, name)):
                 raise InvalidDataflow(f"{where}: make {type(aggregate).__name__}.{name} a plain function, not async")
         return

@@ -36,6 +36,9 @@ class Cursor:
         self.key: Any = None
         self.group: int = INACTIVE
 
+    def stands_on(self, key: Any, group: int) -> bool:
+        return self.group == group and bool(self.key == key)
+
 
 @dataclass(frozen=True, slots=True)
 class StateBlock:

@@ -37,7 +37,8 @@ from streamactors.state.descriptors import (
 )
 from streamactors.state.layouts import decode_layout
 from streamactors.state.serialisation.schemas import Schema, without_none
-from streamactors.state.serialisation.serializers import KeySerializer, Serializer, optional, serializer_for
+from streamactors.state.serialisation.serializer import Serializer
+from streamactors.state.serialisation.serializers import KeySerializer, optional, serializer_for
 from streamactors.state.timers import TimerState
 from streamactors.state.ttl import UNSET, Lifetime, StampedSerializer
 

@@ -6,10 +6,10 @@ from typing import Any
 from streamactors.errors import StateAccessError, UnserialisableValue
 from streamactors.state.backend import Cursor
 from streamactors.state.blocks import EntryCodec, ListCodec, MapCodec, ValueCodec
-from streamactors.state.descriptors import AggregatingState, Declaration, ReducingState, ValueState
+from streamactors.state.descriptors import AggregatingState, Declaration, ReducingState, ValueState, stand_in
 from streamactors.state.folding import BoundAggregating, BoundReducing
 from streamactors.state.key_groups import KeyGroupRange
-from streamactors.state.serialisation.serializers import Serializer
+from streamactors.state.serialisation.serializer import Serializer
 from streamactors.state.ttl import TtlCell, TtlList, TtlMap, TtlValue
 
 
@@ -57,7 +57,14 @@ def naming(state: str, accept: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def dressed(declaration: Declaration, name: str, kept: Any, codec: EntryCodec[Any], cursor: Cursor) -> Any:
-    """What the operator gets, over what the backend keeps."""
+    """What the operator gets, over what the backend keeps; both stand in for the declaration."""
+    stand_in(kept, declaration, name)
+    bound = _dressed(declaration, name, kept, codec, cursor)
+    stand_in(bound, declaration, name)
+    return bound
+
+
+def _dressed(declaration: Declaration, name: str, kept: Any, codec: EntryCodec[Any], cursor: Cursor) -> Any:
     lifetime = codec.lifetime
     if lifetime is not None:
         plain = codec.plain

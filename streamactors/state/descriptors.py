@@ -183,6 +183,9 @@ class UnionListState(_SubtaskListState[T]):
     """
 
 
+_NONE: Final[Any] = object()
+
+
 class MapState(Declaration, MutableMapping[K, V]):
     """A dict per key.
 
@@ -220,6 +223,24 @@ class MapState(Declaration, MutableMapping[K, V]):
         raise StateAccessError, as do bounds beyond 64 bits.
         """
         return self._order().between(self._current(), start, stop)
+
+    def folder(
+        self, first: Callable[[Any], V], fold: Callable[[V, Any], V], *, in_place: bool
+    ) -> Callable[[K, Any], bool]:
+        """A function of an entry's key and of what goes into it, which returns whether the entry is new: its value is
+        `first(more)` then, else `fold(value, more)`. `in_place`: `fold` may change the value that it gets."""
+
+        def add(key: K, more: Any) -> bool:
+            value: Any = self.get(key, _NONE)
+            if value is _NONE:
+                self[key] = first(more)
+                return True
+            if in_place:
+                self[key] = value  # so that a snapshot which is still to be written keeps it as it is now
+            self[key] = fold(value, more)
+            return False
+
+        return add
 
     def _order(self) -> KeyOrder:
         found: KeyOrder | None = vars(self).get("_key_order")

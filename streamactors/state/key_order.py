@@ -44,6 +44,7 @@ class KeyOrder:
                 "of them; declare the map with numbers, strings, bytes, dates, datetimes, UUIDs or tuples of these"
             )
         self._mixed = isinstance(kind, info.UnionType)
+        self._whole = _is_whole(kind)
 
     def bounds(self, start: Any, stop: Any) -> tuple[bytes, bytes]:
         """From the first up to the second; None is no bound."""
@@ -73,6 +74,8 @@ class KeyOrder:
     def between(self, entries: Mapping[K, V], start: Any, stop: Any) -> Iterator[tuple[K, V]]:
         """Of a dict: its entries as they are now, in order."""
         first, last = self.bounds(start, stop)
+        if self._whole and start is not None and stop is not None:  # much faster, for what joins ask for each row
+            return iter(sorted((item for item in entries.items() if start <= item[0] < stop), key=itemgetter(0)))
         found = [(data, item) for data, item in self._encoded(entries.items()) if first <= data < last]
         return iter([item for _, item in sorted(found, key=_first_bytes)])
 
@@ -86,6 +89,14 @@ def _type_info(key_type: Any) -> info.Type | None:
         return info.type_info(key_type)
     except (TypeError, NameError):  # no type that msgspec knows
         return None
+
+
+def _is_whole(kind: Any) -> bool:
+    """Integers, and tuples of them: between bounds of 64 bits they sort as their bytes do."""
+    match kind:
+        case info.TupleType(item_types=items):
+            return all(isinstance(item, info.IntType) for item in items)
+    return isinstance(kind, info.IntType)
 
 
 def _has_order(kind: Any) -> bool:

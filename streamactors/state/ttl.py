@@ -16,7 +16,7 @@ import msgspec
 
 from streamactors.state.backend import Cursor
 from streamactors.state.descriptors import ListState, MapState, Ttl, ValueState
-from streamactors.state.serialisation.serializers import Serializer
+from streamactors.state.serialisation.serializer import Serializer
 
 T = TypeVar("T")
 K = TypeVar("K")

@@ -13,7 +13,7 @@ from streamactors.errors import (
     UnserialisableValue,
 )
 from streamactors.state.serialisation.schemas import Schema
-from streamactors.state.serialisation.serializers import Serializer
+from streamactors.state.serialisation.serializer import Serializer
 
 
 @dataclass(frozen=True, slots=True)

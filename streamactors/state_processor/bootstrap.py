@@ -8,7 +8,7 @@ from typing import Any, Final, Self
 
 from streamactors.checkpoint import layout
 from streamactors.checkpoint.manifest import Manifest, NodeState, OperatorMeta, SubtaskState, requirements
-from streamactors.checkpoint.storage.local import Files
+from streamactors.checkpoint.storage.contract import Files
 from streamactors.clock import SYSTEM, Clock
 from streamactors.errors import InvalidConfig, InvalidDataflow
 from streamactors.state.broadcast import BroadcastState

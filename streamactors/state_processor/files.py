@@ -1,6 +1,6 @@
 """The storage that a URI names, for reading and writing snapshots outside of a job."""
 
-from streamactors.checkpoint.storage.local import Files
+from streamactors.checkpoint.storage.contract import Files
 from streamactors.checkpoint.storage.opening import open_files
 from streamactors.clock import Clock
 

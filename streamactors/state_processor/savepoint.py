@@ -21,7 +21,7 @@ from streamactors.checkpoint.manifest import (
     encode,
     encode_manifest,
 )
-from streamactors.checkpoint.storage.local import Files
+from streamactors.checkpoint.storage.contract import Files
 from streamactors.clock import Clock
 from streamactors.errors import InvalidConfig, StorageFailed
 from streamactors.state.backend import StateBlock

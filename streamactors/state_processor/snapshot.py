@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from streamactors.checkpoint.manifest import Manifest
 from streamactors.checkpoint.restorable import Restorable, Verify, load
-from streamactors.checkpoint.storage.local import Files
+from streamactors.checkpoint.storage.contract import Files
 from streamactors.clock import SYSTEM, Clock
 from streamactors.errors import StateAccessError
 from streamactors.state.descriptors import Declaration

@@ -28,7 +28,7 @@ from streamactors.checkpoint.manifest import (
     requirements,
 )
 from streamactors.checkpoint.restorable import Restorable
-from streamactors.checkpoint.storage.local import Files, Written
+from streamactors.checkpoint.storage.contract import Files, Written
 from streamactors.clock import Clock
 from streamactors.errors import IncompatibleState, InvalidConfig, InvalidDataflow, StateAccessError
 from streamactors.operators.base import is_async

@@ -7,12 +7,13 @@
 A reader or writer that is dropped without `close` stands for a process that was killed.
 """
 
+import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
@@ -95,6 +96,23 @@ async def read(
     return reading
 
 
+_PAUSED_SECONDS: Final = 0.02
+"""After it, nothing is to be had for now; if there was, the test sees less, and fails no earlier."""
+
+
+async def _while_paused(reader: SplitReader[T], paused: Collection[str]) -> SourceBatch[T] | None:
+    """The next batch; of a split that is paused only once it goes on."""
+    reading = asyncio.ensure_future(reader.read())
+    try:
+        done, _ = await asyncio.wait([reading], timeout=_PAUSED_SECONDS)
+        if done and (batch := reading.result()) is not None:
+            assert batch.split not in paused, f"{batch.split} is paused, and gave records"
+        reader.pause(())
+        return await reading
+    finally:
+        reading.cancel()
+
+
 class SourceContract(ABC, Generic[T]):
     """For bounded sources without undecodable records."""
 
@@ -130,6 +148,23 @@ class SourceContract(ABC, Generic[T]):
     async def test_reads_the_same_in_the_same_order_again(self) -> None:
         first, second = await read(self.reader(), None), await read(self.reader(), None)
         assert first.values == second.values
+
+    async def test_splits_that_are_paused_give_nothing_and_lose_nothing(self) -> None:
+        """Each time, the split that has given last is paused until another gives, or none does."""
+        usual = await read(self.reader(), None)
+        reader, found = self.reader(), defaultdict[str, list[T]](list)
+        try:
+            await reader.open(None)
+            paused: set[str] = set()
+            while reader.pause(paused) and (batch := await _while_paused(reader, paused)) is not None:
+                found[batch.split] += batch.values
+                paused = {batch.split}
+        finally:
+            await reader.close()
+        if found:  # else it can't pause
+            assert {split: values for split, values in found.items() if values} == {
+                split: values for split, values in usual.values.items() if values
+            }
 
     async def test_every_split_is_read_by_the_subtask_it_is_assigned_to(self) -> None:
         for parallelism in (1, 2, 3):

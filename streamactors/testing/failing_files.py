@@ -8,7 +8,9 @@ import os
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
-from streamactors.checkpoint.storage.local import Chunks, Entry, Files, Lock, Written, each_chunk, storage_failed
+from streamactors.checkpoint.storage.chunks import each_chunk
+from streamactors.checkpoint.storage.contract import Chunks, Entry, Files, Lock, Written
+from streamactors.checkpoint.storage.refusals import storage_failed
 from streamactors.clock import SYSTEM, Clock
 
 

@@ -120,6 +120,10 @@ class EventTime:
         """It has come, and until `on` is told of it, only `at` and `reached` show it: not what is stored."""
         self._reaching = mark
 
+    def begin_key(self) -> None:
+        """Of a sorted input: its next key begins before all time, however far the one before has come."""
+        self._reaching = None
+
     def on(self, mark: TimeMark) -> TimeMark | None:
         """What is to be passed on."""
         self._reaching = None

@@ -1,7 +1,8 @@
 """How a source tells event time: time-stamps from records, and per split a generator of watermarks from these.
 
 Invariants. A record is given before the watermark that it has moved. A split that is idle holds nobody back; it counts
-again before its next record is given. What `SplitWatermarks.snapshot` gives, goes on from there.
+again before its next record is given. A split that is paused does not become idle: it has records. What
+`SplitWatermarks.snapshot` gives, goes on from there.
 """
 
 import datetime as dt
@@ -10,9 +11,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Generic, TypeVar
 
-from streamactors.elements import MAX_TIME, MIN_TIME, TimeMark
-from streamactors.errors import InvalidDataflow, InvalidTimestamp
+from streamactors.elements import MIN_TIME, OutputTag, TimeMark
+from streamactors.errors import InvalidDataflow
 from streamactors.time.progress import InputTime, WatermarkMerge
+from streamactors.time.timestamps import TimestampAssigner
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -61,8 +63,10 @@ class BoundedDisorder(WatermarkGenerator):
 class Watermarks(Generic[T_contra]):
     """How a source tells event time. `timestamp` gives a record's, in milliseconds since the epoch.
 
-    `idle_after`: a split that gives nothing for so long is no longer waited for. `max_ahead`: a split that is further
-    ahead of the slowest one of its subtask is not read until that has caught up, where the connector can pause splits.
+    `idle_after`: a split that gives nothing for so long is no longer waited for. `max_ahead`: a record whose time-stamp
+    is further in front of the clock goes to the side output `ahead`; without that, where records go that fail.
+    `align`: a split that is further in front of the slowest one is not read until that has caught up, over all sources
+    of the job that name the same `align_group`.
     """
 
     def __init__(
@@ -72,12 +76,22 @@ class Watermarks(Generic[T_contra]):
         *,
         idle_after: dt.timedelta | None = None,
         max_ahead: dt.timedelta | None = None,
+        ahead: OutputTag[Any] | None = None,
+        align: dt.timedelta | None = None,
+        align_group: str = "",
     ) -> None:
         """Use `bounded`, `monotonic`, `custom` or `none`."""
         self._timestamp = timestamp
         self._generator = generator
         self._idle_after = _positive("idle_after", idle_after)
-        self._max_ahead = _positive("max_ahead", max_ahead)
+        furthest = _positive("max_ahead", max_ahead)
+        self._max_ahead = None if furthest is None else round(furthest * 1000)
+        self._align = _positive("align", align)
+        self.ahead = _tag(ahead)
+        """Where records go that are too far in the future; None: nowhere of their own."""
+        self.align_group = align_group
+        if align_group and align is None:
+            raise InvalidDataflow(f"Watermarks: align_group={align_group!r} needs align, which says how far is too far")
 
     @classmethod
     def bounded(
@@ -87,17 +101,45 @@ class Watermarks(Generic[T_contra]):
         *,
         idle_after: dt.timedelta | None = None,
         max_ahead: dt.timedelta | None = None,
+        ahead: OutputTag[T] | None = None,
+        align: dt.timedelta | None = None,
+        align_group: str = "",
     ) -> "Watermarks[T]":
         """Per split, records come at most `out_of_orderness` late: the watermark is the latest time-stamp less that
         (and less one millisecond, since more records of that very time may come)."""
         _check_timestamp(timestamp)
         disorder = _milliseconds("out_of_orderness", out_of_orderness)
-        return Watermarks(timestamp, lambda: BoundedDisorder(disorder), idle_after=idle_after, max_ahead=max_ahead)
+        return Watermarks(
+            timestamp,
+            lambda: BoundedDisorder(disorder),
+            idle_after=idle_after,
+            max_ahead=max_ahead,
+            ahead=ahead,
+            align=align,
+            align_group=align_group,
+        )
 
     @classmethod
-    def monotonic(cls, timestamp: Callable[[T], int], *, idle_after: dt.timedelta | None = None) -> "Watermarks[T]":
+    def monotonic(
+        cls,
+        timestamp: Callable[[T], int],
+        *,
+        idle_after: dt.timedelta | None = None,
+        max_ahead: dt.timedelta | None = None,
+        ahead: OutputTag[T] | None = None,
+        align: dt.timedelta | None = None,
+        align_group: str = "",
+    ) -> "Watermarks[T]":
         """Per split, time-stamps never go backwards."""
-        return cls.bounded(timestamp, dt.timedelta(0), idle_after=idle_after)
+        return cls.bounded(
+            timestamp,
+            dt.timedelta(0),
+            idle_after=idle_after,
+            max_ahead=max_ahead,
+            ahead=ahead,
+            align=align,
+            align_group=align_group,
+        )
 
     @classmethod
     def custom(
@@ -107,12 +149,23 @@ class Watermarks(Generic[T_contra]):
         *,
         idle_after: dt.timedelta | None = None,
         max_ahead: dt.timedelta | None = None,
+        ahead: OutputTag[T] | None = None,
+        align: dt.timedelta | None = None,
+        align_group: str = "",
     ) -> "Watermarks[T]":
         """`generator` is a class or factory without arguments, called once per split."""
         _check_timestamp(timestamp)
         if not callable(generator):
             raise InvalidDataflow(f"Watermarks: generator is a class or a factory without arguments, not {generator!r}")
-        return Watermarks(timestamp, generator, idle_after=idle_after, max_ahead=max_ahead)
+        return Watermarks(
+            timestamp,
+            generator,
+            idle_after=idle_after,
+            max_ahead=max_ahead,
+            ahead=ahead,
+            align=align,
+            align_group=align_group,
+        )
 
     @classmethod
     def none(cls) -> "Watermarks[Any]":
@@ -124,10 +177,27 @@ class Watermarks(Generic[T_contra]):
         """Whether there are any."""
         return self._generator is not None
 
+    @property
+    def aligned(self) -> bool:
+        return self._align is not None
+
+    @property
+    def idle_after(self) -> float | None:
+        """In seconds."""
+        return self._idle_after
+
+    def generator(self) -> WatermarkGenerator:
+        assert self._generator is not None
+        return self._generator()
+
+    def assigner(self, time_ms: Callable[[], int], reached: Iterable[int] = ()) -> TimestampAssigner:
+        """For one subtask; see there."""
+        assert self._timestamp is not None
+        return TimestampAssigner(self._timestamp, time_ms, self._max_ahead, reached)
+
     def of_splits(self, restored: Mapping[str, Any] | None = None) -> "SplitWatermarks":
         """For one source subtask; `restored`: what its splits had stored."""
-        assert self._timestamp is not None and self._generator is not None
-        return SplitWatermarks(self._timestamp, self._generator, self._idle_after, self._max_ahead, restored or {})
+        return SplitWatermarks(self.generator, self._idle_after, self._align, restored or {})
 
 
 # --------------------------------------------------------------------------------------------------- one source subtask
@@ -146,22 +216,23 @@ class SplitWatermarks:
 
     def __init__(
         self,
-        timestamp: Callable[[Any], int],
         generator: Callable[[], WatermarkGenerator],
         idle_after: float | None,
-        max_ahead: float | None,
+        align: float | None,
         restored: Mapping[str, Any],
     ) -> None:
-        self._timestamp = timestamp
+        """`align`: seconds."""
         self._generator = generator
         self._idle_after = idle_after
-        self._max_ahead = None if max_ahead is None else round(max_ahead * 1000)
+        self._align = None if align is None else round(align * 1000)
         self._restored = restored
         self._splits: dict[str, _Split] = {}
         self._merge: WatermarkMerge[str] = WatermarkMerge({})
         self._counted = 0.0
         self._asked: float | None = None
         self._gave = False
+        self._waiting: frozenset[str] = frozenset()
+        """The splits that are too far ahead."""
 
     def opened(self, splits: Iterable[str]) -> Sequence[TimeMark]:
         for split in splits:
@@ -180,16 +251,6 @@ class SplitWatermarks:
         return split
 
     # ------------------------------------------------------------------------------------------------------- records
-    def stamps(self, values: Iterable[Any]) -> list[int]:
-        """Their time-stamps. Raises what the user's function raises, InvalidTimestamp for what is none."""
-        timestamp = self._timestamp
-        stamps = [timestamp(value) for value in values]
-        if stamps and (set(map(type, stamps)) != {int} or min(stamps) <= MIN_TIME or max(stamps) >= MAX_TIME):
-            wrong = [type(stamp) is not int or not MIN_TIME < stamp < MAX_TIME for stamp in stamps].index(True)
-            what = f"{stamps[wrong]!r} is no time-stamp: give an int, in milliseconds since the epoch"
-            raise InvalidTimestamp(what, wrong)
-        return stamps
-
     def found(self, name: str) -> Sequence[TimeMark]:
         """A split that may be new."""
         if name in self._splits:
@@ -221,7 +282,9 @@ class SplitWatermarks:
         self._count(now)
         marks: list[TimeMark] = []
         for name, split in self._splits.items():
-            if split.time.counts and self._counted - split.seen >= self._idle_after:
+            if name in self._waiting:
+                split.seen = self._counted
+            elif split.time.counts and self._counted - split.seen >= self._idle_after:
                 marks += self._merge.idled(name)
         return marks
 
@@ -234,18 +297,42 @@ class SplitWatermarks:
         """Seconds until the next split may be idle, if nothing comes; None if none may."""
         if self._idle_after is None:
             return None
-        left = [self._idle_after - (self._counted - split.seen) for split in self._splits.values() if split.time.counts]
-        return min(left, default=None)
+        running = [split for name, split in self._splits.items() if split.time.counts and name not in self._waiting]
+        return min((self._idle_after - (self._counted - split.seen) for split in running), default=None)
 
     # ----------------------------------------------------------------------------------------------------- alignment
-    def too_far_ahead(self) -> frozenset[str]:
-        """The splits that are to wait for the slowest one (of those that have given anything: others may be empty)."""
-        if self._max_ahead is None:
-            return frozenset()
+    def slowest(self) -> int | None:
+        """The least watermark of the splits that count and have given anything (others may be empty); None: none."""
+        return min(self._counting().values(), default=None)
+
+    def too_far_ahead(self, slowest: int | None) -> frozenset[str]:
+        """The splits that are to wait for the slowest one of their group (None: for nobody)."""
+        ahead: frozenset[str] = frozenset()
+        if self._align is not None and slowest is not None:
+            limit = slowest + self._align
+            ahead = frozenset(name for name, watermark in self._counting().items() if watermark > limit)
+        for name in self._waiting - ahead:
+            self._splits[name].seen = self._counted
+        self._waiting = ahead
+        return ahead
+
+    def resumes_at(self) -> int | None:
+        """Where the slowest has to be for the next of them to go on; None: nobody waits."""
+        if self._align is None:
+            return None
+        waiting = (self._splits[name].time.watermark for name in self._waiting)
+        first = min(waiting, default=None)
+        return None if first is None else first - self._align
+
+    def all_wait(self) -> bool:
+        """Whether every split that has not ended is too far ahead."""
+        return bool(self._waiting) and all(
+            split.time.ended or name in self._waiting for name, split in self._splits.items()
+        )
+
+    def _counting(self) -> dict[str, int]:
         times = {name: split.time for name, split in self._splits.items()}
-        counting = {name: time.watermark for name, time in times.items() if time.counts and time.watermark > MIN_TIME}
-        limit = min(counting.values(), default=MAX_TIME) + self._max_ahead
-        return frozenset(name for name, watermark in counting.items() if watermark > limit)
+        return {name: time.watermark for name, time in times.items() if time.counts and time.watermark > MIN_TIME}
 
     # --------------------------------------------------------------------------------------------------- checkpoints
     def snapshot(self) -> dict[str, Any]:
@@ -260,6 +347,12 @@ class SplitWatermarks:
 def _check_timestamp(timestamp: object) -> None:
     if not callable(timestamp) or inspect.iscoroutinefunction(timestamp):
         raise InvalidDataflow(f"Watermarks: timestamp is a plain function of a record, not {timestamp!r}")
+
+
+def _tag(ahead: object) -> OutputTag[Any] | None:
+    if ahead is None or isinstance(ahead, OutputTag):
+        return ahead
+    raise InvalidDataflow(f"Watermarks: ahead is an OutputTag(name, type), not {ahead!r}")
 
 
 def _milliseconds(name: str, duration: object) -> int:

@@ -29,6 +29,7 @@ EXPORTS = {
 }  # fmt: skip
 
 STEP = "name=None, parallelism=None, chain=True"
+MARKS = "idle_after=None, max_ahead=None, ahead=None, align=None, align_group=''"
 PINS: list[tuple[Any, str, str]] = [
     (sa.Dataflow, "__init__", "self, name"),
     (sa.Dataflow, "source", "self, uid, source, *, watermarks=None, parallelism=None"),
@@ -56,9 +57,11 @@ PINS: list[tuple[Any, str, str]] = [
     (sa.KeyedConnectedStreams, "process", f"self, uid, operator, *, {STEP}, on_error='fail'"),
     (sa.BroadcastConnectedStreams, "process", f"self, uid, operator, *, {STEP}, on_error='fail'"),
     (sa.OutputTag, "__init__", "self, name, type"),
-    (sa.Watermarks, "bounded", "timestamp, out_of_orderness, *, idle_after=None, max_ahead=None"),
-    (sa.Watermarks, "monotonic", "timestamp, *, idle_after=None"),
+    (sa.Watermarks, "bounded", f"timestamp, out_of_orderness, *, {MARKS}"),
+    (sa.Watermarks, "monotonic", f"timestamp, *, {MARKS}"),
+    (sa.Watermarks, "custom", f"timestamp, generator, *, {MARKS}"),
     (sa.Watermarks, "none", ""),
+    (sa.Stream, "with_timestamps", f"self, watermarks, *, uid=None, {STEP}, on_error='fail'"),
     (sa.Operator, "open", "self, ctx, /"),
     (sa.Operator, "process", "self, value, ctx, /"),
     (sa.Operator, "close", "self"),
@@ -129,7 +132,7 @@ PINS: list[tuple[Any, str, str]] = [
         sa.Config,
         "__init__",
         "self, *, parallelism=1, max_parallelism=None, mailbox_capacity=4096, execution='streaming', "
-        "state_backend='heap', checkpoints=None, restart=None, deployment=None",
+        "state_backend='heap', checkpoints=None, restart=None, deployment=None, sort_memory=..., sort_folder=None",
     ),
     (sa.Config, "from_toml", "path"),
     (FileSource, "__init__", "self, path, *, value, follow=False, on_error='fail'"),

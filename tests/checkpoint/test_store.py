@@ -16,7 +16,8 @@ import pytest
 
 from streamactors.checkpoint.manifest import encode_manifest
 from streamactors.checkpoint.restorable import FlowFolder, Restorable, list_checkpoints, load
-from streamactors.checkpoint.storage.local import Files, LocalFiles
+from streamactors.checkpoint.storage.contract import Files
+from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.checkpoint.store import CheckpointStore
 from streamactors.checkpoint.writer import CheckpointWriter
 from streamactors.clock import SYSTEM

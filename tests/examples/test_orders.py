@@ -3,10 +3,12 @@
 import signal
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from streamactors.demo.check import check
 from streamactors.demo.event_log import append, made_up_orders, make_log
+from streamactors.demo.orders import Counted, Order
 from tests.programs import streamactors
 
 
@@ -32,3 +34,15 @@ def test_ctrl_c_stops_it_and_it_goes_on_where_it_was(tmp_path: Path) -> None:
         if events == 5_000:
             append(tmp_path / "events" / "orders.jsonl", more, 5_000)
     assert check(tmp_path, 10_000).equal
+    minutes = counted(tmp_path / "minutes")
+    assert [each.orders for each in minutes] == [240] * 41  # 4 a second; the last minute is not over
+    assert [each.start for each in minutes] == [minutes[0].start + 60_000 * number for number in range(41)]
+    orders = [msgspec.json.decode(line, type=Order) for line in made_up_orders(41 * 240)]
+    assert sum(each.cents for each in minutes) == sum(order.cents for order in orders)
+    assert counted(tmp_path / "hours") == []
+
+
+def counted(folder: Path) -> list[Counted]:
+    files = folder.glob("[!.]*")
+    rows = [msgspec.json.decode(line, type=Counted) for path in files for line in path.read_bytes().splitlines()]
+    return sorted(rows, key=lambda row: row.start)

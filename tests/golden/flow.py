@@ -1,4 +1,4 @@
-"""The flow whose checkpoints are kept: every kind of state, type of value and type of key that can be stored.
+"""The flow whose checkpoints are kept: every kind of state, of timer, of value and of key that can be stored.
 
 Each record reads all that its key holds, before it adds to it. What it has read is kept in `Log`, and its digest is
 written, so that a restored job is compared with one that ran in one go, and both with what was written back then.
@@ -31,6 +31,10 @@ T = TypeVar("T")
 FLOW = "golden"
 MAX_PARALLELISM = 4
 FOREVER = sa.Ttl(dt.timedelta(days=36_500))
+WAIT = 40_000
+"""From a record's time to that of its event timer, in milliseconds."""
+NEVER = 253_402_214_400_000
+"""When processing timers are due: the year 9999."""
 
 
 # ---------------------------------------------------------------------------------------------------------------- types
@@ -282,6 +286,10 @@ class Log:
         self.entered = 0
         self.seen: dict[int, str] = {}
         self.watermarks: list[int] = []
+        self.set: list[int] = []
+        """The numbers of records for which timers were set."""
+        self.rang: list[tuple[str, int, str]] = []
+        """The timers that fired: the key, the time and the name."""
         self.own: list[int] = []
         """What the operator lists of all subtasks held at the start."""
         self.every: list[list[int]] = []
@@ -335,6 +343,22 @@ def operator_for(log: Log) -> Any:
     return Kinds
 
 
+def alarms_for(log: Log) -> Any:
+    class Alarms(sa.KeyedOperator[Any, Digest, Digest]):
+        """Two timers for each line, which it passes on."""
+
+        def process(self, line: Digest, ctx: sa.Context[Any, Digest], /) -> None:
+            log.set.append(line.number)
+            ctx.timers.event(line.number * 1000 + WAIT, f"{line.number}")
+            ctx.timers.processing(NEVER, f"{line.number}")
+            ctx.emit(line)
+
+        def on_timer(self, timer: sa.Timer, ctx: sa.Context[Any, Digest], /) -> None:
+            log.rang.append((shown(ctx.key), timer.timestamp, timer.name))
+
+    return Alarms
+
+
 RULES = [Rule("first", 3), Rule("second", 4)]
 CYCLE = len(KEYS)
 BEFORE, FLYING, AFTER = 3 * CYCLE, CYCLE, 2 * CYCLE
@@ -345,6 +369,11 @@ def records(count: int) -> list[Any]:
     return [Correction(n, ("a", f"{n}")) if n % 4 == 3 else Reading(n, AT) for n in range(count)]
 
 
+def timer_of(number: int) -> tuple[str, int, str]:
+    """That of a record, as it fires."""
+    return shown(KEYS[number % CYCLE]), number * 1000 + WAIT, f"{number}"
+
+
 def flow_of(numbers: Feed, rules: Feed, log: Log, out: Path, parallelism: int = 2) -> sa.Dataflow:
     flow = sa.Dataflow(FLOW)
     times: sa.Watermarks[Any] = sa.Watermarks.bounded(lambda record: record.number * 1000, dt.timedelta(seconds=5))
@@ -353,7 +382,10 @@ def flow_of(numbers: Feed, rules: Feed, log: Log, out: Path, parallelism: int = 
     told: Any = flow.source("rules", rules, parallelism=1, watermarks=never)
     keyed = readings.key_by(lambda record: KEYS[record.number % CYCLE])
     kinds = keyed.connect_broadcast(told).process("kinds", operator_for(log), parallelism=parallelism)
-    kinds.sink("out", FileSink(str(out), value=sa.Json(Digest)), parallelism=1)
+    lines = kinds.key_by(lambda line: KEYS[line.number % CYCLE]).process(
+        "alarms", alarms_for(log), parallelism=parallelism
+    )
+    lines.sink("out", FileSink(str(out), value=sa.Json(Digest)), parallelism=1)
     return flow
 
 

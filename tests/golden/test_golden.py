@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from streamactors.checkpoint.manifest import decode_manifest
-from tests.golden.flow import AFTER, BEFORE, FLYING, KEYS, KINDS, Log, digest, lines_in
+from streamactors.state.timers import TimerState
+from tests.golden.flow import AFTER, BEFORE, FLYING, KEYS, KINDS, Log, digest, lines_in, timer_of
 from tests.golden.make import BACKENDS, DIGESTS, SAVEPOINT, VERSIONS, place_in, run_through, whole_run
 
 pytestmark = pytest.mark.slow
 
 ARCHIVES = sorted(VERSIONS.glob("*.zip"))
+TIMERS = TimerState("event").name, TimerState("processing").name
 ALL = range(BEFORE + FLYING + AFTER)
 
 
@@ -66,10 +68,22 @@ async def test_is_restored_and_goes_on(
     for number, text in log.seen.items():
         assert text == expected[number], f"record {number}"
     assert min(log.watermarks) >= min(watermarks)
+    check_timers(log, [node.watermark for _, node in manifest.nodes("alarms") if node.watermark is not None])
     assert sorted(log.own) == list(range(first)), "each item of the operator's lists, once"
     assert [sorted(each) for each in log.every] == [list(range(first))] * parallelism
     lines = sorted(lines_in(tmp_path / "out"), key=lambda line: line.number)
     assert lines == [digest(number, expected[number]) for number in ALL], "with the parts that were prepared"
+
+
+def check_timers(log: Log, watermarks: list[int]) -> None:
+    """Those that were pending fire, and none that had fired before."""
+    rang, later = set(log.rang), {timer_of(number) for number in log.set}
+    earlier = {timer_of(number) for number in ALL} - later
+    assert len(rang) == len(log.rang), "each once"
+    assert later <= rang <= later | earlier
+    assert {timer for timer in earlier if timer[1] > max(watermarks)} <= rang
+    assert not [timer for timer in rang if timer[1] <= min(watermarks)]
+    assert earlier & rang and earlier - rang, "some were pending, and some had fired"
 
 
 def test_the_data_holds_every_kind(archive: zipfile.ZipFile, tmp_path: Path) -> None:
@@ -77,6 +91,7 @@ def test_the_data_holds_every_kind(archive: zipfile.ZipFile, tmp_path: Path) -> 
     archive.extractall(tmp_path)
     for name in (*BACKENDS, SAVEPOINT):
         manifest = decode_manifest((place_in(tmp_path / name) / "manifest").read_bytes(), "manifest")
+        assert all(set(node.schemas) == set(TIMERS) for _, node in manifest.nodes("alarms"))
         for _, node in manifest.nodes("kinds"):
             assert set(node.schemas) == set(KINDS)
             assert set(node.list_schemas) == {"rules", "own", "every"}
@@ -85,3 +100,5 @@ def test_the_data_holds_every_kind(archive: zipfile.ZipFile, tmp_path: Path) -> 
         if name != "rocksdb":
             keys = [ref for _, node in manifest.nodes("kinds") for handle in node.keyed for ref in handle.blocks]
             assert sum(ref.entries for ref in keys if ref.state == "text") == len(KEYS)
+            keys = [ref for _, node in manifest.nodes("alarms") for handle in node.keyed for ref in handle.blocks]
+            assert all(sum(ref.entries for ref in keys if ref.state == timers) for timers in TIMERS)

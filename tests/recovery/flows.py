@@ -13,7 +13,7 @@ import msgspec
 
 import streamactors as sa
 from connectors.files import FileSink, FileSource
-from streamactors.checkpoint.storage.local import Files
+from streamactors.checkpoint.storage.contract import Files
 from streamactors.clock import SYSTEM
 from streamactors.launch import _job
 from streamactors.sinks import Pending, SinkContext, SinkWriter, WriterSink

@@ -4,8 +4,14 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from streamactors.elements import DeadLetter, OutputTag
+from streamactors.clock import SYSTEM
+from streamactors.elements import Batch, DeadLetter, OutputTag
+from streamactors.metrics import MetricGroup
+from streamactors.operators.timestamps import RefusedRecords
+from streamactors.runtime.inputs import SourceTime
 from streamactors.sources import Position, SourceBatch, SourceContext, SplitReader, SplitSource, UndecodableRecord
+from streamactors.time.alignment import AlignmentGroup
+from streamactors.time.watermarks import Watermarks
 
 PATIENCE = 20.0
 """Seconds until a wait counts as a hang."""
@@ -163,6 +169,27 @@ class _EndlessReader(SplitReader[int]):
 
     async def close(self) -> None:
         return None
+
+
+def source_time(
+    watermarks: Watermarks[Any],
+    *,
+    restored: Mapping[str, Any] | None = None,
+    group: AlignmentGroup | None = None,
+    sides: dict[str, list[Any]] | None = None,
+    errors: OutputTag[DeadLetter] | None = None,
+) -> SourceTime:
+    """Of a source alone. `sides`: gets what goes to side outputs."""
+
+    def emit(emitted: Mapping[str, Batch]) -> None:
+        for name, batch in emitted.items():
+            (sides if sides is not None else {}).setdefault(name, []).extend(batch.values)
+
+    if group is None and watermarks.aligned:
+        group = AlignmentGroup()
+    refused = RefusedRecords("source", watermarks.ahead, errors, MetricGroup())
+    assigner = watermarks.assigner(SYSTEM.time_ms)
+    return SourceTime(watermarks.of_splits(restored), assigner, refused, emit, group)
 
 
 class Gate:

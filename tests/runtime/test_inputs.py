@@ -14,7 +14,7 @@ from streamactors.metrics import MetricGroup
 from streamactors.runtime.inputs import SourceInput
 from streamactors.sources import SourceContext
 from streamactors.time.watermarks import Watermarks
-from tests.runtime.feeds import Feed, FeedReader, Undecodable, until
+from tests.runtime.feeds import Feed, FeedReader, Undecodable, source_time, until
 
 LOG: Any = None
 
@@ -163,7 +163,7 @@ async def test_leading_undecodable_records_survive_a_snapshot_between_a_watermar
     context = SourceContext("flow", "source", 0, 1, True, LOG, MetricGroup())
 
     def source(restored: Any) -> SourceInput:
-        watermarks = Watermarks[int].bounded(lambda v: v, dt.timedelta(0)).of_splits({})
+        watermarks = source_time(Watermarks[int].bounded(lambda v: v, dt.timedelta(0)))
         return SourceInput(
             "source", _Late(feed, context), restored, wake=lambda: None, limit=lambda: 8,
             dead_letters=lambda batch: letters.extend(batch.values), watermarks=watermarks,

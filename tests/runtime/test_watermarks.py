@@ -21,7 +21,8 @@ from streamactors.runtime.channel import MailboxChannel
 from streamactors.runtime.inputs import SourceInput
 from streamactors.runtime.routing import ForwardRouter, Output
 from streamactors.sources import SourceContext
-from tests.runtime.feeds import PATIENCE, Feed, FeedReader, Gate, until
+from streamactors.time.alignment import AlignmentGroup
+from tests.runtime.feeds import PATIENCE, Feed, FeedReader, Gate, source_time, until
 
 KEYS = 7
 DISORDER = 30
@@ -32,7 +33,7 @@ def disordered(count: int, seed: int) -> list[int]:
     """By record number, its time-stamp: a fifth of them too late."""
     draw = random.Random(seed)
     delays = (draw.randint(31, 400) if draw.random() < 0.2 else draw.randint(0, 30) for _ in range(count))
-    return [10 * number - delay for number, delay in enumerate(delays)]
+    return [1000 + 10 * number - delay for number, delay in enumerate(delays)]
 
 
 STAMPS = disordered(600, seed=1)
@@ -193,23 +194,31 @@ async def test_a_time_stamp_that_is_none_fails_naming_source_and_record() -> Non
 
 # --------------------------------------------------------------------------------------------------- the source's input
 class PausableReader(FeedReader):
-    paused: frozenset[str] = frozenset()
+    _feed: "Pausable"
 
     def pause(self, splits: Any) -> bool:
-        type(self).paused = splits
+        self._feed.paused = splits
         self._feed._news.set()
         return True
 
     def _take(self, split: int) -> Any:
-        return None if str(split) in self.paused else super()._take(split)
+        return None if str(split) in self._feed.paused else super()._take(split)
 
 
 class Pausable(Feed):
+    paused: frozenset[str] = frozenset()
+
     def reader(self, ctx: SourceContext) -> FeedReader:
         return PausableReader(self, ctx)
 
 
-def open_input(feed: Feed, watermarks: sa.Watermarks[int], now: Callable[[], float] = float) -> SourceInput:
+def open_input(
+    feed: Feed,
+    watermarks: sa.Watermarks[int],
+    now: Callable[[], float] = float,
+    *,
+    group: AlignmentGroup | None = None,
+) -> SourceInput:
     log: Any = None
     context = SourceContext("flow", "source", 0, 1, True, log, MetricGroup())
     return SourceInput(
@@ -219,7 +228,7 @@ def open_input(feed: Feed, watermarks: sa.Watermarks[int], now: Callable[[], flo
         wake=lambda: None,
         limit=lambda: 4,
         dead_letters=None,
-        watermarks=watermarks.of_splits(),
+        watermarks=source_time(watermarks, group=group),
         monotonic=now,
     )
 
@@ -254,10 +263,10 @@ async def test_a_split_that_is_far_ahead_is_paused_and_nothing_of_it_is_lost() -
     feed.put(0, split=1)
     feed.put(*range(0, 1000, 50), split=0)
     ahead = dt.timedelta(milliseconds=100)
-    source = open_input(feed, sa.Watermarks.bounded(lambda v: v, dt.timedelta(0), max_ahead=ahead))
+    source = open_input(feed, sa.Watermarks.bounded(lambda v: v, dt.timedelta(0), align=ahead))
     await source.open()
     given: list[Any] = []
-    while "0" not in PausableReader.paused:
+    while "0" not in feed.paused:
         given.append(await next_of(source))
     for _ in range(20):
         source.take()
@@ -272,6 +281,95 @@ async def test_a_split_that_is_far_ahead_is_paused_and_nothing_of_it_is_lost() -
     values = [value for element in given if isinstance(element, tuple) for value in element[0]]
     assert sorted(values) == sorted([*range(0, 1000, 50), 0, 2000])
     await source.close()
+
+
+@pytest.mark.parametrize("size", [1, 7, 30])
+async def test_what_is_left_of_a_batch_waits_too_and_positions_are_exact(size: int) -> None:
+    """A snapshot at any moment, and what comes after it, are all records once."""
+    feed = Pausable(splits=2, chunk=size)
+    feed.put(*range(0, 1000, 10), split=0)
+    feed.put(*range(0, 1000, 25), split=1)
+    feed.end()
+    watermarks = sa.Watermarks.bounded(lambda v: v, dt.timedelta(0), align=dt.timedelta(milliseconds=100))
+    source, given, parked = open_input(feed, watermarks), {"0": 0, "1": 0}, 0
+    await source.open()
+    element: Any = None
+    while element is not END:
+        await until(lambda: source._marks or source._batch or source._read is None or source._read.done())
+        taken = source.take()
+        element = None if taken is None else taken[1]
+        if isinstance(element, Batch):
+            given[element.split.removesuffix("@")] += len(element)
+        parked += any(before for _, before, _ in source._parked)
+        assert source.snapshot(1) == given
+    assert given == {"0": 100, "1": 40} and (parked or size == 1)
+    await source.close()
+
+
+@pytest.mark.parametrize("pausable", [True, False])
+async def test_sources_of_one_group_wait_for_each_other(pausable: bool) -> None:
+    """A reader that can't pause its splits waits as a whole. What waits goes on, and neither gets far ahead."""
+    group = AlignmentGroup()
+    watermarks = sa.Watermarks.bounded(lambda v: v, dt.timedelta(0), align=dt.timedelta(milliseconds=100))
+    feeds = [Pausable(chunk=1) if pausable else Feed(chunk=1) for _ in range(2)]
+    slow, fast = (open_input(feed, watermarks, group=group) for feed in feeds)
+    feeds[0].put(0)
+    feeds[1].put(*range(0, 1000, 50))
+    await slow.open()
+    await fast.open()
+    seen: list[int] = []
+
+    async def give(source: SourceInput) -> None:
+        for _ in range(30):
+            while (taken := source.take()) is not None:
+                if isinstance(taken[1], Batch):
+                    seen.extend(taken[1].values)
+            await asyncio.sleep(0)
+
+    await give(slow)
+    await give(fast)
+    assert max(seen) == 150, "one record too many tells that it is too far ahead"
+    feeds[0].put(500)
+    await give(slow)
+    await give(fast)
+    assert max(seen) == 650
+    slow.stop(drain=False)
+    await give(fast)
+    assert max(seen) == 950, "who has ended is not waited for"
+    await slow.close()
+    await fast.close()
+
+
+async def test_sources_of_a_job_wait_for_each_other() -> None:
+    """By the job's own group; and who waits is not taken for idle."""
+    slow, fast, sink, flow = Feed(chunk=1), Pausable(chunk=64), ListSink[Any](), sa.Dataflow("aligned")
+    align, idle_after = dt.timedelta(milliseconds=100), dt.timedelta(milliseconds=20)
+    monotonic = sa.Watermarks.monotonic(lambda v: v, align=align)
+    idling = sa.Watermarks.monotonic(lambda v: v, align=align, idle_after=idle_after)
+    given: list[int] = []
+
+    def note(value: int) -> int:
+        given.append(value)
+        return value
+
+    quick = flow.source("fast", fast, watermarks=idling).map(note)
+    flow.source("slow", slow, watermarks=monotonic).union(quick).key_by(lambda v: 0).process("told", Told).sink(
+        "out", sink
+    )
+    slow.put(0)
+    async with asyncio.timeout(PATIENCE), sa.start(flow) as job:
+        await until(lambda: sink.values)
+        fast.put(*range(0, 100_000, 10))
+        for reached in range(2000, 20_000, 2000):
+            slow.put(reached)
+            await until(lambda reached=reached: given and given[-1] > reached)  # type: ignore[misc]
+            assert given[-1] <= reached + 100 + 2 * 64 * 10, "no further than what was in hand"
+        slow.end()
+        await until(lambda: len(given) == 10_000)
+        fast.end()
+        await job.wait()
+    assert len(sink.values) == 10_010
+    assert not [value for value, watermark in sink.values if value <= watermark], "late"
 
 
 async def test_a_split_becomes_idle_while_nothing_comes() -> None:

@@ -21,7 +21,7 @@ from streamactors.errors import (
 from streamactors.state.backend import Cursor, KeyedBackend, KeyedSnapshot, StateBlock
 from streamactors.state.descriptors import ListState, MapState, ValueState
 from streamactors.state.key_groups import KeyGroupRange, key_group
-from streamactors.state.serialisation.serializers import Pickle
+from streamactors.state.serialisation.pickled import Pickle
 
 GROUPS = 16
 ALL = KeyGroupRange(0, GROUPS)

@@ -20,6 +20,7 @@ from streamactors.state.heap.backend import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.key_order import KeyOrder
 from streamactors.state.rocksdb.backend import RocksDBBackend, RocksDBOptions
+from streamactors.state.rocksdb.keys import StorageKeys
 
 pytestmark = pytest.mark.slow
 
@@ -143,3 +144,15 @@ def test_datetimes_with_zones_sort_by_the_instant(offsets: list[float]) -> None:
     keys = [dt.datetime(2024, 1, 1, 12, tzinfo=dt.timezone(dt.timedelta(hours=offset))) for offset in offsets]
     found = [key for key, _ in KeyOrder("state 'x'", dt.datetime).between(dict.fromkeys(keys, 0), None, None)]
     assert found == sorted(keys)
+
+
+whole = st.integers(-(2**63), 2**63 - 1) | st.integers(-3, 3)
+
+
+@given(keys=st.sets(st.tuples(whole, whole), max_size=12), start=st.tuples(whole, whole), stop=st.tuples(whole, whole))
+def test_whole_numbers_between_bounds_are_in_the_order_of_their_bytes(
+    keys: set[tuple[int, int]], start: tuple[int, int], stop: tuple[int, int]
+) -> None:
+    encode = StorageKeys().encode
+    found = [key for key, _ in KeyOrder("state 'x'", tuple[int, int]).between(dict.fromkeys(keys, 0), start, stop)]
+    assert found == sorted((key for key in keys if encode(start) <= encode(key) < encode(stop)), key=encode)

@@ -22,7 +22,7 @@ from streamactors.state.descriptors import ListState, OperatorListState, Ttl, Un
 from streamactors.state.heap.backend import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.operator_lists import ListsSnapshot, OperatorLists
-from streamactors.state.serialisation.serializers import Pickle
+from streamactors.state.serialisation.pickled import Pickle
 from streamactors.state.unkeyed import ListBlock
 
 TINY = 1e-9

@@ -13,7 +13,8 @@ from streamactors.checkpoint.aligned import AlignedBarriers
 from streamactors.checkpoint.coordinator import Notify
 from streamactors.checkpoint.exactly_once import ExactlyOnceBarriers
 from streamactors.checkpoint.protocol import Action, Forward, UnblockAll
-from streamactors.checkpoint.storage.local import LocalFiles, is_temporary
+from streamactors.checkpoint.storage.local import LocalFiles
+from streamactors.checkpoint.storage.uris import is_temporary
 from streamactors.checkpoint.store import CheckpointStore
 from streamactors.elements import Barrier, Batch, Element
 from streamactors.runtime import inflight, restore, restore_in_flight, restore_time
@@ -378,7 +379,7 @@ def receipt_before_the_commit(patch: pytest.MonkeyPatch) -> None:
     "union unaligned",
     "broadcast aligned",
     "two-input unaligned",
-    symptom="came twice|TransactionLost",
+    symptom=f"{TWICE}|{LOST}|TransactionLost",
 )
 def later_transaction_of_a_session_committed(patch: pytest.MonkeyPatch) -> None:
     """A producer session is kept for the next transaction."""

@@ -1,4 +1,4 @@
-"""2,024 runs: every topology in every mode. `make simulate SEEDS=20000` makes more."""
+"""3,128 runs: every topology in every mode. `make simulate SEEDS=20000` makes more."""
 
 from collections import Counter
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import streamactors as sa
 from streamactors.elements import IDLE, MIN_TIME, Watermark
-from streamactors.errors import InvalidDataflow, InvalidTimestamp
+from streamactors.errors import InvalidDataflow
 from streamactors.time.watermarks import SplitWatermarks
 
 SECOND = dt.timedelta(seconds=1)
@@ -27,7 +27,7 @@ def of(watermarks: sa.Watermarks[int], *splits: str, restored: Any = None) -> Sp
 
 def give(of: SplitWatermarks, split: str, *records: int, now: float = 0.0) -> list[Any]:
     marks = [*of.found(split), *of.before(split, now)]
-    return [*marks, *of.asked(now), *of.after(split, of.stamps(records))]
+    return [*marks, *of.asked(now), *of.after(split, records)]
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.lists(st.integers(0, 99), min_size=1)), max_size=20))
@@ -43,7 +43,7 @@ def test_per_split_and_merged_as_the_least(batches: list[tuple[str, list[int]]])
         assert told == (MIN_TIME if len(latest) < 2 else min(latest.values()) - 11)
 
 
-@given(st.lists(st.integers(-50, 50), min_size=1), st.integers(0, 50), st.integers(0, 30))
+@given(st.lists(st.integers(0, 100), min_size=1), st.integers(0, 50), st.integers(0, 30))
 def test_a_generator_goes_on_from_its_snapshot(records: list[int], cut: int, disorder: int) -> None:
     watermarks = sa.Watermarks.bounded(value, dt.timedelta(milliseconds=disorder))
     straight, parted = of(watermarks, "a"), of(watermarks, "a")
@@ -96,15 +96,32 @@ def test_idleness_and_end_go_on_after_a_restore() -> None:
 
 def test_who_is_too_far_ahead_waits_for_the_slowest_that_counts() -> None:
     ahead = dt.timedelta(milliseconds=100)
-    splits = of(sa.Watermarks.bounded(value, dt.timedelta(0), max_ahead=ahead, idle_after=SECOND), "a", "b")
-    assert splits.too_far_ahead() == frozenset()
+    splits = of(sa.Watermarks.bounded(value, dt.timedelta(0), align=ahead, idle_after=SECOND), "a", "b")
+    assert splits.slowest() is None and splits.too_far_ahead(None) == frozenset()
     give(splits, "b", 0)
     give(splits, "a", 100)
-    assert splits.too_far_ahead() == frozenset()
+    assert splits.slowest() == -1 and splits.too_far_ahead(-1) == frozenset()
     give(splits, "a", 101)
-    assert splits.too_far_ahead() == {"a"}
+    assert splits.too_far_ahead(-1) == {"a"} and splits.resumes_at() == 0 and not splits.all_wait()
+    assert splits.too_far_ahead(-2) == {"a"} and splits.too_far_ahead(-102) == {"a", "b"} and splits.all_wait()
     give(splits, "b", 50)
-    assert splits.too_far_ahead() == frozenset()
+    assert splits.too_far_ahead(49) == frozenset() and splits.resumes_at() is None
+
+
+def test_who_waits_does_not_become_idle() -> None:
+    """It has records: were it taken for idle, others would overtake them, and they would be late."""
+    ahead = dt.timedelta(milliseconds=100)
+    splits = of(sa.Watermarks.bounded(value, dt.timedelta(0), align=ahead, idle_after=SECOND), "a", "b")
+    give(splits, "b", 0, now=0.0)
+    give(splits, "a", 500, now=0.0)
+    assert splits.too_far_ahead(splits.slowest()) == {"a"}
+    splits.asked(0.1)
+    assert give(splits, "b", 5, now=3.0) == [Watermark(4)]
+    assert splits.snapshot()["a"][1] is False and splits.idle_in() == pytest.approx(1.0)
+    assert splits.too_far_ahead(399) == frozenset()
+    assert splits.asked(3.9) == [] and splits.snapshot()["a"][1] is False, "its time begins when it goes on"
+    splits.asked(5.0)
+    assert splits.snapshot()["a"][1] is True
 
 
 class EveryHundred(sa.WatermarkGenerator):
@@ -129,12 +146,6 @@ def test_a_generator_of_the_users_own() -> None:
     assert give(of(watermarks, "a", restored=splits.snapshot()), "a", 150) == []
 
 
-@pytest.mark.parametrize("stamp", [1.5, None, "7", True, 2**63])
-def test_what_is_no_time_stamp(stamp: Any) -> None:
-    with pytest.raises(InvalidTimestamp, match="is no time-stamp: give an int, in milliseconds since the epoch"):
-        sa.Watermarks.monotonic(lambda record: [0, stamp][record]).of_splits().stamps([0, 1])
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -143,6 +154,9 @@ def test_what_is_no_time_stamp(stamp: Any) -> None:
         lambda: sa.Watermarks.bounded(value, 5),  # type: ignore[arg-type]
         lambda: sa.Watermarks.monotonic(value, idle_after=dt.timedelta(0)),
         lambda: sa.Watermarks.bounded(value, SECOND, max_ahead=dt.timedelta(0)),
+        lambda: sa.Watermarks.bounded(value, SECOND, align=dt.timedelta(0)),
+        lambda: sa.Watermarks.bounded(value, SECOND, align_group="orders"),
+        lambda: sa.Watermarks.bounded(value, SECOND, ahead="orders"),  # type: ignore[arg-type]
         lambda: sa.Watermarks.custom(value, 5),  # type: ignore[arg-type]
     ],
 )

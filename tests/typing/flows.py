@@ -185,6 +185,18 @@ timed = flow.source(
     "timed", ListSource([Order("a", 1.0, 0)]), watermarks=sa.Watermarks.monotonic(lambda order: round(order.amount))
 )
 assert_type(timed, sa.Stream[Order])
+early = sa.OutputTag("early", Order)
+assert_type(
+    orders.with_timestamps(
+        sa.Watermarks.bounded(
+            lambda order: round(order.amount), dt.timedelta(0), max_ahead=dt.timedelta(hours=1), ahead=early
+        ),
+        uid="timed-later",
+        on_error=dead,
+    ),
+    sa.Stream[Order],
+)
+assert_type(sa.Watermarks.none(), sa.Watermarks[Any])
 
 # Stateless steps: `def`, `async def`, lambda, a function that returns an awaitable, a class.
 assert_type(orders.map(enrich), sa.Stream[Order])
@@ -245,9 +257,44 @@ assert_type(keyed.connect(names.key_by(lambda name: name)).process("matching-3",
 assert_type(keyed.connect_broadcast(numbers), sa.BroadcastConnectedStreams[str, Order, int])
 assert_type(keyed.connect_broadcast(numbers).process("judging", Judging, parallelism=4), sa.Stream[bool])
 
+
+# Patterns.
+def large(order: Order, match: sa.Match[Order]) -> bool:
+    return order.amount > sum(each.amount for each in match["small"])
+
+
+async def small(order: Order) -> bool:
+    return order.amount < 1.0
+
+
+looked_for = sa.Pattern.begin("small", small).times(2, 5).greedy().not_next("other", small)
+assert_type(looked_for, sa.Pattern[Order])
+whole = looked_for.followed_by("large", large).within(dt.timedelta(minutes=5)).skip("to-last", "small")
+assert_type(whole, sa.Pattern[Order])
+timed_out: sa.OutputTag[sa.Match[Order]] = sa.OutputTag("timed-out", sa.Match)
+matches = keyed.pattern("matches", whole, timed_out=timed_out, late=late, max_partial_matches=1000, parallelism=2)
+assert_type(matches, sa.Stream[sa.Match[Order]])
+assert_type(matches.map(lambda match: match["small"]), sa.Stream[list[Order]])
+
+# Joins.
+by_total = totals.key_by(lambda total: total.customer)
+minute = dt.timedelta(minutes=1)
+assert_type(keyed.interval_join("interval", by_total, -minute, minute), sa.Stream[tuple[Order, Total]])
+assert_type(keyed.interval_join("late", by_total, -minute, minute, late=late), sa.Stream[tuple[Order, Total]])
+assert_type(
+    keyed.outer_join("outer", by_total, -minute, minute, "left", parallelism=2),
+    sa.Stream[tuple[Order | None, Total | None]],
+)
+assert_type(keyed.as_of_join("as-of", by_total, name="rates"), sa.Stream[tuple[Order, Total | None]])
+assert_type(keyed.window_join("window", by_total, sa.Tumbling(minute), late=late), sa.Stream[tuple[Order, Total]])
+assert_type(keyed.deduplicate("once", by=lambda order: order.ts, within=minute), sa.Stream[Order])
+assert_type(keyed.deduplicate("newest", keep="last"), sa.Stream[Order])
+assert_type(keyed.top_n("dearest", 3, amount_of, ttl=sa.Ttl(minute)), sa.Stream[list[Order]])
+
 sink: ListSink[Total] = ListSink()
 assert_type(totals.sink("out", sink), sa.Dataflow)
 assert_type(flow.explain(sa.Config(parallelism=2)), str)
+assert_type(flow.explain(sa.Config(execution="batch", sort_memory=1 << 20, sort_folder="/var/tmp")), str)
 assert_type(flow.to_mermaid(), str)
 
 

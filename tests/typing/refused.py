@@ -1,6 +1,7 @@
 # type: ignore
 """What mypy --strict and pyright refuse: exactly the lines that say so. The test takes the first line away."""
 
+import datetime as dt
 from typing import assert_type
 
 import streamactors as sa
@@ -101,6 +102,17 @@ keyed.connect_broadcast(texts).process("joined", Joined)  # refused
 keyed.connect_broadcast(orders).process("judged", Judged)  # refused
 orders.connect_broadcast(texts)  # refused
 keyed.process("judged", Judged)  # refused
+
+# Joins, of streams with keys of one type.
+minute = dt.timedelta(minutes=1)
+keyed.interval_join("joined", texts, -minute, minute)  # refused
+orders.interval_join("joined", keyed, -minute, minute)  # refused
+keyed.interval_join("joined", texts.key_by(len), -minute, minute)  # refused
+keyed.interval_join("joined", texts.key_by(str), -60, 60)  # refused
+keyed.outer_join("joined", texts.key_by(str), -minute, minute, how="inner")  # refused
+keyed.window_join("joined", texts.key_by(str), minute)  # refused
+keyed.top_n("best", 3)  # refused
+keyed.deduplicate("once", keep="newest")  # refused
 
 # A uid, and a class or factory.
 keyed.process(Totals)  # refused

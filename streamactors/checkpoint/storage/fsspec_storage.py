@@ -9,7 +9,7 @@ import errno
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
-from streamactors.checkpoint.storage.local import Entry
+from streamactors.checkpoint.storage.contract import Entry
 from streamactors.checkpoint.storage.object_storage import Checked, Upload
 from streamactors.clock import Clock, uninterrupted
 from streamactors.errors import InvalidConfig

@@ -22,7 +22,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from streamactors.checkpoint.storage.local import is_dead, process_identity
+from streamactors.checkpoint.storage.processes import is_dead, process_identity
 from streamactors.clock import Clock, uninterrupted
 from streamactors.errors import CorruptCheckpoint, StorageFailed, StorageInUse
 

@@ -21,8 +21,8 @@ import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Final, NamedTuple, NoReturn, Protocol, TypeVar
 
-from streamactors.checkpoint.storage.lease import Lease, LeaseTimes
-from streamactors.checkpoint.storage.local import (
+from streamactors.checkpoint.storage.chunks import again, each_chunk
+from streamactors.checkpoint.storage.contract import (
     DIGEST_SIZE,
     HASH_INLINE,
     READ_BLOCK,
@@ -31,13 +31,10 @@ from streamactors.checkpoint.storage.local import (
     Entry,
     Files,
     Written,
-    again,
-    each_chunk,
-    is_plain_path,
-    normalise_uri,
-    temporary_name,
 )
+from streamactors.checkpoint.storage.lease import Lease, LeaseTimes
 from streamactors.checkpoint.storage.retries import Backoff, Retries
+from streamactors.checkpoint.storage.uris import is_plain_path, normalise_uri, temporary_name
 from streamactors.clock import Clock, uninterrupted
 from streamactors.errors import CorruptCheckpoint, InvalidConfig, StorageFailed
 

@@ -5,12 +5,14 @@ import importlib.util
 from collections.abc import Mapping
 from typing import Any, Final
 
+from streamactors.checkpoint.storage.contract import Files
 from streamactors.checkpoint.storage.fsspec_storage import FsspecStore
 from streamactors.checkpoint.storage.lease import LeaseTimes
-from streamactors.checkpoint.storage.local import Files, LocalFiles, is_object_uri, normalise_uri
+from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.checkpoint.storage.object_storage import Bucket, ObjectFiles, ObjectStore
 from streamactors.checkpoint.storage.retries import Backoff
 from streamactors.checkpoint.storage.s3 import S3Store
+from streamactors.checkpoint.storage.uris import is_object_uri, normalise_uri
 from streamactors.clock import SYSTEM, Clock
 from streamactors.errors import MissingExtra
 

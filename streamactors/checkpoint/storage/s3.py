@@ -13,7 +13,7 @@ import io
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
-from streamactors.checkpoint.storage.local import Entry
+from streamactors.checkpoint.storage.contract import Entry
 from streamactors.checkpoint.storage.object_storage import Checked, Upload
 from streamactors.clock import Clock
 from streamactors.errors import InvalidConfig

@@ -14,19 +14,27 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 from streamactors.clock import SYSTEM, Clock
-from streamactors.errors import InvalidDataflow, StateAccessError, StreamactorsError
+from streamactors.errors import StateAccessError
 from streamactors.state.backend import Cursor, StateBlock, StateT
-from streamactors.state.blocks import codec_for
 from streamactors.state.bound import dressed
-from streamactors.state.descriptors import Declaration, stand_in
+from streamactors.state.descriptors import Declaration
 from streamactors.state.heap.states import kept_state
 from streamactors.state.heap.sweep import sweep_group
 from streamactors.state.heap.tables import MISSING, HeapSnapshot, Store
 from streamactors.state.heap.timers import HeapTimers
 from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.serialisation.versions import Version
-from streamactors.state.stored import Reader, check_keys, check_own, check_schemas
-from streamactors.state.timers import HIDDEN, TimerState
+from streamactors.state.stored import (
+    check_keys,
+    check_new,
+    check_own,
+    check_reachable,
+    check_stores,
+    codec_of,
+    located,
+    named,
+)
+from streamactors.state.timers import TimerState
 from streamactors.state.ttl import UNSET, Turn, lifetimes_of
 
 
@@ -62,21 +70,15 @@ class HeapBackend:
             state.attach(cursor)
 
     def bind(self, name: str, declaration: StateT) -> StateT:
-        if name in self._stores:
-            raise InvalidDataflow(f"operator {self._uid!r}: two states have the name {name!r}")
+        check_new(name, self._stores, self._uid)
         if isinstance(declaration, TimerState):
             timers = HeapTimers(self._uid, name, declaration, self.groups, self._max_parallelism)
             self._stores[name] = timers
             return cast(StateT, timers)
-        try:
-            codec = codec_for(declaration, self._clock.time_ms)
-        except InvalidDataflow as error:
-            raise InvalidDataflow(f"operator {self._uid!r}, state {name!r}: {error}") from error
+        codec = codec_of(declaration, name, self._uid, self._clock.time_ms)
         store = self._stores[name] = Store(self._uid, name, codec, self.groups, self._max_parallelism)
         kept = kept_state(store, self.cursor)
-        stand_in(kept, declaration, name)
         bound = dressed(declaration, name, kept, codec, self.cursor)
-        stand_in(bound, declaration, name)
         self._bound.append(bound)
         return cast(StateT, bound)
 
@@ -107,10 +109,7 @@ class HeapBackend:
         return {name: store.codec.schema() for name, store in self._stores.items()}
 
     def check_schemas(self, stored: Mapping[str, Any], *, allow_dropped: bool = False) -> None:
-        readers = {
-            name: Reader(store.where, store.codec.problems, store.codec.read_as) for name, store in self._stores.items()
-        }
-        check_schemas(stored, readers, self._uid, allow_dropped=allow_dropped)
+        check_stores(stored, self._stores, self._uid, allow_dropped=allow_dropped)
 
     def restore(self, blocks: Iterable[StateBlock]) -> None:
         for block in blocks:
@@ -119,13 +118,11 @@ class HeapBackend:
                 self._add(store, block)
 
     def _add(self, store: Store, block: StateBlock) -> None:
-        try:
+        with located(store.where):
             if isinstance(store, HeapTimers):
                 store.add(block)
                 return
             keys, entries = store.codec.decode_block(block.data, rewritten=block.rewritten)
-        except StreamactorsError as error:
-            raise type(error)(f"{store.where}: {error}") from error
         check_keys(keys, block.group, self._max_parallelism, store.where)
         store.changed(block.group)
         table = store.table(block.group)
@@ -135,8 +132,7 @@ class HeapBackend:
     # ------------------------------------------------------------------------------------------------------ looking in
     def query(self, name: str, key: Any, group: int) -> Any:
         store = self._store(name)
-        if group not in self.groups:
-            raise StateAccessError(f"{store.where}: key group {group} is not among the {self.groups} of this subtask")
+        check_reachable(group, self.groups, store.where)
         entry = store.table(group).get(key, MISSING)
         return store.codec.answer(UNSET if entry is MISSING else store.codec.seen(store.codec.copy(entry)))
 
@@ -149,10 +145,7 @@ class HeapBackend:
                     yield group, key, seen
 
     def _store(self, name: str) -> Store:
-        if name not in self._stores or name.startswith(HIDDEN):
-            known = ", ".join(name for name in self._stores if not name.startswith(HIDDEN)) or "none"
-            raise StateAccessError(f"operator {self._uid!r} has no state {name!r}; it declares: {known}")
-        return self._stores[name]
+        return named(self._stores, name, self._uid)
 
     # ------------------------------------------------------------------------------------------------- what has expired
     @property
@@ -161,6 +154,13 @@ class HeapBackend:
 
     async def sweep(self, name: str, group: int, turn: Turn) -> None:
         await sweep_group(self._store(name), group, self.cursor, turn)
+
+    def forget(self, groups: range) -> None:
+        """All that the keys of its own among them hold. Only where no snapshots are taken."""
+        own = range(max(groups.start, self.groups.start), min(groups.stop, self.groups.stop))
+        for store in self._stores.values():
+            for group in own:
+                store.tables[group].clear()
 
     def entries(self) -> dict[str, int]:
         return {name: sum(len(store.tables[group]) for group in self.groups) for name, store in self._stores.items()}

@@ -153,6 +153,33 @@ class HeapMap(MapState[K, V]):  # noqa: PLW1641 (compared by what it holds, so n
         else:
             entries[key] = value
 
+    def folder(
+        self, first: Callable[[Any], V], fold: Callable[[V, Any], V], *, in_place: bool
+    ) -> Callable[[K, Any], bool]:
+        tables, cursor = self._tables, self._cursor
+        types, accept = self._value_types, self._accept_value
+        key_types, accept_key = self._key_types, self._accept_key
+
+        def add(key: K, more: Any) -> bool:
+            table = tables[cursor.group]
+            try:
+                entries = table[cursor.key]  # which snapshots take note of, before anything changes
+            except KeyError:
+                entries = None
+            before = MISSING if entries is None else entries.get(key, MISSING)
+            after = first(more) if before is MISSING else fold(before, more)
+            if type(after) not in types:
+                after = accept(after)
+            if before is MISSING and type(key) not in key_types:
+                key = accept_key(key)
+            if entries is None:
+                table[cursor.key] = {key: after}
+            else:
+                entries[key] = after
+            return before is MISSING
+
+        return add
+
     def __delitem__(self, key: K) -> None:
         cursor = self._cursor
         table = self._tables[cursor.group]

@@ -30,17 +30,13 @@ async def sweep_group(store: Store, group: int, cursor: Cursor, turn: Turn) -> N
     for keys in _slices(list(store.table(group))):
         limit = lifetime.limit()
         for key in keys:
-            if in_hand(cursor, key, group):
+            if cursor.stands_on(key, group):
                 continue
             for _ in sweep(store, group, key, limit):
                 await turn()
-                if in_hand(cursor, key, group):
+                if cursor.stands_on(key, group):
                     break
         await turn()
-
-
-def in_hand(cursor: Cursor, key: Any, group: int) -> bool:
-    return cursor.group == group and bool(cursor.key == key)
 
 
 def _slices(items: list[T]) -> Iterator[list[T]]:

@@ -75,11 +75,13 @@ class GuardedTable:
             self._tables[self._group] = self.table
 
 
-def drop(table: Any, key: Any) -> None:
-    """A dict that has become empty keeps its memory until it is told."""
-    table.pop(key, None)
+def drop(table: Any, key: Any) -> bool:
+    """False if it was not there. A dict that has become empty keeps its memory until it is told."""
+    if table.pop(key, MISSING) is MISSING:
+        return False
     if not table:
         table.clear()
+    return True
 
 
 class Store:

@@ -5,7 +5,7 @@ from typing import Any
 
 from streamactors.state.backend import StateBlock
 from streamactors.state.blocks import TimersCodec
-from streamactors.state.heap.tables import MISSING, Store
+from streamactors.state.heap.tables import MISSING, Store, drop
 from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.stored import check_keys
 from streamactors.state.timers import TimeIndex, TimerRow, TimerState, in_order
@@ -66,12 +66,7 @@ class HeapTimers(Store):
                 self._index.add(row)
 
     def take(self, row: TimerRow) -> bool:
-        table = self.tables[row[1]]
-        if table.pop(row, MISSING) is MISSING:
-            return False
-        if not table:
-            table.clear()  # else it would keep its memory
-        return True
+        return drop(self.tables[row[1]], row)
 
     async def early(self, groups: range, limit: int) -> list[TimerRow]:
         own = range(max(groups.start, self.groups.start), min(groups.stop, self.groups.stop))

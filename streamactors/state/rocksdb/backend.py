@@ -20,13 +20,11 @@ from streamactors.errors import (
     CheckpointFailed,
     IncompatibleState,
     InvalidDataflow,
-    StateAccessError,
     StreamactorsError,
 )
 from streamactors.state.backend import Cursor, NativePart, StateBlock, StateT
-from streamactors.state.blocks import codec_for
 from streamactors.state.bound import dressed
-from streamactors.state.descriptors import Declaration, stand_in
+from streamactors.state.descriptors import Declaration
 from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.pace import Pace
 from streamactors.state.rocksdb.database import WRITE_ROWS, Database, RocksDBOptions
@@ -48,10 +46,20 @@ from streamactors.state.rocksdb.native import (
 )
 from streamactors.state.rocksdb.snapshot import RocksSnapshot
 from streamactors.state.rocksdb.states import bound_state
-from streamactors.state.rocksdb.stores import MISSING, Shared, Store, group_start, store_for
+from streamactors.state.rocksdb.stores.kinds import store_for
+from streamactors.state.rocksdb.stores.store import MISSING, Shared, Store, group_start
 from streamactors.state.rocksdb.sweep import sweep_group
 from streamactors.state.rocksdb.timers import DIRTY, NEAR, RocksTimers
-from streamactors.state.stored import Reader, check_keys, check_own, check_schemas
+from streamactors.state.stored import (
+    check_keys,
+    check_new,
+    check_own,
+    check_reachable,
+    check_stores,
+    codec_of,
+    located,
+    named,
+)
 from streamactors.state.timers import TimerState
 from streamactors.state.ttl import UNSET, Turn, lifetimes_of
 
@@ -139,21 +147,15 @@ class RocksDBBackend:
             state.attach(cursor)
 
     def bind(self, name: str, declaration: StateT) -> StateT:
-        if name in self._kept:
-            raise InvalidDataflow(f"operator {self._uid!r}: two states have the name {name!r}")
+        check_new(name, self._kept, self._uid)
         if len(name.encode()) > 255:
             raise InvalidDataflow(f"operator {self._uid!r}, state {name!r}: the name is longer than 255 bytes")
         if isinstance(declaration, TimerState):
             return cast(StateT, self._bind_timers(name, declaration))
-        try:
-            codec = codec_for(declaration, self._clock.time_ms)
-        except InvalidDataflow as error:
-            raise InvalidDataflow(f"operator {self._uid!r}, state {name!r}: {error}") from error
+        codec = codec_of(declaration, name, self._uid, self._clock.time_ms)
         store = self._stores[name] = store_for(codec, name, self._shared, self.options.cache)
         kept = bound_state(store, self.cursor)
-        stand_in(kept, declaration, name)
         bound = dressed(declaration, name, kept, codec, self.cursor)
-        stand_in(bound, declaration, name)
         self._bound.append(bound)
         self._share_cache()
         return cast(StateT, bound)
@@ -391,10 +393,7 @@ class RocksDBBackend:
         return {name: store.codec.schema() for name, store in self._kept.items()}
 
     def check_schemas(self, stored: Mapping[str, Any], *, allow_dropped: bool = False) -> None:
-        readers = {
-            name: Reader(store.where, store.codec.problems, store.codec.read_as) for name, store in self._kept.items()
-        }
-        check_schemas(stored, readers, self._uid, allow_dropped=allow_dropped)
+        check_stores(stored, self._kept, self._uid, allow_dropped=allow_dropped)
 
     def restore(self, blocks: Iterable[StateBlock]) -> None:
         for block in blocks:
@@ -403,13 +402,11 @@ class RocksDBBackend:
                 self._add(store, block)
 
     def _add(self, store: Store[Any] | RocksTimers, block: StateBlock) -> None:
-        try:
+        with located(store.where):
             if isinstance(store, RocksTimers):
                 store.add(block, self._max_parallelism)
                 return
             keys, entries = store.codec.decode_block(block.data, rewritten=block.rewritten)
-        except StreamactorsError as error:
-            raise type(error)(f"{store.where}: {error}") from error
         check_keys(keys, block.group, self._max_parallelism, store.where)
         for key, entry in zip(keys, entries, strict=True):
             store.add(key, block.group, entry)
@@ -417,8 +414,7 @@ class RocksDBBackend:
     # ------------------------------------------------------------------------------------------------------ looking in
     def query(self, name: str, key: Any, group: int) -> Any:
         store = self._store(name)
-        if group not in self.groups:
-            raise StateAccessError(f"{store.where}: key group {group} is not among the {self.groups} of this subtask")
+        check_reachable(group, self.groups, store.where)
         found = store.copy_of(key, group)
         return store.codec.answer(UNSET if found is MISSING else store.codec.seen(found))
 
@@ -428,10 +424,7 @@ class RocksDBBackend:
         return (each for each in held if each[2] is not UNSET)
 
     def _store(self, name: str) -> Store[Any]:
-        if name not in self._stores:
-            known = ", ".join(self._stores) or "none"
-            raise StateAccessError(f"operator {self._uid!r} has no state {name!r}; it declares: {known}")
-        return self._stores[name]
+        return named(self._stores, name, self._uid)
 
     # ------------------------------------------------------------------------------------------------- what has expired
     @property

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from streamactors.state.rocksdb.stores import MISSING, Shared, Store
+from streamactors.state.rocksdb.stores.store import MISSING, Shared, Store
 
 Wanted = dict[Any, int]
 """Keys with their groups."""

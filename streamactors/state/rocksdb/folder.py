@@ -10,11 +10,11 @@ import hashlib
 import os
 import shutil
 import tempfile
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from streamactors import forks
 from streamactors.errors import CorruptCheckpoint, StorageFailed
 
 _PREFIX: Final = "streamactors-state-"
@@ -33,9 +33,9 @@ class LocalFolder:
         """Empty once it is deleted: whoever takes the lock out does that."""
         self._users: set[object] = set()
         self._doomed = False
-        _folders.add(self)
+        forks.let_go_in_child(self)
 
-    def let_go_in_child(self) -> None:
+    def let_go(self) -> None:
         """It stays its parent's, which deletes it."""
         while self._lock:
             os.close(self._lock.pop())
@@ -79,19 +79,6 @@ class LocalFolder:
                 return
             shutil.rmtree(self.path, ignore_errors=True)
             os.close(lock)
-
-
-_folders: "weakref.WeakSet[LocalFolder]" = weakref.WeakSet()
-
-
-def _let_go_in_child() -> None:
-    """A lock belongs to its open file: a forked child that outlives its parent would keep the folder for good."""
-    for folder in _folders:
-        folder.let_go_in_child()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 def _acquire(path: Path, *, create: bool) -> int | None:

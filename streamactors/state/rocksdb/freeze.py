@@ -19,7 +19,7 @@ from typing import Any, Final
 from streamactors.errors import StreamactorsError
 from streamactors.state.pace import Pace
 from streamactors.state.rocksdb.database import WRITE_ROWS, Database
-from streamactors.state.rocksdb.stores import Store
+from streamactors.state.rocksdb.stores.store import Store
 
 SLICE_SECONDS: Final = 0.0005
 

@@ -21,7 +21,7 @@ from streamactors.state.rocksdb.database import Database, RocksDBOptions, RowRea
 from streamactors.state.rocksdb.folder import LocalFolder, copy, digest, empty, link_or_copy, read, remove, sizes
 from streamactors.state.rocksdb.freeze import Freeze
 from streamactors.state.rocksdb.keys import Shape, same_shapes
-from streamactors.state.rocksdb.stores import group_start
+from streamactors.state.rocksdb.stores.store import group_start
 
 FORMAT: Final = "rocksdb-1"
 _META: Final = b"\xff\xffmeta"

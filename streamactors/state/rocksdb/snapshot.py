@@ -13,7 +13,9 @@ from streamactors.state.pace import Pace
 from streamactors.state.rocksdb.database import RowReader
 from streamactors.state.rocksdb.freeze import Freeze
 from streamactors.state.rocksdb.keys import LENGTH
-from streamactors.state.rocksdb.stores import ListStore, MapStore, Store, tail_of_list
+from streamactors.state.rocksdb.stores.lists import ListStore, tail_of_list
+from streamactors.state.rocksdb.stores.maps import MapStore
+from streamactors.state.rocksdb.stores.store import Store
 from streamactors.state.rocksdb.timers import RocksTimers
 
 _GROUP_BYTES: Final = 2

@@ -6,16 +6,10 @@ from typing import Any, TypeVar, cast, overload
 from streamactors.state.backend import Cursor
 from streamactors.state.bound import naming
 from streamactors.state.descriptors import ListState, MapState, ValueState
-from streamactors.state.rocksdb.stores import (
-    ABSENT,
-    MISSING,
-    SPILL,
-    ListStore,
-    MapStore,
-    SpreadMap,
-    Store,
-    ValueStore,
-)
+from streamactors.state.rocksdb.stores.lists import ListStore
+from streamactors.state.rocksdb.stores.maps import MapStore, SpreadMap
+from streamactors.state.rocksdb.stores.store import ABSENT, MISSING, SPILL, Store
+from streamactors.state.rocksdb.stores.values import ValueStore
 
 T = TypeVar("T")
 K = TypeVar("K")

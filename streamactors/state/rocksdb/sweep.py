@@ -13,17 +13,9 @@ from streamactors.clock import uninterrupted
 from streamactors.state.backend import Cursor
 from streamactors.state.rocksdb.database import RowReader
 from streamactors.state.rocksdb.keys import LENGTH
-from streamactors.state.rocksdb.stores import (
-    PRUNED,
-    ExpiredChunks,
-    ListStore,
-    MapStore,
-    Shared,
-    Store,
-    after,
-    head_of_list,
-    tail_of_list,
-)
+from streamactors.state.rocksdb.stores.lists import ExpiredChunks, ListStore, head_of_list, tail_of_list
+from streamactors.state.rocksdb.stores.maps import PRUNED, MapStore
+from streamactors.state.rocksdb.stores.store import Shared, Store, after
 from streamactors.state.ttl import Turn, time_in, times_in
 
 T = TypeVar("T")
@@ -56,7 +48,7 @@ async def sweep_group(
         try:
             await uninterrupted(run_blocking(step.read))
             for part in _slices(step.found):
-                fresh = [each for each in part if step.is_fresh(each.key) and not in_hand(cursor, each.key, group)]
+                fresh = [each for each in part if step.is_fresh(each.key) and not cursor.stands_on(each.key, group)]
                 store.expire(group, fresh, step.limit)
                 await turn()
         finally:
@@ -74,15 +66,11 @@ async def _sweep_dirty(store: Store[Any], group: int, cursor: Cursor, turn: Turn
         keys = waiting[-_SLICE:]
         del waiting[-_SLICE:]
         limit = lifetime.limit()
-        here = [key for key in keys if store.is_unwritten(key) and not in_hand(cursor, key, group)]
+        here = [key for key in keys if store.is_unwritten(key) and not cursor.stands_on(key, group)]
         found = [_Found(key, store.unsaved(key, limit), None) for key in here]
         store.expire(group, found, limit)
         waiting += [each.key for each in found if isinstance(store, MapStore) and len(each.what) == PRUNED]
         await turn()
-
-
-def in_hand(cursor: Cursor, key: Any, group: int) -> bool:
-    return cursor.group == group and bool(cursor.key == key)
 
 
 def _slices(items: list[T], size: int = _SLICE) -> Iterator[list[T]]:

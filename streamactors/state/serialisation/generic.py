@@ -22,18 +22,8 @@ import msgspec
 
 from streamactors.errors import IncompatibleState, UnserialisableValue
 from streamactors.state.serialisation.schemas import Schema, attribute, describe
-from streamactors.state.serialisation.serializers import (
-    FORMAT,
-    KEPT,
-    NATIVE,
-    PICKLE,
-    RECORDS,
-    TAGGED,
-    WIDE,
-    Everything,
-    KeySerializer,
-    Serializer,
-)
+from streamactors.state.serialisation.serializer import FORMAT, NATIVE, PICKLE, TAGGED, WIDE, Everything, Serializer
+from streamactors.state.serialisation.serializers import KEPT, RECORDS, KeySerializer
 from streamactors.state.serialisation.tagged import ENUM, INSTANCE, TaggedCodec
 
 

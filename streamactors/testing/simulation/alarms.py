@@ -1,7 +1,6 @@
 """A flow with timers: over crashes and rescales each of them fires, once, and not too early."""
 
 import asyncio
-import datetime as dt
 from typing import Final
 
 import msgspec
@@ -12,10 +11,9 @@ from streamactors.state.descriptors import MapState
 from streamactors.testing.simulation.checks import nothing_twice
 from streamactors.testing.simulation.clock import EPOCH_MS
 from streamactors.testing.simulation.result import Outcome
-from streamactors.testing.simulation.timed import Timed, timed_events
+from streamactors.testing.simulation.timed import Timed, timed_by_key, timed_events
 from streamactors.testing.simulation.world import World
 from streamactors.time.timers import Timer
-from streamactors.time.watermarks import Watermarks
 
 WAITS: Final = (0, 120, 700)
 """After a record's own time, in milliseconds: with the next watermarks, and in a crowd."""
@@ -55,18 +53,8 @@ class Remind(KeyedOperator[str, Timed, Rang]):
 
 def alarms(world: World) -> Dataflow:
     flow = Dataflow("timers")
-    watermarks = Watermarks.bounded(_time_of, dt.timedelta(milliseconds=50))
-    source = flow.source("events", world.source([timed_events(world)]), watermarks=watermarks, parallelism=1)
-    source.key_by(_key_of).process("remind", Remind).sink("out", world.sink())
+    timed_by_key(world, flow).process("remind", Remind).sink("out", world.sink())
     return flow
-
-
-def _time_of(event: Timed) -> int:
-    return event.time
-
-
-def _key_of(event: Timed) -> str:
-    return event.key
 
 
 def rang_once(outcome: Outcome) -> None:

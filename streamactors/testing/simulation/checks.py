@@ -2,11 +2,27 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from streamactors.testing.simulation.events import Event, Update, named
 from streamactors.testing.simulation.result import Check, Outcome
 from streamactors.testing.simulation.world import World
+
+
+class Counted(Protocol):
+    """The `count`-th of its key, for record `number` of `split`."""
+
+    @property
+    def split(self) -> str: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def count(self) -> int: ...
+
+
+CountedT = TypeVar("CountedT", bound=Counted)
 
 
 def counted(inputs: Callable[[World], Sequence[Event]], *stages: str, keyed_sink: bool) -> Check:
@@ -19,20 +35,26 @@ def counted(inputs: Callable[[World], Sequence[Event]], *stages: str, keyed_sink
         no_loss(wanted, [(update.split, update.number) for update in found])
         if not outcome.exactly_once:
             return
-        nothing_twice([(update.split, update.number) for update in found])
-        by_key: defaultdict[str, list[Update]] = defaultdict(list)
-        for update in found:
-            by_key[update.key].append(update)
-        for key, updates in by_key.items():
-            if not keyed_sink:
-                updates.sort(key=lambda update: update.count)
-            counts = [update.count for update in updates]
-            assert counts == list(range(1, len(updates) + 1)), f"key {key}: counted {counts}"
-            in_order([(update.split, update.number) for update in updates], f"key {key}")
+        once_by_key(found, keyed_sink=keyed_sink)
         for stage in stages:
             _is_fold(wanted, outcome.states[stage], stage)
 
     return check
+
+
+def once_by_key(found: Sequence[CountedT], where: str = "", *, keyed_sink: bool = False) -> dict[str, list[CountedT]]:
+    """Those of each key by their counts. Nothing came twice, and each was counted once, in the order of its split."""
+    nothing_twice([(each.split, each.number) for each in found])
+    by_key: defaultdict[str, list[CountedT]] = defaultdict(list)
+    for each in found:
+        by_key[each.key].append(each)
+    for key, of_key in by_key.items():
+        if not keyed_sink:
+            of_key.sort(key=lambda each: each.count)
+        counts = [each.count for each in of_key]
+        assert counts == list(range(1, len(counts) + 1)), f"{where}key {key}: counted {counts}"
+        in_order([(each.split, each.number) for each in of_key], f"{where}key {key}")
+    return by_key
 
 
 def _is_fold(wanted: Sequence[Event], states: dict[str, dict[Any, Any]], stage: str) -> None:

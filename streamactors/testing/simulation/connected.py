@@ -1,6 +1,6 @@
 """Flows with an operator of two inputs: both keyed, or one that every subtask gets all of."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -11,7 +11,7 @@ from streamactors.operators.base import Context
 from streamactors.operators.two_inputs import KeyedBroadcastOperator, KeyedCoOperator
 from streamactors.state.broadcast import BroadcastState
 from streamactors.state.descriptors import ListState, MapState, ValueState
-from streamactors.testing.simulation.checks import counted, in_order, no_loss, nothing_twice
+from streamactors.testing.simulation.checks import counted, no_loss, once_by_key
 from streamactors.testing.simulation.events import Event, Update, events, inputs, key_of, named
 from streamactors.testing.simulation.result import Outcome
 from streamactors.testing.simulation.world import World
@@ -81,17 +81,8 @@ def joined_once(outcome: Outcome) -> None:
 
 def _one_side(found: Sequence[Sided], wanted: Sequence[Event], side: str, outcome: Outcome) -> None:
     no_loss(wanted, [(each.split, each.number) for each in found], side)
-    if not outcome.exactly_once:
-        return
-    nothing_twice([(each.split, each.number) for each in found])
-    by_key: defaultdict[str, list[Sided]] = defaultdict(list)
-    for each in found:
-        by_key[each.key].append(each)
-    for key, of_key in by_key.items():
-        of_key.sort(key=lambda each: each.count)
-        counts = [each.count for each in of_key]
-        assert counts == list(range(1, len(counts) + 1)), f"{side}, key {key}: counted {counts}"
-        in_order([(each.split, each.number) for each in of_key], f"{side}, key {key}")
+    if outcome.exactly_once:
+        once_by_key(found, f"{side}, ")
 
 
 def _counts(wanted: Sequence[Event]) -> dict[str, int]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from posixpath import basename, dirname
 from typing import Union
 
-from streamactors.checkpoint.storage.local import Entry
+from streamactors.checkpoint.storage.contract import Entry
 from streamactors.errors import Crashed
 
 

@@ -1,14 +1,13 @@
 """A flow that uses the kinds of keyed state that fold what is added, and time to live."""
 
 import datetime as dt
-from collections import defaultdict
 from typing import Any, Final
 
 from streamactors.api.dataflow import Dataflow
 from streamactors.operators.base import Context, KeyedOperator
 from streamactors.state import aggregates
 from streamactors.state.descriptors import AggregatingState, MapState, ReducingState, Ttl, ValueState
-from streamactors.testing.simulation.checks import in_order, no_loss, nothing_twice
+from streamactors.testing.simulation.checks import no_loss, once_by_key
 from streamactors.testing.simulation.events import Event, Update, events, inputs, key_of, named
 from streamactors.testing.simulation.result import Outcome
 from streamactors.testing.simulation.world import World
@@ -66,19 +65,11 @@ def folded(outcome: Outcome) -> None:
     no_loss(wanted, [(update.split, update.number) for update in found])
     if not outcome.exactly_once:
         return
-    nothing_twice([(update.split, update.number) for update in found])
-    by_key: defaultdict[str, list[Update]] = defaultdict(list)
-    for update in found:
-        by_key[update.key].append(update)
-    for key, updates in by_key.items():
-        updates.sort(key=lambda update: update.count)
-        in_order([(update.split, update.number) for update in updates], f"key {key}")
+    for key, updates in once_by_key(found).items():
         _is_fold(key, updates, {name: held.get(key) for name, held in outcome.states["fold"].items()})
 
 
 def _is_fold(key: str, updates: list[Update], held: dict[str, Any]) -> None:
-    counts = [update.count for update in updates]
-    assert counts == list(range(1, len(counts) + 1)), f"key {key}: counted {counts}"
     numbers = [update.number for update in updates]
     wanted = {
         "largest": max(numbers),

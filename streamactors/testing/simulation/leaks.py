@@ -6,7 +6,7 @@ from posixpath import basename, dirname, join
 from typing import Final
 
 from streamactors.checkpoint import layout, manifest
-from streamactors.checkpoint.storage.local import is_temporary
+from streamactors.checkpoint.storage.uris import is_temporary
 from streamactors.testing.simulation.disk import File, Folder
 
 BOOKKEEPING: Final = re.compile(

@@ -1,6 +1,7 @@
 """A rewindable, bounded source whose splits and records are known."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, TypeVar
 
 from streamactors.sources import Position, SourceBatch, SourceContext, SplitReader, SplitSource
@@ -46,6 +47,8 @@ class _Reader(SplitReader[T]):
         self._splits = splits
         self._wait = wait
         self._next: dict[str, int] = {}
+        self._paused: frozenset[str] = frozenset()
+        self._resumed = asyncio.Event()
 
     async def open(self, restored: Mapping[str, Position] | None) -> Mapping[str, Position]:
         await self._process.pause()
@@ -55,14 +58,16 @@ class _Reader(SplitReader[T]):
 
     async def read(self) -> SourceBatch[T] | None:
         process = self._process
-        unread = [split for split, start in self._next.items() if start < len(self._splits[split])]
-        if not unread:
+        if not self._unread():
             return None
         await process.pause()
         if self._wait and process.often():
             await process.take_time(self._wait * process.up_to(10) / 5)
         process.fail("source_failures", f"reading source {self._uid}")
-        split = unread[process.chosen(len(unread))]
+        while not (readable := [split for split in self._unread() if split not in self._paused]):
+            self._resumed.clear()
+            await self._resumed.wait()
+        split = readable[process.chosen(len(readable))]
         start = self._next[split]
         values = self._splits[split][start : start + process.up_to(LARGEST_READ)]
         self._next[split] = start + len(values)
@@ -73,7 +78,16 @@ class _Reader(SplitReader[T]):
             lambda taken: start + taken,
             origins=range(start, start + len(values)),
             origin_prefix=f"{split}@",
+            ends=self._next[split] == len(self._splits[split]),
         )
+
+    def _unread(self) -> list[str]:
+        return [split for split, start in self._next.items() if start < len(self._splits[split])]
+
+    def pause(self, splits: Collection[str]) -> bool:
+        self._paused = frozenset(splits)
+        self._resumed.set()
+        return True
 
     async def close(self) -> None:
         self._next.clear()

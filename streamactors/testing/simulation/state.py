@@ -10,7 +10,10 @@ from streamactors.checkpoint.restorable import Restorable
 from streamactors.clock import Clock
 from streamactors.errors import InvalidConfig
 from streamactors.graph.logical import LogicalGraph, Node
+from streamactors.operators.joins.base import JoinSpec
+from streamactors.operators.patterns.operator import PatternSpec
 from streamactors.operators.process import ProcessSpec, ReduceSpec, reducer
+from streamactors.operators.windows.spec import WindowSpec
 from streamactors.state.broadcast import BroadcastState
 from streamactors.state.descriptors import Declaration, declared_states
 from streamactors.state.heap.backend import HeapBackend
@@ -27,8 +30,8 @@ async def read_states(restorable: Restorable, graph: LogicalGraph, clock: Clock)
     groups = {operator.uid: operator.max_parallelism for operator in restorable.manifest.operators}
     found: dict[str, States] = {}
     for node in graph.nodes:
-        if isinstance(node.spec, ProcessSpec | ReduceSpec):
-            declared = declared_states(_operator(node))
+        if isinstance(node.spec, ProcessSpec | ReduceSpec | JoinSpec | PatternSpec | WindowSpec):
+            declared = node.spec.states() if isinstance(node.spec, WindowSpec) else declared_states(_operator(node))
             keyed = {name: declaration for name, declaration in declared.items() if declaration.keyed}
             lists = {name: declaration for name, declaration in declared.items() if not declaration.keyed}
             found[node.uid] = {
@@ -82,4 +85,6 @@ def _operator(node: Node) -> Any:
             return node.spec.factory()
         case ReduceSpec():
             return reducer(node.spec.fn, node.spec.element_type)()
+        case JoinSpec() | PatternSpec():
+            return node.spec.operator()
     raise InvalidConfig(f"step {node.uid!r} keeps no state")

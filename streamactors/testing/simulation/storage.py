@@ -12,7 +12,7 @@ from typing import Final
 
 from streamactors.checkpoint import layout, manifest
 from streamactors.checkpoint.manifest import FileHandle, Manifest
-from streamactors.checkpoint.storage.local import DIGEST_SIZE
+from streamactors.checkpoint.storage.contract import DIGEST_SIZE
 from streamactors.testing.simulation.disk import File, Folder, VolatileDisk
 from streamactors.testing.simulation.faults import MARK
 from streamactors.testing.simulation.process import Process

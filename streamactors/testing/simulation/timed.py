@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from streamactors.api.dataflow import Dataflow
+from streamactors.api.dataflow import Dataflow, KeyedStream
 from streamactors.operators.base import Context, KeyedOperator
 from streamactors.state.descriptors import ValueState
 from streamactors.testing.simulation.result import Outcome
@@ -52,13 +52,68 @@ def timed_events(world: World) -> list[Timed]:
     return [Timed(number, f"k{draw.randrange(12)}", time) for number, time in enumerate(times)]
 
 
-def event_time(world: World) -> Dataflow:
+def timed_by_key(world: World, flow: Dataflow) -> KeyedStream[str, Timed]:
     """One source, since with several the slowest would decide."""
-    flow = Dataflow("event-time")
     watermarks = Watermarks.bounded(_time_of, dt.timedelta(milliseconds=50))
     source = flow.source("events", world.source([timed_events(world)]), watermarks=watermarks, parallelism=1)
-    source.key_by(_key_of).process("judge", Judge).sink("out", world.sink())
+    return source.key_by(_key_of)
+
+
+def event_time(world: World) -> Dataflow:
+    flow = Dataflow("event-time")
+    timed_by_key(world, flow).process("judge", Judge).sink("out", world.sink())
     return flow
+
+
+def mid_stream_time(world: World) -> Dataflow:
+    """As `event_time`; the source knows of no time."""
+    flow = Dataflow("mid-stream-time")
+    source = flow.source("events", world.source([timed_events(world)]), parallelism=1)
+    watermarks = Watermarks.bounded(_time_of, dt.timedelta(milliseconds=50))
+    timed = source.with_timestamps(watermarks, uid="timed", parallelism=1)
+    timed.key_by(_key_of).process("judge", Judge).sink("out", world.sink())
+    return flow
+
+
+# ---------------------------------------------------------------------------------------------------- aligned sources
+def aligned_events(world: World) -> list[list[Timed]]:
+    """Three splits, none with late records, of which one gets ahead of the others where it can."""
+    draw = world.random("aligned")
+    steps = (50, 50, 300)
+    return [
+        [Timed(100 * split + number, f"k{draw.randrange(12)}", step * number) for number in range(draw.randint(10, 30))]
+        for split, step in enumerate(steps)
+    ]
+
+
+def _idling(world: World) -> bool:
+    """Whether who has nothing is passed over: then its records may be late."""
+    return world.random("idling").random() < 0.5
+
+
+def aligned_time(world: World) -> Dataflow:
+    """Splits of two sources wait for each other, and for some time have nothing to give."""
+    flow = Dataflow("aligned-time")
+    idle_after = dt.timedelta(milliseconds=20) if _idling(world) else None
+    watermarks = Watermarks.bounded(
+        _time_of, dt.timedelta(milliseconds=50), idle_after=idle_after, align=dt.timedelta(milliseconds=200)
+    )
+    first, second, third = aligned_events(world)
+    both = flow.source("both", world.source({"first": first, "third": third}), watermarks=watermarks)
+    other = flow.source("other", world.source({"second": second}), watermarks=watermarks)
+    both.union(other).key_by(_key_of).process("judge", Judge).sink("out", world.sink())
+    return flow
+
+
+def nothing_late(outcome: Outcome) -> None:
+    """Every record once; late ones only where idle splits are passed over."""
+    wanted = [event.number for split in aligned_events(outcome.world) for event in split]
+    found: list[Judged] = outcome.output()
+    assert {judged.number for judged in found} == set(wanted), "records are lost"
+    if outcome.exactly_once:
+        assert len(found) == len(wanted), "records came twice"
+        late = [judged.number for judged in found if judged.late]
+        assert _idling(outcome.world) or not late, f"records {late} are late"
 
 
 def _time_of(event: Timed) -> int:

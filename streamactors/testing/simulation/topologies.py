@@ -11,12 +11,21 @@ from streamactors.testing.simulation.checks import counted, no_loss, nothing_twi
 from streamactors.testing.simulation.connected import connected, joined_once, ruled, ruled_alike
 from streamactors.testing.simulation.events import Copy, Event, Update, bucket_of, events, inputs, key_of, named
 from streamactors.testing.simulation.faults import Faults
+from streamactors.testing.simulation.joined import joined, paired_once
 from streamactors.testing.simulation.kinds import folded, kinds
 from streamactors.testing.simulation.listing import kept_once, lists
+from streamactors.testing.simulation.patterns import matched_once, pattern
 from streamactors.testing.simulation.result import Check, Outcome
 from streamactors.testing.simulation.scenario import Scenario
 from streamactors.testing.simulation.settings import EXACTLY_ONCE, MODES
-from streamactors.testing.simulation.timed import event_time, judged_as_ever
+from streamactors.testing.simulation.timed import (
+    aligned_time,
+    event_time,
+    judged_as_ever,
+    mid_stream_time,
+    nothing_late,
+)
+from streamactors.testing.simulation.windowed import windowed, windowed_once
 from streamactors.testing.simulation.world import World
 
 
@@ -152,7 +161,12 @@ TOPOLOGIES: Final[dict[str, tuple[Callable[[World], Dataflow], Check]]] = {
     "rules": (ruled, ruled_alike),
     "kinds": (kinds, folded),
     "event-time": (event_time, judged_as_ever),
+    "mid-stream-time": (mid_stream_time, judged_as_ever),
+    "aligned-time": (aligned_time, nothing_late),
     "timers": (alarms, rang_once),
+    "windowed": (windowed, windowed_once),
+    "pattern": (pattern, matched_once),
+    "joined": (joined, paired_once),
 }
 
 

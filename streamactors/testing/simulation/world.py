@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from streamactors.checkpoint import layout
 from streamactors.checkpoint.manifest import Manifest
-from streamactors.checkpoint.storage.local import local_path
+from streamactors.checkpoint.storage.uris import local_path
 from streamactors.errors import InvalidDataflow
 from streamactors.sinks import WriterSink
 from streamactors.sources import SplitSource

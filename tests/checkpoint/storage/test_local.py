@@ -14,17 +14,11 @@ from typing import ParamSpec, TypeVar
 
 import pytest
 
-from streamactors.checkpoint.storage.local import (
-    BLOCK,
-    READ_BLOCK,
-    Entry,
-    LocalDisk,
-    LocalFile,
-    LocalFiles,
-    Written,
-    is_plain_path,
-    normalise_uri,
-)
+from streamactors.checkpoint.storage.chunks import BLOCK
+from streamactors.checkpoint.storage.contract import READ_BLOCK, Entry, Written
+from streamactors.checkpoint.storage.disk import LocalDisk, LocalFile
+from streamactors.checkpoint.storage.local import LocalFiles
+from streamactors.checkpoint.storage.uris import is_plain_path, normalise_uri
 from streamactors.clock import SYSTEM, Clock, SystemClock
 from streamactors.errors import CorruptCheckpoint, InvalidConfig, StorageFailed, StorageInUse
 from streamactors.testing.failing_files import FailingFiles

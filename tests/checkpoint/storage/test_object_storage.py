@@ -20,20 +20,14 @@ import msgspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from streamactors.checkpoint.storage.contract import READ_BLOCK, Entry, Files, Written
 from streamactors.checkpoint.storage.fsspec_storage import FsspecStore
 from streamactors.checkpoint.storage.lease import LeaseTimes, Note
-from streamactors.checkpoint.storage.local import (
-    READ_BLOCK,
-    Entry,
-    Files,
-    Written,
-    is_dead,
-    normalise_uri,
-    process_identity,
-)
 from streamactors.checkpoint.storage.object_storage import NEAR, PART, Bucket, ObjectFiles
 from streamactors.checkpoint.storage.opening import FileSystems, open_files
+from streamactors.checkpoint.storage.processes import is_dead, process_identity
 from streamactors.checkpoint.storage.retries import Backoff, Retries
+from streamactors.checkpoint.storage.uris import normalise_uri
 from streamactors.clock import SYSTEM, SystemClock
 from streamactors.errors import CorruptCheckpoint, InvalidConfig, MissingExtra, StorageFailed, StorageInUse
 from tests.s3_server import Damage, Proxy, S3Bucket, proxied

@@ -334,3 +334,40 @@ class TestSettings:
 
 def test_positions_are_small() -> None:
     assert len(msgspec.msgpack.encode([2**40, 2**32, 2**40])) < 30
+
+
+async def test_paused_files_keep_no_place_among_the_open_ones(tmp_path: Path) -> None:
+    """Only two are open at a time: the third is read although both of these are paused."""
+    paths = [write(tmp_path / f"{name}.txt", f"{name}1\n{name}2\n{name}3\n{name}4\n".encode()) for name in "abc"]
+    files = reader(SmallSteps(str(tmp_path), value=Text()))
+    await files.open(None)
+    assert files.pause(paths[:2])
+    async with asyncio.timeout(20):
+        found = [batch.values for _ in range(2) if (batch := await files.read()) is not None]
+        assert [line for values in found for line in values] == ["c1", "c2", "c3", "c4"]
+        pending = asyncio.ensure_future(files.read())
+        await asyncio.wait([pending], timeout=0.01)
+        assert not pending.done(), "it is not the end: the others are paused"
+        files.pause(paths[:1])
+        left = await pending
+        assert left is not None and left.split == paths[1]
+    await files.close()
+
+
+async def test_a_followed_file_goes_on_where_it_was_paused(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    files = reader(SmallSteps(write(path, b"1\n2\n3\n4\n"), value=Text(), follow=True))
+    await files.open(None)
+    async with asyncio.timeout(20):
+        first = await files.read()
+        files.pause([str(path)])
+        pending = asyncio.ensure_future(files.read())
+        await asyncio.wait([pending], timeout=0.01)
+        path.write_bytes(b"1\n2\n3\n4\n5\n")
+        files.pause(())
+        found = [*first.values, *(await pending).values] if first is not None else []  # type: ignore[union-attr]
+        while len(found) < 5:
+            batch = await files.read()
+            found += [] if batch is None else batch.values
+    assert found == ["1", "2", "3", "4", "5"]
+    await files.close()

@@ -1,5 +1,6 @@
 """A list is dealt out by position, and read on exactly from any of them."""
 
+import asyncio
 import copy
 import pickle
 from collections.abc import Sequence
@@ -163,3 +164,20 @@ class TestCrash:
         assert pickle.loads(pickle.dumps(CRASH)) is CRASH
         assert copy.deepcopy([CRASH])[0] is CRASH
         assert repr(CRASH) == "CRASH"
+
+
+async def test_a_paused_stripe_waits_and_a_pending_read_goes_on_once_it_is_resumed() -> None:
+    stripes = reader(ListSource(range(10)))
+    await stripes.open({"0/2": 0, "1/2": 1})
+    assert stripes.pause({"0/2"})
+    first = await stripes.read()
+    assert first is not None and first.split == "1/2" and list(first.values) == [1, 3, 5, 7, 9]
+    pending = asyncio.ensure_future(stripes.read())
+    await asyncio.wait([pending], timeout=0.01)
+    assert not pending.done(), "it is not the end: the other stripe is paused"
+    stripes.pause(())
+    async with asyncio.timeout(20):
+        second = await pending
+    assert second is not None and list(second.values) == [0, 2, 4, 6, 8]
+    assert await stripes.read() is None
+    await stripes.close()

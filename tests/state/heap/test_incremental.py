@@ -26,7 +26,7 @@ from streamactors.checkpoint.manifest import (
     SubtaskState,
 )
 from streamactors.checkpoint.registry import FileRegistry
-from streamactors.checkpoint.storage.local import DIGEST_SIZE
+from streamactors.checkpoint.storage.contract import DIGEST_SIZE
 from streamactors.elements import Barrier
 from streamactors.errors import StateAccessError
 from streamactors.runtime.incremental import COPIES, Increments

@@ -14,7 +14,7 @@ from streamactors.state.key_groups import key_group
 from streamactors.state.rocksdb.backend import RocksDBBackend, RocksDBOptions
 from streamactors.state.rocksdb.native import RocksNativeSnapshot
 from streamactors.state.rocksdb.snapshot import RocksSnapshot
-from streamactors.state.rocksdb.stores import LOADED
+from streamactors.state.rocksdb.stores.maps import LOADED
 from tests.state.backend_contract import ALL, GROUPS, contents, drained, stand_on
 from tests.state.kinds_contract import MINUTE, TOUCHED, KindsContract, no_turn, sweep
 from tests.state.manual_clock import ManualClock

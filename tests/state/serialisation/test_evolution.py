@@ -21,7 +21,8 @@ import streamactors as sa
 from streamactors.errors import IncompatibleState, InvalidDataflow, UnserialisableValue
 from streamactors.state.blocks import codec_for
 from streamactors.state.operator_lists import OperatorLists
-from streamactors.state.serialisation.serializers import AnySerializer, Serializer, serializer_for
+from streamactors.state.serialisation.serializer import Serializer
+from streamactors.state.serialisation.serializers import AnySerializer, serializer_for
 
 AT = dt.datetime(2024, 5, 1, 12, 30, tzinfo=dt.UTC)
 SET: Any = set

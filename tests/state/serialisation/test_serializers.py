@@ -23,13 +23,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamactors.errors import IncompatibleState, InvalidDataflow, UnserialisableKey, UnserialisableValue
-from streamactors.state.serialisation.serializers import (
-    AnySerializer,
-    KeySerializer,
-    Pickle,
-    Serializer,
-    serializer_for,
-)
+from streamactors.state.serialisation.pickled import Pickle
+from streamactors.state.serialisation.serializer import Serializer
+from streamactors.state.serialisation.serializers import AnySerializer, KeySerializer, serializer_for
 
 ROOT = Path(__file__).resolve().parents[3]
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")

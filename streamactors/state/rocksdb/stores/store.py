@@ -17,45 +17,27 @@ freeze (see `freeze`): before it can be changed it is written, among the rows of
 
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from heapq import merge
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from streamactors.errors import CorruptCheckpoint, StreamactorsError, UnserialisableKey
-from streamactors.state.blocks import EntryCodec, ListCodec, MapCodec, ValueCodec
+from streamactors.state.blocks import EntryCodec
 from streamactors.state.bound import closed_tables, no_tables
 from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.rocksdb.database import Database, Rows
 from streamactors.state.rocksdb.keys import LENGTH, StorageKeys
 
 EntryT = TypeVar("EntryT")
-
 MISSING: Final[Any] = object()
 ABSENT: Final[Any] = object()
 """In the cache: the key is known to hold nothing."""
-
-TAIL: Final = 64
-"""Items of a list from which on they become a chunk."""
-CHUNK: Final = 1024
-"""Items of a chunk at most."""
-WHOLE: Final = 64
-"""Up to so many entries a map is read as a whole."""
-SPILL: Final = 4096
-"""Items or entries of one key that are changed and not written, at most."""
-PRUNED: Final = 512
-"""Entries of a map that expire at once, at most."""
-LOADED: Final = 512
-"""Entries of a map kept decoded between two writes of it."""
 LEAVING: Final = 256
 """Entries that leave the full cache at once: about a millisecond if all of them have to be written."""
-
+SPILL: Final = 4096
+"""Items or entries of one key that are changed and not written, at most."""
 _CARRIED: Final = ord("K")
-_HEAD: Final = ord("H")
-_HEAD_AND_FIRST: Final = ord("F")
-_LIST_HEAD: Final = struct.Struct(">BIQ")
-_LIST_HEAD_AND_FIRST: Final = struct.Struct(">BIQI")
-_MAP_HEAD: Final = struct.Struct(">BQ")
+HEAD: Final = ord("H")
 _GROUP: Final = struct.Struct(">H")
 
 
@@ -488,58 +470,13 @@ class _GuardedTable:
         self._store.young[key] = entry
 
 
-# --------------------------------------------------------------------------------------------------------------- values
-class ValueStore(Store[Any]):
-    """An entry is the value, or ABSENT."""
-
-    codec: ValueCodec
-
-    def read(self, key: Any, group: int, row: bytes | None) -> Any:
-        return ABSENT if row is None else self.codec.decode(self.without_key(row))
-
-    def holds(self, entry: Any) -> bool:
-        return entry is not ABSENT
-
-    def weigh(self, entry: Any) -> int:
-        return 1
-
-    def write(self, key: Any, group: int, entry: Any, rows: Rows) -> None:
-        rows[self.row_of(key, group)] = self.carrying(key, self.codec.encode(entry))
-
-    def erase(self, key: Any, group: int, entry: Any, rows: Rows) -> None:
-        rows[self.row_of(key, group)] = None
-
-    def prune(self, key: Any, group: int, entry: Any, found: None, limit: int) -> Any:
-        return ABSENT if entry is not ABSENT and entry[1] <= limit else None
-
-    def unsaved(self, key: Any, limit: int) -> None:
-        return None
-
-    def whole(self, key: Any, group: int, entry: Any) -> Any:
-        return self.codec.copy(entry)
-
-    def add(self, key: Any, group: int, entry: Any) -> None:
-        if key not in self.dirty:
-            self.mark(key, group)
-        self.young[key] = entry
-
-    def row_of(self, key: Any, group: int) -> bytes:
-        return self.prefixes[group] + self.keys.encode(key)
-
-    def stored(self, group: int, *, keep_blocks: bool) -> Iterator[tuple[Any, bytes]]:
-        start = self.prefixes[group]
-        cut = len(start)
-        for data, row in self.database.rows(start, after(start), keep_blocks=keep_blocks):
-            yield self.key_and_row(data[cut:], row)
-
-
 def after(prefix: bytes) -> bytes:
     """The first bytes behind all that begin with `prefix`."""
     kept = prefix.rstrip(b"\xff")
     return kept[:-1] + bytes([kept[-1] + 1])
 
 
-class _ManyRows(Store[EntryT]):
+class ManyRows(Store[EntryT]):
     """A key has several rows: each begins with the key and its length."""
 
     def row_of(self, key: Any, group: int) -> bytes:
@@ -555,359 +492,6 @@ class _ManyRows(Store[EntryT]):
                 yield self.key_and_row(data[cut:], row)
 
 
-# ---------------------------------------------------------------------------------------------------------------- lists
-class ListCell:
-    """The chunks from `first` up to `chunks` make up the list, with `sealed` items; `tail` comes after them. The
-    database has those from `oldest` up to `stored`: some may be left from before it was cleared, or have expired."""
-
-    __slots__ = ("chunks", "first", "oldest", "sealed", "stored", "tail")
-
-    def __init__(self, chunks: int, sealed: int, tail: list[Any], first: int = 0) -> None:
-        self.chunks = self.stored = chunks
-        self.first = self.oldest = first
-        self.sealed = sealed
-        self.tail = tail
-
-    def __len__(self) -> int:
-        return self.sealed + len(self.tail)
-
-    def clear(self) -> None:
-        self.first = self.chunks = self.sealed = 0
-        self.tail = []
-
-
-class ExpiredChunks(NamedTuple):
-    """Of one list, one after another: the number of the first, and how many items are in each."""
-
-    first: int
-    sizes: Sequence[int]
-
-
-class ListStore(_ManyRows[ListCell]):
-    codec: ListCodec
-
-    def read(self, key: Any, group: int, row: bytes | None) -> ListCell:
-        if row is None:
-            return ListCell(0, 0, [])
-        data = self.without_key(row)
-        chunks, sealed, first = head_of_list(data)
-        tail = tail_of_list(data)
-        return ListCell(chunks, sealed, self.codec.items.decode_many(tail) if tail else [], first)
-
-    def holds(self, entry: ListCell) -> bool:
-        return len(entry) > 0
-
-    def weigh(self, entry: ListCell) -> int:
-        return 1 + len(entry.tail)
-
-    def write(self, key: Any, group: int, entry: ListCell, rows: Rows) -> None:
-        head = self.row_of(key, group)
-        encode, tail = self.codec.items.encode_many, entry.tail
-        sealing = [] if len(tail) < TAIL else [tail[at : at + CHUNK] for at in range(0, len(tail), CHUNK)]
-        if sealing and len(sealing[-1]) < TAIL:
-            tail = sealing.pop()
-        elif sealing:
-            tail = []
-        chunks = [encode(items) for items in sealing]
-        last = encode(tail) if tail else b""
-        count, sealed = entry.chunks + len(chunks), entry.sealed + sum(map(len, sealing))
-        rows[head] = self.carrying(key, _packed_head(count, sealed, entry.first) + last)
-        rows.update((head + LENGTH.pack(number), None) for number in range(entry.oldest, entry.first))
-        rows.update((head + LENGTH.pack(number), data) for number, data in enumerate(chunks, entry.chunks))
-        rows.update((head + LENGTH.pack(number), None) for number in range(max(count, entry.oldest), entry.stored))
-        entry.chunks = entry.stored = count
-        entry.oldest = entry.first
-        entry.sealed, entry.tail = sealed, tail
-
-    def erase(self, key: Any, group: int, entry: ListCell, rows: Rows) -> None:
-        head = self.row_of(key, group)
-        rows[head] = None
-        rows.update((head + LENGTH.pack(number), None) for number in range(entry.oldest, entry.stored))
-        entry.first = entry.oldest = entry.chunks = entry.stored = 0
-
-    def items(self, key: Any, group: int, entry: ListCell) -> Iterator[Any]:
-        """Chunk by chunk; the items of chunks are made anew each time."""
-        return chain(self._sealed(key, group, entry), entry.tail) if entry.sealed else iter(entry.tail)
-
-    def _sealed(self, key: Any, group: int, entry: ListCell) -> Iterator[Any]:
-        head = self.row_of(key, group)
-        reader = self.database.rows(head + LENGTH.pack(entry.first), head + LENGTH.pack(entry.chunks))
-        return chain.from_iterable(self.codec.items.decode_many(row) for _, row in reader)
-
-    def whole(self, key: Any, group: int, entry: ListCell) -> list[Any]:
-        return [*self._sealed(key, group, entry), *self.codec.copy(entry.tail)]
-
-    def prune(self, key: Any, group: int, entry: ListCell, found: ExpiredChunks, limit: int) -> ListCell | None:
-        """From its start on, which is the oldest but for a clock that was turned back: whole chunks, and once there are
-        none, of the tail."""
-        before = len(entry)
-        stop = found.first + len(found.sizes)
-        if found.first <= entry.first < stop <= entry.chunks:  # else it was cleared meanwhile, or it did that before
-            entry.sealed -= sum(found.sizes[entry.first - found.first :])
-            entry.first = stop
-        if not entry.sealed:
-            young = next((number for number, (_, time) in enumerate(entry.tail) if time > limit), len(entry.tail))
-            del entry.tail[:young]
-        return entry if len(entry) < before else None
-
-    def unsaved(self, key: Any, limit: int) -> ExpiredChunks:
-        return ExpiredChunks(0, ())
-
-    def add(self, key: Any, group: int, entry: list[Any]) -> None:
-        self.extend(key, group, entry)
-
-    def extend(self, key: Any, group: int, items: list[Any]) -> None:
-        if key not in self.dirty:
-            self.mark(key, group)
-        tail = self.entry(key, group).tail
-        tail.extend(items)
-        self._weight += len(items)
-        if len(tail) >= SPILL:
-            self.write_out([key])
-
-
-def _packed_head(chunks: int, sealed: int, first: int) -> bytes:
-    if first:
-        return _LIST_HEAD_AND_FIRST.pack(_HEAD_AND_FIRST, chunks, sealed, first)
-    return _LIST_HEAD.pack(_HEAD, chunks, sealed)
-
-
-def head_of_list(data: bytes) -> tuple[int, int, int]:
-    """The number behind the last chunk, the items in all chunks, and the number of the first one."""
-    if data[0] == _HEAD_AND_FIRST:
-        _, chunks, sealed, first = _LIST_HEAD_AND_FIRST.unpack_from(data)
-        return chunks, sealed, first
-    mark, chunks, sealed = _LIST_HEAD.unpack_from(data)
-    _check_head(mark)
-    return chunks, sealed, 0
-
-
-def tail_of_list(data: bytes) -> bytes:
-    """The last items, encoded; empty if all are in chunks."""
-    return data[(_LIST_HEAD_AND_FIRST if data[0] == _HEAD_AND_FIRST else _LIST_HEAD).size :]
-
-
-def _check_head(mark: int) -> None:
-    if mark != _HEAD:
+def check_head(mark: int) -> None:
+    if mark != HEAD:
         raise CorruptCheckpoint(f"a row of state begins with {mark}, which no version has written")
-
-
-# ----------------------------------------------------------------------------------------------------------------- maps
-class MapCell:
-    """`known` are entries in memory: all of them if `complete`, else ABSENT for those known not to exist. `changed` are
-    keys not written, with whether the database holds them."""
-
-    __slots__ = ("changed", "complete", "known", "size")
-
-    def __init__(self, size: int, known: dict[Any, Any], *, complete: bool) -> None:
-        self.size = size
-        self.known = known
-        self.complete = complete
-        self.changed: dict[Any, bool] = {}
-
-
-class MapStore(_ManyRows[MapCell]):
-    codec: MapCodec
-
-    def read(self, key: Any, group: int, row: bytes | None) -> MapCell:
-        if row is None:
-            return MapCell(0, {}, complete=True)
-        cell = self.bare(row)
-        if cell.size > WHOLE:
-            return cell
-        return MapCell(cell.size, {inner: value for _, inner, value in self._stored_entries(key, group)}, complete=True)
-
-    def bare(self, row: bytes) -> MapCell:
-        """Nothing of it in memory."""
-        mark, size = _MAP_HEAD.unpack_from(self.without_key(row))
-        _check_head(mark)
-        return MapCell(size, {}, complete=False)
-
-    def _stored_entries(self, key: Any, group: int, start: bytes = b"\0") -> Iterator[tuple[bytes, Any, Any]]:
-        """Bytes of the map's key, the key, its value; in order."""
-        head = self.row_of(key, group)
-        cut = len(head)
-        for data, row in self.database.rows(head + start, head + b"\xff"):
-            inner, value = self.key_and_row(data[cut:], row)
-            yield data[cut:], inner, self.codec.values.decode(value)
-
-    def holds(self, entry: MapCell) -> bool:
-        return entry.size > 0
-
-    def weigh(self, entry: MapCell) -> int:
-        return 1 + len(entry.known)
-
-    def write(self, key: Any, group: int, entry: MapCell, rows: Rows) -> None:
-        head = self.row_of(key, group)
-        encode, known = self.codec.values.encode, entry.known
-        made: Rows = {head: self.carrying(key, _MAP_HEAD.pack(_HEAD, entry.size))}
-        for inner, existed in entry.changed.items():
-            value = known.get(inner, ABSENT)
-            if value is not ABSENT:
-                made[head + self.keys.encode(inner)] = self.carrying(inner, encode(value))
-            elif existed:
-                made[head + self.keys.encode(inner)] = None
-        rows.update(made)
-        self._settled(entry)
-
-    def erase(self, key: Any, group: int, entry: MapCell, rows: Rows) -> None:
-        head = self.row_of(key, group)
-        rows[head] = None
-        rows.update((head + self.keys.encode(inner), None) for inner, existed in entry.changed.items() if existed)
-        self._settled(entry)
-
-    def _settled(self, entry: MapCell) -> None:
-        entry.changed = {}
-        if len(entry.known) > LOADED:  # a new dict: somebody may be walking over the other
-            entry.known, entry.complete = {}, False
-
-    def prune(self, key: Any, group: int, entry: MapCell, found: Mapping[Any, Any], limit: int) -> MapCell | None:
-        """`found`: by the map's keys, as they are stored."""
-        before = entry.size
-        for inner, stored in found.items():
-            value = entry.known.get(inner, ABSENT if entry.complete or inner in entry.changed else stored)
-            if value is not ABSENT and value[1] <= limit:
-                self._remove(entry, inner)
-        return entry if entry.size < before else None
-
-    def unsaved(self, key: Any, limit: int) -> dict[Any, Any]:
-        known = self.cached(key).known
-        expired = ((inner, value) for inner, value in known.items() if value is not ABSENT and value[1] <= limit)
-        return dict(islice(expired, PRUNED))
-
-    def whole(self, key: Any, group: int, entry: MapCell) -> dict[Any, Any]:
-        return self.codec.copy(dict(self.items(key, group, entry)))
-
-    def add(self, key: Any, group: int, entry: dict[Any, Any]) -> None:
-        for inner, value in entry.items():
-            self.put(key, group, inner, value)
-
-    # ------------------------------------------------------------------------------------------------- entry by entry
-    def find(self, key: Any, group: int, cell: MapCell, inner: Any) -> Any:
-        """The value, or ABSENT. Blocks if it has to be read."""
-        value = cell.known.get(inner, MISSING)
-        if value is not MISSING:
-            return value
-        if cell.complete:
-            hash(inner)
-            return ABSENT
-        row = self.database.get(self.row_of(key, group) + self._inner(inner))
-        value = ABSENT if row is None else self.codec.values.decode(self.without_key(row))
-        if len(cell.known) > LOADED and not cell.changed:
-            cell.known = {}
-        cell.known[inner] = value
-        return value
-
-    def _inner(self, inner: Any) -> bytes:
-        try:
-            return self.keys.encode(inner)
-        except UnserialisableKey as error:
-            raise UnserialisableKey(f"{self.where}: {error}") from error
-
-    def put(self, key: Any, group: int, inner: Any, value: Any) -> None:
-        existed = self.find(key, group, self.entry(key, group), inner) is not ABSENT
-        cell = self._changing(key, group)
-        cell.changed.setdefault(inner, existed)
-        cell.known[inner] = value
-        cell.size += not existed
-        self._weight += not existed
-        if len(cell.changed) >= SPILL:
-            self.write_out([key])
-
-    def remove(self, key: Any, group: int, inner: Any) -> bool:
-        """False if it was not there."""
-        if self.find(key, group, self.entry(key, group), inner) is ABSENT:
-            return False
-        cell = self._changing(key, group)
-        self.find(key, group, cell, inner)  # again: it may have been dropped meanwhile
-        self._remove(cell, inner)
-        if not cell.size:
-            self.emptied.add(key)
-        return True
-
-    def _remove(self, cell: MapCell, inner: Any) -> None:
-        cell.changed.setdefault(inner, True)
-        if cell.complete:
-            del cell.known[inner]
-        else:
-            cell.known[inner] = ABSENT
-        cell.size -= 1
-
-    def clear(self, key: Any, group: int) -> None:
-        if self.entry(key, group).size == 0:
-            return
-        cell = self._changing(key, group)
-        stored = cell.known if cell.complete else (inner for _, inner, _ in self._stored_entries(key, group))
-        for inner in stored:
-            cell.changed.setdefault(inner, True)
-        cell.known, cell.complete, cell.size = {}, True, 0
-        self.emptied.add(key)
-
-    def _changing(self, key: Any, group: int) -> MapCell:
-        if key not in self.dirty:
-            self.mark(key, group)
-        return self.entry(key, group)
-
-    def items(self, key: Any, group: int, cell: MapCell) -> Iterable[tuple[Any, Any]]:
-        return cell.known.items() if cell.complete else self.in_order(key, group, cell)
-
-    def in_order(
-        self, key: Any, group: int, cell: MapCell, first: bytes = b"\0", last: bytes = b"\xff"
-    ) -> Iterator[tuple[Any, Any]]:
-        """Entries from `first` up to `last`, in the order of their keys' bytes, without reading others."""
-        known, changed = dict(cell.known), dict(cell.changed)
-        new = [
-            (data, inner, known[inner])
-            for inner, existed in changed.items()
-            if not existed and known.get(inner, ABSENT) is not ABSENT and first <= (data := self._inner(inner))
-        ]
-        for data, inner, value in merge(sorted(new, key=_data), self._stored_entries(key, group, first), key=_data):
-            if data >= last:
-                return
-            if changed.get(inner):
-                value = known.get(inner, ABSENT)
-            if value is not ABSENT:
-                yield inner, value
-
-
-def _data(row: tuple[bytes, Any, Any]) -> bytes:
-    return row[0]
-
-
-class SpreadMap(Mapping[Any, Any]):
-    """A map that is not in memory as a whole, for reading."""
-
-    def __init__(self, store: MapStore, key: Any, group: int) -> None:
-        self._store, self._key, self._group = store, key, group
-
-    def __getitem__(self, inner: Any) -> Any:
-        store = self._store
-        value = store.find(self._key, self._group, store.entry(self._key, self._group), inner)
-        if value is ABSENT:
-            raise KeyError(inner)
-        return value
-
-    def __iter__(self) -> Iterator[Any]:
-        return (inner for inner, _ in self._pairs())
-
-    def __len__(self) -> int:
-        return self._store.entry(self._key, self._group).size
-
-    def values(self) -> Any:
-        return [value for _, value in self._pairs()]
-
-    def items(self) -> Any:
-        return self._pairs()
-
-    def _pairs(self) -> Iterator[tuple[Any, Any]]:
-        store = self._store
-        return store.in_order(self._key, self._group, store.entry(self._key, self._group))
-
-
-def store_for(codec: Any, name: str, shared: Shared, capacity: int) -> Store[Any]:
-    match codec:
-        case ValueCodec():
-            return ValueStore(name, codec, shared, capacity)
-        case ListCodec():
-            return ListStore(name, codec, shared, capacity)
-    return MapStore(name, codec, shared, capacity)

@@ -1,0 +1,1 @@
+"""What states hold in RocksDB, each kind its way."""
