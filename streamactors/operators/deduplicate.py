@@ -16,7 +16,8 @@ from typing import Any, Final, Literal
 
 from streamactors.errors import InvalidDataflow
 from streamactors.operators.base import Context, KeyedOperator, Link, LinkContext, OperatorSpec, is_async
-from streamactors.operators.joins.rows import At, Rows, add, taken
+from streamactors.operators.joins.base import time_of
+from streamactors.operators.joins.rows import At, Rows, add, between, taken
 from streamactors.operators.process import Hook, ProcessLink
 from streamactors.state.descriptors import MapState, Ttl, ValueState
 from streamactors.time.timers import Timer
@@ -35,7 +36,7 @@ class _Deduplicate(KeyedOperator[Any, Any, Any]):
 
     def _time(self, ctx: Context[Any, Any]) -> int:
         """Without event time, the order of arrival decides."""
-        return ctx.timestamp if self.timed and ctx.timestamp is not None else 0
+        return time_of(ctx) if self.timed else 0
 
     def _passes(self, times: list[int], time: int) -> bool:
         """`times`: of those that came out, as far as they count."""
@@ -71,6 +72,7 @@ class OfKey(_Deduplicate):
         times = self._still(self.seen.get(), timer.timestamp)
         if times:
             self.seen.set(times)
+            ctx.timers.event(min(times) + (self.span or 0))  # there is one, unless the span has become longer
         else:
             self.seen.clear()
 
@@ -97,6 +99,10 @@ class OfValue(_Deduplicate):
             times = self._still(self.seen.get(value, []), timer.timestamp)
             if times:
                 self.seen[value] = times
+                due = min(times) + (self.span or 0)
+                if all(other != value for _, other in between(self.due, due, due)):  # the span has become longer
+                    add(self.due, due, value)
+                    ctx.timers.event(due)
             else:
                 self.seen.pop(value, None)
 

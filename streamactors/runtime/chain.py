@@ -318,11 +318,13 @@ class Chain:
             domain: Domain = "event"
             rows = await timers.next_events(slot.firing)
             if not rows:
+                timers.closing = True  # one that sets itself again would go on for ever
                 domain, rows = "processing", await timers.next_processing(MAX_TIME, slot.firing)
             if rows:
                 self._stack.append((0, end))
                 await self._fire(0, domain, rows)
                 return
+            timers.closing = False
         slot.time.begin_key()
         if slot.forget is not None:
             slot.forget(range(end.first, end.last + 1))

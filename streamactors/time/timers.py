@@ -89,6 +89,7 @@ class TimerService(Timers):
         "_until",
         "_upset",
         "alarm_at",
+        "closing",
         "event_due",
         "on_alarm",
         "stores",
@@ -107,6 +108,8 @@ class TimerService(Timers):
         self._until = MIN_TIME
         """The last of those that are firing."""
         self._upset = False
+        self.closing = False
+        """Whether the keys in hand end, and the clock with them: a timer set by it now never fires (bounded input)."""
         self.event_due = True
         """Whether an event timer may be due: asked before every input."""
         self.alarm_at: int | None = None
@@ -131,6 +134,8 @@ class TimerService(Timers):
 
     def processing(self, timestamp: int, name: str = "") -> None:
         cursor = self._key_in_hand(timestamp, name)
+        if self.closing:
+            return
         if timestamp < self._until:
             self._upset = True
         self.stores["processing"].set(cursor.key, cursor.group, timestamp, name)

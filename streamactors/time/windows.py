@@ -50,6 +50,10 @@ class WindowAssigner(ABC):
         """Those of each."""
         return list(map(self.assign, timestamps))
 
+    def __repr__(self) -> str:
+        """The same in every process: it tells whether stored rows wait for these windows."""
+        return type(self).__name__
+
 
 class Tumbling(WindowAssigner):
     """Windows of one size, one after another. They begin at the epoch, moved by `offset`.
@@ -81,7 +85,8 @@ class Tumbling(WindowAssigner):
         return [shared[start] for start in starts]
 
     def __repr__(self) -> str:
-        return f"Tumbling({dt.timedelta(milliseconds=self.size)})"
+        zone = "" if self.tz is None else f", tz={self.tz!r}"
+        return f"Tumbling({dt.timedelta(milliseconds=self.size)}{_moved(self.offset)}{zone})"
 
 
 class Sliding(WindowAssigner):
@@ -110,7 +115,8 @@ class Sliding(WindowAssigner):
         return assigned
 
     def __repr__(self) -> str:
-        return f"Sliding({dt.timedelta(milliseconds=self.size)}, {dt.timedelta(milliseconds=self.slide)})"
+        size, slide = (dt.timedelta(milliseconds=each) for each in (self.size, self.slide))
+        return f"Sliding({size}, {slide}{_moved(self.offset)})"
 
 
 class Session(WindowAssigner):
@@ -156,6 +162,10 @@ class GlobalWindow(WindowAssigner):
 
     def __repr__(self) -> str:
         return "GlobalWindow()"
+
+
+def _moved(offset: int) -> str:
+    return f", offset={dt.timedelta(milliseconds=offset)}" if offset else ""
 
 
 # ------------------------------------------------------------------------------------------------------------- merging

@@ -377,7 +377,7 @@ def timer_of(number: int) -> tuple[str, int, str]:
 def flow_of(numbers: Feed, rules: Feed, log: Log, out: Path, parallelism: int = 2) -> sa.Dataflow:
     flow = sa.Dataflow(FLOW)
     times: sa.Watermarks[Any] = sa.Watermarks.bounded(lambda record: record.number * 1000, dt.timedelta(seconds=5))
-    never: sa.Watermarks[Any] = sa.Watermarks.bounded(lambda rule: 10**15, dt.timedelta(0))
+    never: sa.Watermarks[Any] = sa.Watermarks.bounded(lambda rule: 4 * 10**12, dt.timedelta(0))
     readings: Any = flow.source("numbers", numbers, parallelism=1, watermarks=times)
     told: Any = flow.source("rules", rules, parallelism=1, watermarks=never)
     keyed = readings.key_by(lambda record: KEYS[record.number % CYCLE])

@@ -9,6 +9,7 @@ from streamactors.operators.base import Link, LinkContext, OperatorContext, Oper
 from streamactors.operators.joins.base import JoinSpec
 from streamactors.state.backend import KeyedBackend, StateBlock
 from streamactors.state.key_groups import KeyGroupRange, key_group
+from streamactors.state.operator_lists import OperatorLists
 from streamactors.time.progress import EventTime
 from streamactors.time.timers import TimerService
 from tests.state.timer_stores import BACKENDS, done
@@ -99,8 +100,9 @@ class _Subtask:
         self.backend = backend
         self.time = time
         self.to = to
+        lists = OperatorLists("step")
         self.link: Link = spec.link(
-            LinkContext("step", "step", operator, backend=backend, drain=self._drain, time=time)
+            LinkContext("step", "step", operator, backend=backend, lists=lists, drain=self._drain, time=time)
         )
         self.timers = self.link.timers
 

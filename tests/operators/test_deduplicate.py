@@ -174,3 +174,40 @@ def test_what_makes_no_sense_is_refused() -> None:
     for use, message in refused:
         with pytest.raises(sa.InvalidDataflow, match=f"deduplicate 'once': {message}"):
             use()
+
+
+@pytest.mark.parametrize("by", [None, len])
+def test_another_version_may_remember_for_longer(by: Any) -> None:
+    kept = Driven(DeduplicateSpec("first", by, int, 10))
+    kept.put(0, ("k", "a", 100))
+    kept.spec = DeduplicateSpec("first", by, int, 20)
+    kept.move("heap", 1)
+    kept.reach(115)
+    kept.put(0, ("k", "b", 119))
+    assert kept.values == ["a"]
+    kept.reach(120)
+    assert kept.entries == {}
+    kept.close()
+
+
+def test_a_record_without_a_time_among_others_is_refused() -> None:
+    kept = Driven(DeduplicateSpec("first", None, None, 10))
+    with pytest.raises(sa.RecordFailed, match="without a time-stamp"):
+        kept.put(0, ("k", "a", None))
+    kept.close()
+
+
+@pytest.mark.parametrize("backend", ["heap", "rocksdb"])
+@by_each_way
+def test_what_is_kept_does_not_grow(backend: str, by: Any) -> None:
+    """One of the times is outstanding at each firing."""
+    kept = Driven(DeduplicateSpec("first", by, str, 10), backend)
+    for number in range(100):
+        kept.put(0, ("k", "a", 10 * number))
+        kept.reach(10 * number - 25)
+        assert sum(kept.entries.values()) < 20
+    if by is not None:
+        assert len(kept.held("due")["k"]) < 10
+    kept.reach(MAX_TIME)
+    assert kept.entries == {}
+    kept.close()

@@ -143,6 +143,36 @@ def test_an_outer_join_may_change_its_sides(how: Any) -> None:
     joined.close()
 
 
+@either_backend
+@pytest.mark.parametrize("upper", [5, 20])
+def test_another_version_may_have_other_bounds(backend: str, upper: int) -> None:
+    """A row that was stored under the ones comes out alone under the others, and nothing is left of it."""
+    joined = Driven(OuterJoinSpec(str, str, None, -5, 10), backend)
+    joined.put(LEFT, ("k", "l", 100))
+    joined.spec = OuterJoinSpec(str, str, None, -5, upper)
+    joined.move("heap", 2)
+    joined.put(RIGHT, ("k", "r", 300))
+    joined.reach(MAX_TIME)
+    assert sorted(joined.values, key=repr) == [("l", None), (None, "r")]
+    assert joined.entries == {}
+    joined.close()
+
+
+@either_backend
+@pytest.mark.parametrize(("before", "after"), [("full", "left"), ("left", "full"), ("right", "left")])
+def test_another_version_may_ask_for_other_sides(backend: str, before: Any, after: Any) -> None:
+    joined = Driven(OuterJoinSpec(str, str, None, -5, 5, before), backend)
+    joined.put(LEFT, ("k", "l", 100), ("k", "m", 200))
+    joined.put(RIGHT, ("k", "r", 150), ("k", "s", 200))
+    joined.spec = OuterJoinSpec(str, str, None, -5, 5, after)
+    joined.move(backend, 1)
+    joined.reach(MAX_TIME)
+    alone = [("l", None), (None, "r")] if after == "full" else [("l", None)]
+    assert sorted(joined.values[1:], key=repr) == sorted(alone, key=repr) and joined.values[0] == ("m", "s")
+    assert joined.entries == {}
+    joined.close()
+
+
 # -------------------------------------------------------------------------------------------------------------- windows
 @either_backend
 def test_a_window_join_waits_for_the_end(backend: str) -> None:
@@ -319,7 +349,7 @@ def test_a_side_without_watermarks_is_refused_by_name(timed: str) -> None:
 
 def test_a_row_without_a_time_is_an_error() -> None:
     joined = Driven(AsOfJoinSpec(str, str, None))
-    with pytest.raises(sa.RecordFailed, match="a join in event time was given a record without a time-stamp") as raised:
+    with pytest.raises(sa.RecordFailed, match="a step in event time was given a record without a time-stamp") as raised:
         joined.put(LEFT, ("k", "l", None))
     assert not raised.value.retryable
     joined.close()

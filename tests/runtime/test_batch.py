@@ -485,3 +485,23 @@ async def test_collect_in_batch() -> None:
     flow = sa.Dataflow("flow")
     counts = flow.source("in", ListSource(VALUES)).key_by(key_of).process("totals", Totals)
     assert len(await sa.collect(counts, sa.Config(execution="batch"))) == 1000
+
+
+async def test_a_timer_that_sets_itself_again_by_the_clock_fires_once() -> None:
+    """As the key ends, the clock ends with it: else it would fire for ever."""
+
+    class Again(sa.KeyedOperator[str, str, str]):
+        def process(self, value: str, ctx: sa.Context[str, str]) -> None:
+            ctx.timers.processing(1)
+
+        def on_timer(self, timer: sa.Timer, ctx: sa.Context[str, str]) -> None:
+            ctx.emit(f"{ctx.key} {timer.domain}")
+            if timer.domain == "processing":
+                ctx.timers.processing(timer.timestamp + 1000)
+
+    flow = sa.Dataflow("again")
+    source = ListSource(["a", "b", "a"])
+    given = sa.Config(execution="batch")
+    async with asyncio.timeout(60):
+        found = await sa.collect(flow.source("in", source).key_by(lambda value: value).process("again", Again), given)
+    assert sorted(found) == ["a processing", "b processing"]

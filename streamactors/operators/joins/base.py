@@ -35,7 +35,7 @@ def time_of(ctx: Context[Any, Any]) -> int:
     """Of the row in hand. Raises InvalidDataflow."""
     if ctx.timestamp is None:
         raise InvalidDataflow(
-            "a join in event time was given a record without a time-stamp: give all sources before it "
+            "a step in event time was given a record without a time-stamp: give all sources before it "
             "watermarks=sa.Watermarks.…, or, if an operator has emitted it, emit(value, timestamp=…)"
         )
     return ctx.timestamp
@@ -75,4 +75,7 @@ class JoinSpec(OperatorSpec):
         left, right, on_timer = (
             Hook.of(hook, keyed=True) for hook in (made.process_left, made.process_right, made.on_timer)
         )
+        return self._link(ctx, made, left, right, on_timer)
+
+    def _link(self, ctx: LinkContext, made: Any, left: Hook, right: Hook, on_timer: Hook) -> Link:
         return TwoInputLink(ctx, made, left, right, on_timer)

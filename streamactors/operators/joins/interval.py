@@ -34,9 +34,11 @@ class _Side(NamedTuple):
     high: int
     rows: Rows[Any]
     unmatched: MapState[At, bool] | None
-    """Of the rows, those that have matched nothing. None: that is not of interest."""
+    """Of the rows, those that have matched nothing. None: under an inner join that is not of interest."""
     others: Rows[Any]
     unmatched_others: MapState[At, bool] | None
+    alone: bool
+    """Whether what has matched nothing comes out."""
     pair: Callable[[Any, Any], tuple[Any, Any]]
     """Of an own row and another."""
 
@@ -61,11 +63,11 @@ class IntervalJoin(Join):
 
     def open(self, ctx: OperatorContext, /) -> None:
         super().open(ctx)
-        left = self.left, self.unmatched_left if self.how in ("left", "full") else None
-        right = self.right, self.unmatched_right if self.how in ("right", "full") else None
+        left, right = (self.left, self.unmatched_left), (self.right, self.unmatched_right)
+        alone = {side: self.how in (side, "full") for side in (_LEFT, _RIGHT)}
         self._sides = {
-            _LEFT: _Side(_LEFT, self.lower, self.upper, *left, *right, _left_first),
-            _RIGHT: _Side(_RIGHT, -self.upper, -self.lower, *right, *left, _right_first),
+            _LEFT: _Side(_LEFT, self.lower, self.upper, *left, *right, alone[_LEFT], _left_first),
+            _RIGHT: _Side(_RIGHT, -self.upper, -self.lower, *right, *left, alone[_RIGHT], _right_first),
         }
         self._left_side, self._right_side = self._sides[_LEFT], self._sides[_RIGHT]
 
@@ -94,15 +96,18 @@ class IntervalJoin(Join):
             at = add(side.rows, time, row)
             if side.unmatched is not None and not matched:
                 side.unmatched[at] = True
-            ctx.timers.event(end, side.name)
-        elif side.unmatched is not None and not matched:
+            # With the bound that it is for: another version of the program may have another one.
+            ctx.timers.event(end, f"{side.name} {side.high}")
+        elif side.alone and not matched:
             ctx.emit(side.pair(row, None))
 
     def on_timer(self, timer: Timer, ctx: Context[Any, Any], /) -> None:
-        side, end = self._sides[timer.name], timer.timestamp
-        time = end - side.high
+        name, _, high = timer.name.partition(" ")
+        side, end = self._sides[name], timer.timestamp
+        time = end - int(high)
         for at, row in taken(side.rows, time):
-            if side.unmatched is not None and side.unmatched.pop(at, False):
+            unmatched = side.unmatched is not None and side.unmatched.pop(at, False)
+            if unmatched and side.alone:
                 ctx.emit(side.pair(row, None), max(time, end))
 
 

@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from streamactors.errors import InvalidDataflow
-from streamactors.operators.base import Context
+from streamactors.operators.base import Context, Link, LinkContext
 from streamactors.operators.joins.base import Join, JoinSpec, time_of
 from streamactors.operators.joins.rows import At, Rows, add, between
-from streamactors.state.descriptors import MapState, ValueState
+from streamactors.operators.process import Hook
+from streamactors.operators.structure import keep_structure
+from streamactors.operators.two_inputs import TwoInputLink
+from streamactors.state.descriptors import MapState, UnionListState, ValueState
 from streamactors.time.timers import Timer
 from streamactors.time.windows import Window, WindowAssigner, merge_window
 
@@ -32,6 +35,8 @@ class WindowJoin(Join):
     assigner: WindowAssigner
     left: Rows[Any]
     right: Rows[Any]
+    structure = UnionListState(str)
+    """The windows that the rows wait for."""
 
     def process_left(self, row: Any, ctx: Context[Any, Any], /) -> None:
         self._take(self.left, row, ctx)
@@ -128,6 +133,15 @@ async def _emit_pairs(left: list[tuple[At, Any]], right: list[tuple[At, Any]], c
                 await ctx.drain()
 
 
+class WindowJoinLink(TwoInputLink):
+    """Refuses rows that wait for other windows, of which some may have ended."""
+
+    async def open(self) -> None:
+        joined: WindowJoin = self._operator
+        keep_structure(self.ctx, joined.structure, repr(joined.assigner), ["left", "right"], "rows for other windows")
+        await super().open()
+
+
 @dataclass(frozen=True)
 class WindowJoinSpec(JoinSpec):
     assigner: WindowAssigner
@@ -163,3 +177,6 @@ class WindowJoinSpec(JoinSpec):
             sessions = ValueState[list[tuple[int, int]]](list[tuple[int, int]], default_factory=list)
 
         return Merging() if self.assigner.merging else Fixed()
+
+    def _link(self, ctx: LinkContext, made: Any, left: Hook, right: Hook, on_timer: Hook) -> Link:
+        return WindowJoinLink(ctx, made, left, right, on_timer)

@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, TypeVar
 
 from streamactors.elements import OutputTag
-from streamactors.errors import IncompatibleState, InvalidDataflow, TooManyPartialMatches
+from streamactors.errors import InvalidDataflow, TooManyPartialMatches
 from streamactors.metrics import Counter
 from streamactors.operators.base import Context, KeyedOperator, Link, LinkContext, OperatorContext, OperatorSpec
 from streamactors.operators.patterns.nfa import Found, Nfa, Question, Steps
 from streamactors.operators.patterns.pattern import Match, Pattern
 from streamactors.operators.patterns.runs import Run, Runs
 from streamactors.operators.process import Hook, ProcessLink
-from streamactors.state.backend import KeyedBackend
+from streamactors.operators.structure import keep_structure
 from streamactors.state.descriptors import MapState, UnionListState
 from streamactors.time.timers import Timer
 
@@ -138,7 +138,6 @@ class PatternOperator(KeyedOperator[Any, Any, Match[Any]]):
     def _end(self, runs: Runs, found: Iterable[Found], matching: Matching[Any], ctx: Context[Any, Match[Any]]) -> None:
         self._set_timers(runs, ctx)
         runs.settle()
-        self._check_bound(runs)
         timed_out = self._settings.timed_out
         for each in found:
             match = matching.match(each)
@@ -148,11 +147,12 @@ class PatternOperator(KeyedOperator[Any, Any, Match[Any]]):
                 ctx.emit_to(timed_out, match)
 
     def _check_bound(self, runs: Runs) -> None:
+        """After each event, since many may have one time-stamp, and each may double them."""
         bound = self._settings.max_partial_matches
-        if bound is not None and len(runs) > bound:
+        if bound is not None and runs.live_count > bound:
             raise TooManyPartialMatches(
-                f"{len(runs)} partial matches of one key, and max_partial_matches={bound}: let fewer begin or go on "
-                "(within, followed_by instead of followed_by_any, times with a bound, a skip strategy), or allow more"
+                f"{runs.live_count} partial matches of one key, and max_partial_matches={bound}: let fewer begin or "
+                "go on (within, followed_by instead of followed_by_any, bounded times, a skip strategy), or allow more"
             )
 
     def _set_timers(self, runs: Runs, ctx: Context[Any, Any]) -> None:
@@ -198,6 +198,7 @@ class SyncPatternOperator(PatternOperator):
                 if answer is None:
                     answer = matching.note(question, _plain(matching.ask(question)))
         except StopIteration as stop:
+            self._check_bound(runs)
             return _found(stop)
 
 
@@ -232,6 +233,7 @@ class AsyncPatternOperator(PatternOperator):
                         question, bool(await result) if inspect.isawaitable(result) else bool(result)
                     )
         except StopIteration as stop:
+            self._check_bound(runs)
             return _found(stop)
 
 
@@ -260,21 +262,9 @@ class PatternLink(ProcessLink):
         self._structure = pattern.describe()
 
     async def open(self) -> None:
-        stored = self._operator.structure
-        others = [found for found in stored if found != self._structure]
-        if others and self.ctx.backend is not None and _holds_runs(self.ctx.backend):
-            raise IncompatibleState(
-                f"operator {self.uid!r}: there are partial matches of another pattern, {others[0]!r}; it is "
-                f"{self._structure!r} now, and they mean nothing to it. Give the new pattern a uid of its own and "
-                "allow the old one's state to be dropped, or let the old pattern run until none are left"
-            )
-        stored.clear()
-        stored.append(self._structure)
+        what = "partial matches of another pattern"
+        keep_structure(self.ctx, self._operator.structure, self._structure, [PARTIAL], what)
         await super().open()
-
-
-def _holds_runs(backend: KeyedBackend) -> bool:
-    return next(iter(backend.scan(PARTIAL)), None) is not None
 
 
 @dataclass(frozen=True)

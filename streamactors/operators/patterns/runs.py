@@ -47,14 +47,12 @@ class Runs:
         self._runs = dict(stored.items())
         self.started = {run.started for run in self._runs.values() if run.ways}
         """When those that were live at first began."""
+        self.live_count = len(self.live())
         self._next = max(self._runs, default=NO_RUN) + 1
         self._next_event = max((run.event for run in self._runs.values()), default=-1) + 1
         self._values: dict[int, Any] = {}
         """Events that are not stored yet."""
         self._changed: set[int] = set()
-
-    def __len__(self) -> int:
-        return len(self._runs)
 
     def arrive(self, value: Any) -> int:
         """The next event's number."""
@@ -79,6 +77,8 @@ class Runs:
         return number
 
     def change(self, number: int, run: Run) -> None:
+        before = self._runs.get(number)
+        self.live_count += bool(run.ways) - bool(before is not None and before.ways)
         self._runs[number] = run
         self._changed.add(number)
 

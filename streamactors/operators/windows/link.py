@@ -177,7 +177,11 @@ class WindowLink(Link):
     def _windowed(self, window: Window) -> Windowed[Any, Any]:
         if self._assigner.timed:
             self._context.timestamp = window.end - 1
-        return Windowed(self._context.key, window.start, window.end, self._contents.read(window))
+        key = self._context.key
+        try:
+            return Windowed(key, window.start, window.end, self._contents.read(window))
+        except Exception as error:
+            raise self._window_failed(Windowed(key, window.start, window.end, None), error) from error
 
     def _window_failed(self, windowed: Windowed[Any, Any], error: Exception) -> RecordFailed:
         what = f"window [{windowed.start}, {windowed.end}): {type(error).__name__}: {error}"
@@ -352,7 +356,7 @@ class WindowLink(Link):
         """Each record as if it came alone; but what does not fire goes into state at the end, all at once."""
         reached = self._context.watermark
         live = self._contents.windows()
-        parts = {window: _Part([window]) for window in live}
+        parts: dict[Window, _Part] = {}  # those that a record of this batch touches
         for index in indices:
             [new] = windows[index]
             merged, taken = merge_window(live, new)
@@ -361,10 +365,10 @@ class WindowLink(Link):
                 continue
             if len(taken) > 1:  # each with its own records, before they become one
                 for window in taken:
-                    yield from self._settle(window, parts[window])
+                    yield from self._settle(window, parts.setdefault(window, _Part([window])))
             first = bisect_left(live, new.start, key=_end)
             live[first : first + len(taken)] = [merged]
-            part = parts[merged] = _Part.joined(parts.pop(window) for window in taken)
+            part = parts[merged] = _Part.joined([parts.pop(old) if old in parts else _Part([old]) for old in taken])
             part.values.append(batch.values[index])
             if self._trigger.records is not None or merged.end - 1 <= reached:
                 yield from self._settle(merged, part)
@@ -381,7 +385,10 @@ class WindowLink(Link):
         yield from self._add(window, values)
 
     def _move(self, windows: Sequence[Window], into: Window) -> None:
-        self._contents.merge(windows, into)
+        try:
+            self._contents.merge(windows, into)
+        except Exception as error:
+            raise self._window_failed(Windowed(self._context.key, into.start, into.end, None), error) from error
         unfired = sum(self._unfired.pop(_span(window), 0) for window in windows)
         if unfired:
             self._unfired[_span(into)] = unfired

@@ -174,6 +174,21 @@ async def test_too_many_partial_matches_are_an_error() -> None:
     assert isinstance(failed.value.__cause__.__cause__, sa.TooManyPartialMatches)  # type: ignore[union-attr]
 
 
+async def test_they_are_counted_after_each_event_even_of_one_time() -> None:
+    """Each of these doubles them: whoever counted at the end of the time-stamp would count millions."""
+    pattern = sa.Pattern.begin("a", of("a")).one_or_more().allow_combinations().followed_by("z", of("z"))
+    same = events(*["x a 1"] * 40)
+    with pytest.raises(sa.JobFailed, match="15 partial matches of one key, and max_partial_matches=10"):
+        await matched(same, pattern, watermarks=bounded(0), max_partial_matches=10)
+
+
+async def test_what_has_gone_on_counts_once() -> None:
+    pattern = sa.Pattern.begin("a", of("a")).followed_by("b", of("b")).followed_by("c", of("c"))
+    values = events("x a 1", "x b 2", "x c 3")
+    found, _, _ = await matched(values, pattern, watermarks=bounded(0), max_partial_matches=1)
+    assert len(found) == 1
+
+
 async def test_within_without_watermarks_is_refused() -> None:
     with pytest.raises(sa.StreamactorsError, match=r"pattern 'match': within\(…\) is about event time"):
         await matched(events("x a 1"), A_THEN_B.within(MS))
