@@ -11,11 +11,11 @@ dirty at once. That is right, but holds the loop: so wait for `ready_for_native`
 Reading an entry that is not cached blocks: call `prefetch` for a batch before it enters the operator.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
-from streamactors.clock import SYSTEM, Clock
+from streamactors.clock import SYSTEM, Clock, uninterrupted
 from streamactors.errors import (
     CheckpointFailed,
     IncompatibleState,
@@ -162,8 +162,7 @@ class RocksDBBackend:
 
     def _bind_timers(self, name: str, declaration: TimerState) -> RocksTimers:
         near, dirty = min(NEAR, self.options.cache), min(DIRTY, self.options.dirty)
-        run_blocking = self._clock.run_blocking
-        timers = RocksTimers(declaration, name, self._shared, run_blocking, near=near, dirty=dirty)
+        timers = RocksTimers(declaration, name, self._shared, self._in_thread, near=near, dirty=dirty)
         self._timers[name] = timers
         return timers
 
@@ -207,7 +206,7 @@ class RocksDBBackend:
                     self._read_here(fetch)
                 else:
                     self._reading.recover()
-                    await self._clock.run_blocking(fetch.read)
+                    await self._in_thread(fetch.read)
             finally:
                 fetch.let_go()
             fetch.keep()
@@ -231,7 +230,12 @@ class RocksDBBackend:
         before = len(self._database.waiting)
         self._database.settle()
         if len(self._database.waiting) == before:
-            await self._clock.run_blocking(self._database.flush)
+            await self._in_thread(self._database.flush)
+
+    async def _in_thread(self, work: Callable[[], None]) -> None:
+        """To its end, even if cancelled meanwhile: it keeps the database open, and so the folder in use."""
+        with self._folder.in_use():
+            await uninterrupted(self._clock.run_blocking(work))
 
     # ----------------------------------------------------------------------------------------------------- snapshots
     def begin_snapshot(self, checkpoint_id: int) -> RocksSnapshot:
@@ -287,7 +291,7 @@ class RocksDBBackend:
             f"native-{self._native_made}",
             lambda counts: meta_row(self.schemas(), counts, self._shared.keys.shapes, self._max_parallelism),
             self._native_digests,
-            self._clock.run_blocking,
+            self._in_thread,
             self._native_ended,
         )
         self._settling = snapshot
@@ -432,7 +436,7 @@ class RocksDBBackend:
         return lifetimes_of((name, store.codec) for name, store in self._stores.items())
 
     async def sweep(self, name: str, group: int, turn: Turn) -> None:
-        await sweep_group(self._store(name), group, self._shared, self.cursor, self._clock.run_blocking, turn)
+        await sweep_group(self._store(name), group, self._shared, self.cursor, self._in_thread, turn)
 
     def entries(self) -> dict[str, int]:
         return {name: store.count() for name, store in self._kept.items()}

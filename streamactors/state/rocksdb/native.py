@@ -113,7 +113,7 @@ class RocksNativeSnapshot:
         while left := len(self._database.before) if self.entries else 0:
             self._database.settle()
             if len(self._database.before) == left:  # RocksDB takes nothing now
-                await self._run_blocking(self._flush)
+                await self._run_blocking(self._database.flush)
             await turn()
 
     def hurry(self) -> None:
@@ -148,11 +148,7 @@ class RocksNativeSnapshot:
         while left := len(self._database.before):
             self._database.settle()
             if len(self._database.before) == left:
-                self._flush()
-
-    def _flush(self) -> None:
-        with self._place.in_use():  # whoever is cancelled does not wait for it
-            self._database.flush()
+                self._database.flush()
 
     def linked(self) -> None:
         self._freeze.end()

@@ -9,7 +9,6 @@ before it is changed; and the key in hand, since its operator may be iterating o
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any, Final, NamedTuple, TypeVar
 
-from streamactors.clock import uninterrupted
 from streamactors.state.backend import Cursor
 from streamactors.state.rocksdb.database import RowReader
 from streamactors.state.rocksdb.keys import LENGTH
@@ -40,13 +39,13 @@ class _Found(NamedTuple):
 async def sweep_group(
     store: Store[Any], group: int, shared: Shared, cursor: Cursor, run_blocking: RunBlocking, turn: Turn
 ) -> None:
-    """Once over all keys that the group has now. May be cancelled; then it waits for its thread."""
+    """Once over all keys that the group has now. May be cancelled."""
     await _sweep_dirty(store, group, cursor, turn)
     rows = _sweep_of(store, group)
     while rows.start is not None:
         step = _Step(store, rows, shared)
         try:
-            await uninterrupted(run_blocking(step.read))
+            await run_blocking(step.read)
             for part in _slices(step.found):
                 fresh = [each for each in part if step.is_fresh(each.key) and not cursor.stands_on(each.key, group)]
                 store.expire(group, fresh, step.limit)

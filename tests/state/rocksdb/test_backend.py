@@ -4,12 +4,14 @@ import asyncio
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import pytest
 
+from streamactors.clock import SystemClock
 from streamactors.errors import (
     CheckpointFailed,
     InvalidConfig,
@@ -21,7 +23,7 @@ from streamactors.errors import (
 from streamactors.state.backend import KeyedBackend
 from streamactors.state.descriptors import ListState, MapState, ValueState
 from streamactors.state.heap.backend import HeapBackend
-from streamactors.state.key_groups import KeyGroupRange
+from streamactors.state.key_groups import KeyGroupRange, key_group
 from streamactors.state.rocksdb.backend import RocksDBBackend, RocksDBOptions
 from streamactors.state.rocksdb.database import Database
 from streamactors.state.rocksdb.states import RocksMap
@@ -31,6 +33,8 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[3]
 Make = Callable[..., RocksDBBackend]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class TestRocksDB(BackendContract):
@@ -376,6 +380,71 @@ class TestLargeEntries:
         backend.close()
         with pytest.raises(StateAccessError, match="the operator has been stopped"):
             list(items)
+
+
+class HeldClock(SystemClock):
+    """Its threads begin, and go on only once they are let."""
+
+    def __init__(self) -> None:
+        self.begun, self.let = threading.Event(), threading.Event()
+
+    async def run_blocking(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        def held() -> R:
+            self.begun.set()
+            assert self.let.wait(30)
+            return fn(*args, **kwargs)
+
+        return await asyncio.to_thread(held)
+
+
+class TestThreads:
+    @pytest.fixture
+    def clock(self) -> HeldClock:
+        return HeldClock()
+
+    @pytest.fixture
+    def backend(self, tmp_path: Path, clock: HeldClock) -> RocksDBBackend:
+        """Whose keys 0 to 199 are on disk, and not in its cache."""
+        options = RocksDBOptions(folder=str(tmp_path), memory=8 << 20, cache=16)
+        backend = RocksDBBackend(ALL, GROUPS, options=options, clock=clock)
+        total = backend.bind("total", ValueState(int, default=0))
+        for key in range(200):
+            stand_on(backend.cursor, key, GROUPS)
+            total.set(key)
+        forget(backend)
+        return backend
+
+    async def read(self, backend: RocksDBBackend, clock: HeldClock) -> asyncio.Task[None]:
+        keys = list(range(200))
+        reading = asyncio.create_task(backend.prefetch(keys, [key_group(key, GROUPS) for key in keys]))
+        await asyncio.to_thread(clock.begun.wait, 30)
+        return reading
+
+    async def test_who_is_cancelled_waits_for_its_thread(
+        self, backend: RocksDBBackend, clock: HeldClock, tmp_path: Path
+    ) -> None:
+        """Else it might still hold the files open when the folder is deleted."""
+        reading = await self.read(backend, clock)
+        reading.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not reading.done()
+        clock.let.set()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        backend.close()
+        assert list(tmp_path.iterdir()) == []
+
+    async def test_the_folder_goes_with_the_last_of_them(
+        self, backend: RocksDBBackend, clock: HeldClock, tmp_path: Path
+    ) -> None:
+        reading = await self.read(backend, clock)
+        backend.close()
+        assert len(list(tmp_path.iterdir())) == 1
+        clock.let.set()
+        with pytest.raises(StateAccessError, match="the operator has been stopped"):
+            await reading
+        assert list(tmp_path.iterdir()) == []
 
 
 class TestFolder:
