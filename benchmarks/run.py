@@ -14,7 +14,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import alignment, batch, events, flows, kafka, plain, state, timers, windows
+from benchmarks import alignment, async_calls, batch, events, fairness, flows, kafka, plain, state, timers, windows
 from streamactors.testing.kafka_broker import KafkaBroker
 
 EVENTS = 1_000_000
@@ -122,16 +122,22 @@ def main() -> None:
     parser.add_argument("--only-alignment", action="store_true", help="nothing but checkpoints under back-pressure")
     parser.add_argument("--state-keys", type=int, default=state.KEYS, help="keys of the large state; 0 leaves it out")
     parser.add_argument("--no-batch", action="store_true", help="leave out (b) in batch")
+    parser.add_argument("--calls", type=int, default=async_calls.CALLS, help="async calls; 0 leaves them out")
     parser.add_argument("--timers", type=int, default=timers.TIMERS, help="pending timers; 0 leaves them out")
+    parser.add_argument("--fairness", type=float, default=fairness.SECONDS, help="seconds a row; 0 leaves it out")
     options = parser.parse_args()
     console = Console(width=110)
     if not options.only_alignment:
         _throughput(options, console)
     console.print(alignment_table(alignment.measure(options.rounds)))
+    if not options.only_alignment and options.fairness:
+        console.print(fairness.table(fairness.measure_all(options.fairness, KEYS)))
     if not options.only_alignment:
         console.print(windows.table(windows.measure(options.events, options.rounds)))
     if not options.only_alignment and not options.no_batch:
         console.print(batch.table(batch.measure(events.orders(options.events, KEYS), options.rounds)))
+    if not options.only_alignment and options.calls:
+        console.print(async_calls.table(async_calls.measure(min(options.rounds, 3), options.calls, options.calls // 5)))
     if not options.only_alignment and options.timers:
         console.print(timers.table(timers.measure(options.timers), options.timers))
     if not options.only_alignment and options.state_keys:

@@ -12,6 +12,7 @@ from streamactors.api.dataflow import (
 from streamactors.config import Checkpoints, Config, Deployment, Heap, Local, Restart, RocksDB, StateBackend
 from streamactors.elements import DeadLetter, ErrorRoute, OutputTag
 from streamactors.errors import (
+    CallCancelled,
     CheckpointFailed,
     CorruptCheckpoint,
     FencedOff,
@@ -21,11 +22,13 @@ from streamactors.errors import (
     JobFailed,
     JobNotRunning,
     MissingExtra,
+    NoSuchStep,
     RecordFailed,
     StateAccessError,
     StorageFailed,
     StorageInUse,
     StreamactorsError,
+    SubscriptionLagged,
     TooManyPartialMatches,
     TransactionAlreadyCommitted,
     TransactionLost,
@@ -35,8 +38,11 @@ from streamactors.errors import (
 from streamactors.formats import Decoder, Encoder, Json, MsgPack, Raw, Text
 from streamactors.launch import JobHandle, collect, run, start
 from streamactors.metrics import Counter, Histogram, MetricGroup
+from streamactors.operators.async_io.keyed import AsyncKeyedOperator
+from streamactors.operators.async_io.settings import BatchOf, Retry
 from streamactors.operators.base import Context, KeyedOperator, Operator, OperatorContext
 from streamactors.operators.patterns.pattern import Match, Pattern
+from streamactors.operators.record_ids import record_id, record_ids
 from streamactors.operators.two_inputs import CoOperator, KeyedBroadcastOperator, KeyedCoOperator
 from streamactors.operators.windows.base import Windowed, WindowOperator
 from streamactors.program import main
@@ -69,9 +75,12 @@ __all__ = [
     "Aggregates",
     "AggregatingState",
     "Alias",
+    "AsyncKeyedOperator",
     "Avg",
+    "BatchOf",
     "BroadcastConnectedStreams",
     "BroadcastState",
+    "CallCancelled",
     "CheckpointFailed",
     "CheckpointInfo",
     "Checkpoints",
@@ -117,6 +126,7 @@ __all__ = [
     "Min",
     "MissingExtra",
     "MsgPack",
+    "NoSuchStep",
     "Operator",
     "OperatorContext",
     "OperatorListState",
@@ -127,6 +137,7 @@ __all__ = [
     "RecordFailed",
     "ReducingState",
     "Restart",
+    "Retry",
     "RocksDB",
     "Session",
     "Sink",
@@ -138,6 +149,7 @@ __all__ = [
     "StorageInUse",
     "Stream",
     "StreamactorsError",
+    "SubscriptionLagged",
     "Sum",
     "Text",
     "Timer",
@@ -161,6 +173,8 @@ __all__ = [
     "WindowedStream",
     "collect",
     "main",
+    "record_id",
+    "record_ids",
     "run",
     "start",
     "stored_as",

@@ -316,6 +316,11 @@ def resolve(
     return config, _settings(config, merged)
 
 
+def shown(config: Config) -> list[Setting]:
+    """Every setting that is in force, as text and without secrets."""
+    return _settings(config, _layer_of_module(config))
+
+
 def _known_backend(config: Config) -> bool:
     return isinstance(config.state_backend, str | Heap | RocksDB)
 

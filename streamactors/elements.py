@@ -22,10 +22,11 @@ class Batch:
     `timestamps`, `keys`, `groups` (key groups) and `origins` (record numbers, `split` being their prefix) are None
     where the stream has none. Groups may travel on without keys, as those of the records that these were made from.
     `home`: the source (its uid) and the split that all records come from, up to the first exchange.
+    `ids`: what records are called, where a step downstream wants to know; None in it for one of which that is unknown.
     Lists are shared between batches and never changed once a batch has been handed on.
     """
 
-    __slots__ = ("groups", "home", "keys", "origins", "split", "timestamps", "values")
+    __slots__ = ("groups", "home", "ids", "keys", "origins", "split", "timestamps", "values")
 
     def __init__(
         self,
@@ -36,8 +37,10 @@ class Batch:
         origins: Sequence[int] | None = None,
         split: str = "",
         home: tuple[str, str] | None = None,
+        ids: Sequence[str | None] | None = None,
     ) -> None:
         self.home = home
+        self.ids = ids
         self.values = values
         self.timestamps = timestamps
         self.keys = keys
@@ -60,6 +63,7 @@ class Batch:
             None if self.origins is None else pick(self.origins),
             self.split,
             self.home,
+            None if self.ids is None else pick(self.ids),
         )
 
     def slice(self, start: int, stop: int) -> "Batch":
@@ -85,16 +89,19 @@ class Batch:
 
     def with_values(self, values: Sequence[Any]) -> "Batch":
         """Other values one for one; keys go, since they belonged to the old values."""
-        return Batch(values, self.timestamps, None, self.groups, self.origins, self.split, self.home)
+        return Batch(values, self.timestamps, None, self.groups, self.origins, self.split, self.home, self.ids)
 
     def with_keys(self, keys: Sequence[Any], groups: Sequence[int]) -> "Batch":
-        return Batch(self.values, self.timestamps, keys, groups, self.origins, self.split)
+        return Batch(self.values, self.timestamps, keys, groups, self.origins, self.split, None, self.ids)
+
+    def with_ids(self, ids: Sequence[str | None]) -> "Batch":
+        return Batch(self.values, self.timestamps, self.keys, self.groups, self.origins, self.split, self.home, ids)
 
     def unplaced(self) -> "Batch":
         """Behind an exchange that minds neither keys nor splits: where a record goes says nothing about either."""
         if self.groups is None and self.home is None:
             return self
-        return Batch(self.values, self.timestamps, None, None, self.origins, self.split)
+        return Batch(self.values, self.timestamps, None, None, self.origins, self.split, None, self.ids)
 
     def origin(self, index: int) -> str | None:
         """Where a record came from, such as `orders[3]@18234` or `events.jsonl:17`; None if no longer known."""

@@ -130,6 +130,10 @@ class RecordFailed(StreamactorsError):
         super().__init__(f"operator {uid!r}{called} failed{where}{source}: {what}")
 
 
+class CallCancelled(StreamactorsError):
+    """A call of an async step was cancelled, and not by the job: something that it awaited was cancelled."""
+
+
 class TooManyPartialMatches(StreamactorsError):
     """A key has more partial matches of a pattern than were allowed."""
 
@@ -168,6 +172,25 @@ class JobNotRunning(CheckpointFailed):
     """A request (a checkpoint, a stop, a query) to a job that has ended."""
 
     retryable = False
+
+
+class NoSuchStep(StreamactorsError):
+    """The flow has no step of that uid, or none that emits anything."""
+
+    retryable = False
+
+
+class SubscriptionLagged(StreamactorsError):
+    """A subscriber did not keep up: the `lost` oldest of the values that waited for it are gone. It may read on."""
+
+    retryable = False
+
+    def __init__(self, uid: str, lost: int, buffer: int) -> None:
+        self.uid, self.lost = uid, lost
+        super().__init__(
+            f"the subscriber of step {uid!r} did not keep up: {lost} values were lost. It may read on; subscribe with "
+            f"a larger buffer= (it is {buffer}) where the step emits in bursts"
+        )
 
 
 class ControlUnavailable(StreamactorsError):

@@ -15,14 +15,16 @@ from streamactors.checkpoint.storage.contract import Files
 from streamactors.clock import SYSTEM, Clock
 from streamactors.config import Config, Restart, require_supported
 from streamactors.deploy.local import deploy_locally
+from streamactors.elements import OutputTag
 from streamactors.errors import CheckpointFailed, InvalidConfig, JobFailed, JobNotRunning
 from streamactors.graph.execution import choose_execution, why
 from streamactors.graph.logical import LogicalGraph
-from streamactors.graph.physical import PhysicalPlan
+from streamactors.graph.physical import PhysicalPlan, SubtaskId
 from streamactors.graph.planner import plan
 from streamactors.listsink import ListSink
-from streamactors.runtime.info import CheckpointInfo
+from streamactors.runtime.info import ChannelFill, CheckpointGivenUp, CheckpointInfo, CheckpointUnderWay, Incident
 from streamactors.runtime.job import Job, JobSpec, Status
+from streamactors.runtime.taps import check_buffer
 from streamactors.state.backends import require_installed
 from streamactors.state.descriptors import ValueState
 
@@ -31,6 +33,8 @@ log = logging.getLogger("streamactors.job")
 
 EXIT_TIMEOUT = dt.timedelta(seconds=20)
 """Inside the 30 s that Kubernetes gives a pod to end."""
+SUBSCRIBED = 1000
+"""Values that wait for a subscriber."""
 
 
 class JobHandle:
@@ -75,6 +79,25 @@ class JobHandle:
     def failures(self) -> Sequence[BaseException]:
         """What ended earlier attempts, the latest last."""
         return tuple(self._job.failures)
+
+    @property
+    def incidents(self) -> Sequence[Incident]:
+        """What ended attempts, and when; the latest last."""
+        return tuple(self._job.incidents)
+
+    @property
+    def checkpoints_under_way(self) -> Sequence[CheckpointUnderWay]:
+        return tuple(self._job.checkpoints_under_way)
+
+    @property
+    def checkpoints_given_up(self) -> Sequence[CheckpointGivenUp]:
+        """The latest hundred; the latest last."""
+        return tuple(self._job.given_up)
+
+    @property
+    def checkpoint_counts(self) -> tuple[int, int]:
+        """How many were completed, and how many given up, in this process."""
+        return self._job.checkpoints_completed, self._job.checkpoints_given_up
 
     async def wait(self) -> None:
         """Until the job ends; raises JobFailed with the user's exception as its cause."""
@@ -138,6 +161,10 @@ class JobHandle:
         self._task.cancel()
         await asyncio.wait([self._task])
 
+    def channels(self, vertex: str, index: int) -> Sequence[ChannelFill]:
+        """What waits on the inputs of a subtask."""
+        return self._job.channels(SubtaskId(vertex, index))
+
     def metrics(self) -> Mapping[str, Any]:
         """Status, restarts, the last checkpoint, and counts by subtask."""
         return self._job.metrics()
@@ -150,6 +177,36 @@ class JobHandle:
         """A copy of what `key` holds in a state of operator `uid`, consistent per key. Raises StateAccessError."""
         name = state if isinstance(state, str) else state.name
         return await self._or_end(self._job.query(uid, name, key))
+
+    def subscribe(
+        self, uid: str, *, tag: OutputTag[Any] | None = None, buffer: int = SUBSCRIBED
+    ) -> AbstractAsyncContextManager[AsyncIterator[Any]]:
+        """What step `uid` emits while the block lasts (to its side output `tag`), from all of its subtasks; in order
+        within each. A restart of the job may repeat values. They are the job's own objects: to be read only.
+
+        The iteration ends with the job; raises JobFailed if it failed. The job does not wait for it: at most `buffer`
+        values are kept; where the oldest were lost, SubscriptionLagged tells how many, and the iteration may be taken
+        up again. Raises NoSuchStep on entering.
+        """
+        check_buffer(buffer)
+        return self._subscribed(uid, None if tag is None else tag.name, buffer)
+
+    @asynccontextmanager
+    async def _subscribed(self, uid: str, tag: str | None, buffer: int) -> AsyncIterator[AsyncIterator[Any]]:
+        job, task = self._job, self._task
+        if job.plan is None:  # a first attempt has failed before it was planned
+            await self._or_end(job.running.wait())
+        subscription = await job.subscribe(uid, tag, buffer)
+
+        def ended(task: "asyncio.Task[None]") -> None:
+            subscription.end(None if task.cancelled() else task.exception())
+
+        task.add_done_callback(ended)
+        try:
+            yield subscription
+        finally:
+            task.remove_done_callback(ended)
+            job.unsubscribe(subscription)
 
 
 Beside = Callable[[JobHandle], AbstractAsyncContextManager[object]]

@@ -7,6 +7,7 @@ import logging
 import math
 from bisect import bisect_left
 from collections.abc import Callable
+from dataclasses import dataclass
 
 log = logging.getLogger("streamactors.metrics")
 
@@ -41,6 +42,23 @@ class Histogram:
         self.total += value
 
 
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """Of one group at one moment. `histograms`: how many observations were in each of the `BUCKETS` and above, and
+    their sum. A gauge that fails is NaN."""
+
+    counters: dict[str, float]
+    gauges: dict[str, float]
+    histograms: dict[str, tuple[tuple[int, ...], float]]
+
+    def flat(self) -> dict[str, float]:
+        """Counters and gauges by name, histograms as `name.count` and `name.sum`."""
+        values = self.counters | self.gauges
+        for name, (counts, total) in self.histograms.items():
+            values[f"{name}.count"], values[f"{name}.sum"] = sum(counts), total
+        return values
+
+
 class MetricGroup:
     """The metrics of one operator subtask, by name; asking twice for a name gives the same object."""
 
@@ -61,13 +79,15 @@ class MetricGroup:
         return self._histograms.setdefault(name, Histogram())
 
     def read(self) -> dict[str, float]:
-        """A snapshot: counters and gauges by name, histograms as `name.count` and `name.sum`. NaN for a gauge that
-        fails."""
-        values = {name: counter.value for name, counter in self._counters.items()}
-        values |= {name: self._measured(name, gauge) for name, gauge in self._gauges.items()}
-        for name, histogram in self._histograms.items():
-            values[f"{name}.count"], values[f"{name}.sum"] = histogram.count, histogram.total
-        return values
+        """See `Readings.flat`."""
+        return self.tell().flat()
+
+    def tell(self) -> Readings:
+        return Readings(
+            {name: counter.value for name, counter in self._counters.items()},
+            {name: self._measured(name, gauge) for name, gauge in self._gauges.items()},
+            {name: (tuple(histogram.counts), histogram.total) for name, histogram in self._histograms.items()},
+        )
 
     def _measured(self, name: str, gauge: Callable[[], float]) -> float:
         try:

@@ -8,18 +8,22 @@ async def lifespan(app):
 app = Starlette(routes=[Route("/health", health(lambda: app.state.job))], lifespan=lifespan)
 
 With `steered`, `streamactors list`, `status`, `savepoint`, `stop`, … find the job, on a socket that only the service's
-own user can open.
+own user can open. With `served`, the REST API and the metrics have an address of their own; `control_app` puts them
+into the service's.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
+from streamactors.clock import SYSTEM
+from streamactors.errors import ControlUnavailable
 from streamactors.launch import JobHandle
-from streamactors.observe.steering import steered
+from streamactors.observe.network import Served, served
+from streamactors.observe.steering import entry_of, steered
 
-__all__ = ["DEAD", "HealthEndpoint", "health", "steered"]
+__all__ = ["DEAD", "ControlEndpoint", "HealthEndpoint", "Served", "control_app", "health", "served", "steered"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -53,6 +57,59 @@ def health(job: JobHandle | Callable[[], JobHandle | None]) -> HealthEndpoint:
     give a function that finds it: `health(lambda: app.state.job)`.
     """
     return HealthEndpoint((lambda: job) if isinstance(job, JobHandle) else job)
+
+
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class ControlEndpoint:
+    """An ASGI application, made by `control_app`."""
+
+    def __init__(self, job: Callable[[], JobHandle | None], build: Callable[[JobHandle], App]) -> None:
+        self._job = job
+        self._build = build
+        self._built: tuple[JobHandle, App] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        job = self._job()
+        if job is None:
+            await _respond(send, 503, {"error": {"code": "not-started", "message": "no job yet"}}, head=False)
+            return
+        if self._built is None or self._built[0] is not job:
+            self._built = job, self._build(job)
+        await self._built[1](scope, receive, send)
+
+
+def control_app(
+    job: JobHandle | Callable[[], JobHandle | None],
+    *,
+    token: str | None = None,
+    closed: bool = False,
+    hosts: Collection[str] = (),
+    savepoints: Sequence[str] = (),
+) -> ControlEndpoint:
+    """The REST API (`/api/v1/…`) and the metrics (`/metrics`) of a job, for any ASGI framework:
+    `app.mount("/streams", control_app(lambda: app.state.job, token=…))`.
+
+    Without `token` nothing can be changed by it. `closed`: reading needs the token too. `hosts`: the names by which the
+    service is reached, besides addresses and localhost; requests for others are refused. `savepoints`: the folders
+    below which savepoints may be asked for. Raises InvalidConfig, ControlUnavailable.
+    """
+    try:
+        from streamactors.observe.control import SteeredJob
+        from streamactors.observe.guard import Access
+        from streamactors.observe.rest import job_app
+        from streamactors.observe.savepoints import SavepointFolders
+    except ImportError as error:
+        raise ControlUnavailable(f"{error.name} is missing here: pip install 'streamactors[web]'") from error
+    access, folders = Access(token, closed, hosts), SavepointFolders(savepoints)
+
+    def build(handle: JobHandle) -> App:
+        return job_app([SteeredJob(handle, entry_of(handle), SYSTEM, folders)], access)
+
+    return ControlEndpoint((lambda: job) if isinstance(job, JobHandle) else job, build)
 
 
 def _report(job: JobHandle | None) -> tuple[int, dict[str, Any]]:

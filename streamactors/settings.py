@@ -17,6 +17,8 @@ from streamactors.errors import InvalidConfig
 
 PREFIX = "STREAMACTORS_"
 _ENV_REFERENCE = re.compile(r"\$\{env:([^}]*)\}")
+_NO_SETTINGS = {"TOKEN"}
+"""Of whoever steers the job over the network: it belongs to no Config, and is shown nowhere."""
 # Kubernetes sets these in every pod beside a service that is called "streamactors".
 _KUBERNETES = re.compile(r"SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?")
 
@@ -50,7 +52,7 @@ def layer_of_environ(environ: Mapping[str, str]) -> Layer:
     layer = {}
     for variable, value in environ.items():
         name = variable.removeprefix(PREFIX)
-        if name != variable and not _KUBERNETES.fullmatch(name):
+        if name != variable and name not in _NO_SETTINGS and not _KUBERNETES.fullmatch(name):
             layer[name.lower().replace("__", ".")] = Given(value, _shown(value), variable)
     return layer
 

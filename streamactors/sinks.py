@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+from streamactors.diagnosis import Finding, PlannedStep
 from streamactors.metrics import MetricGroup
 
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -102,6 +103,11 @@ class WriterSink(ABC, Generic[T_contra]):
     def validate(self, *, checkpointing: bool) -> None:
         """Raise InvalidConfig for settings that can't work; called when the job is planned, before anything opens."""
         return None
+
+    async def diagnose(self, step: PlannedStep) -> Sequence[Finding]:
+        """What `streamactors doctor` should tell of the systems that this needs. Changes nothing there; raises
+        StreamactorsError for what would keep it from being opened."""
+        return ()
 
     def describe(self) -> str:
         """A few words for `explain()`; never a secret."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+from streamactors.diagnosis import Finding, PlannedStep
 from streamactors.elements import DeadLetter, OutputTag
 from streamactors.metrics import MetricGroup
 
@@ -18,6 +19,18 @@ T_co = TypeVar("T_co", covariant=True)
 
 Position = Any
 """Plain msgpack data, opaque to the runtime."""
+
+
+class _Crash:
+    def __repr__(self) -> str:
+        return "CRASH"
+
+    def __reduce__(self) -> str:
+        return "CRASH"  # the one instance, also after pickling
+
+
+CRASH: Any = _Crash()
+"""An element that fails the job once, there, in the sources that are for tests."""
 
 
 class Source(Protocol[T_co]):
@@ -93,6 +106,12 @@ class SplitReader(ABC, Generic[T_co]):
         """`positions` are durable; for monitoring outside only (such as a Kafka group's offsets)."""
         return None
 
+    async def positions_released(self, positions: Mapping[str, Position]) -> None:
+        """No checkpoint that is retained goes on before `positions`; a savepoint may. A source that keeps its records
+        itself may delete those before them. Comes after `checkpoint_completed`, and may come while a `read` is pending.
+        """
+        return None
+
     @abstractmethod
     async def close(self) -> None:
         """Release everything; called exactly once, also after a failed `open`."""
@@ -127,6 +146,11 @@ class SplitSource(ABC, Generic[T_co]):
     def validate(self, *, checkpointing: bool) -> None:
         """Raise InvalidConfig for settings that can't work; called when the job is planned, before anything opens."""
         return None
+
+    async def diagnose(self, step: PlannedStep) -> Sequence[Finding]:
+        """What `streamactors doctor` should tell of the systems that this needs. Changes nothing there; raises
+        StreamactorsError for what would keep it from being opened."""
+        return ()
 
     def describe(self) -> str:
         """A few words for `explain()`; never a secret."""

@@ -1,6 +1,5 @@
 """Fixtures and checks for all tests: one Kafka broker per session, and nothing left behind by any test."""
 
-import asyncio
 import inspect
 import tempfile
 import uuid
@@ -10,7 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from streamactors.testing import KafkaBroker
+from streamactors.testing import KafkaBroker, session_broker
 from tests.kafka_topics import Topics
 from tests.leaks import held, leaving_no_task, left_since
 from tests.s3_server import S3Bucket, S3Server
@@ -68,13 +67,8 @@ def kafka() -> Iterator[KafkaBroker]:
 
     Tests that stop or kill a broker start their own: `KafkaBroker(own=True)`.
     """
-    broker = KafkaBroker()
-    # A factory of our own, so that no event loop set by pytest-asyncio is replaced.
-    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
-        runner.run(broker.start())
-    yield broker
-    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
-        runner.run(broker.close())
+    with session_broker() as broker:
+        yield broker
 
 
 @pytest.fixture

@@ -329,7 +329,7 @@ def test_help_documents_exit_codes(name: str) -> None:
 def test_the_document_tells_of_every_command_and_no_other() -> None:
     document = (ROOT / "docs" / "cli.md").read_text()
     told = set(re.findall(r"`streamactors (\w+)[^`]*` \|", document))
-    assert told == {"list", "status", "checkpoint", "savepoint", "stop", "cancel"}
+    assert told == {"list", "status", "checkpoint", "savepoint", "stop", "cancel", "serve"}
     for name in told:
         assert ask(name, "--help").exit_code == 0
 

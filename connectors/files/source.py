@@ -12,13 +12,14 @@ import os
 import re
 import zlib
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Final, TypeVar
 
 from connectors.files.cursor import FileCursor, Pace, Seen, look
 from connectors.files.errors import NoSuchFiles
 from connectors.files.lines import LineDecoder, require_format
 from connectors.files.offload import Offload
+from streamactors.diagnosis import Finding, PlannedStep
 from streamactors.elements import DeadLetter, ErrorRoute, OutputTag
 from streamactors.errors import InvalidConfig
 from streamactors.formats import Decoder
@@ -65,6 +66,14 @@ class FileSource(SplitSource[T_co]):
 
     def describe(self) -> str:
         return f"FileSource {self._path!r}{', followed' if self._follow else ''}"
+
+    async def diagnose(self, step: PlannedStep) -> Sequence[Finding]:
+        if count := len(await asyncio.to_thread(self.matching)):
+            return [Finding("ok", "files", f"{self._path!r}: {count} file{'s' if count > 1 else ''}")]
+        told = f"{self._path!r} matches no file"
+        if self._follow:
+            return [Finding("warning", "files", f"{told}: nothing is read until there is one")]
+        return [Finding("problem", "files", told, "check the path; a relative one starts in the current folder")]
 
     def matching(self) -> list[str]:
         """The files that are there now, by name. Blocks."""

@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Generic, Literal, TypeVar
 
 from connectors.kafka.cluster import Cluster
+from connectors.kafka.diagnosis import of_sink
 from connectors.kafka.errors import DeliveryFailed
 from connectors.kafka.options import WRITING, ClientOptions, checked_brokers
 from connectors.kafka.producer import BATCH_BYTES, REQUEST_BYTES, REQUEST_MS, Producer, compression_code
 from connectors.kafka.routing import Columns, Router
 from connectors.kafka.transactions import TransactionCoordinator, Transactions, slots_for, timeout_ms
+from streamactors.diagnosis import Finding, PlannedStep
 from streamactors.errors import InvalidConfig, StreamactorsError
 from streamactors.formats import Encoder
 from streamactors.sinks import Pending, SinkContext, SinkWriter, WriterSink
@@ -77,6 +79,11 @@ class KafkaSink(WriterSink[T_contra], Generic[T_contra]):
                 f"{self.describe()} has delivery='exactly-once', which commits with checkpoints, and there are none: "
                 "its output would never become visible. Give Config(checkpoints=…), or delivery='at-least-once'"
             )
+
+    async def diagnose(self, step: PlannedStep) -> Sequence[Finding]:
+        topic = self.topic if isinstance(self.topic, str) else None
+        transactional = self.transactional and step.checkpointing and step.exactly_once
+        return await of_sink(self.brokers, self.client, topic, step, transactional=transactional)
 
     def describe(self) -> str:
         topic = self.topic if isinstance(self.topic, str) else "topic by record"

@@ -6,10 +6,12 @@ from dataclasses import replace
 from typing import Any, Generic, Literal, TypeVar
 
 from connectors.kafka.decoding import Values, WholeRecords
+from connectors.kafka.diagnosis import of_source
 from connectors.kafka.options import READING, ClientOptions, checked_brokers
 from connectors.kafka.reader import KafkaReader, Reading
 from connectors.kafka.records import KafkaRecord
 from connectors.kafka.splits import Start, checked_start, checked_topics, subtask_of
+from streamactors.diagnosis import Finding, PlannedStep
 from streamactors.elements import DeadLetter, ErrorRoute, OutputTag
 from streamactors.errors import InvalidConfig
 from streamactors.formats import Decoder
@@ -95,6 +97,9 @@ class KafkaSource(SplitSource[T_co], Generic[T_co]):
 
     def assign(self, split: str, parallelism: int) -> int:
         return subtask_of(split, parallelism)
+
+    async def diagnose(self, step: PlannedStep) -> Sequence[Finding]:
+        return await of_source(self._reading.brokers, self._reading.client, self._reading.topics, step)
 
     def describe(self) -> str:
         reading = self._reading

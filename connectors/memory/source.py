@@ -8,10 +8,10 @@ parallelism, and a subtask with several of them reads on where the lowest positi
 import asyncio
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from streamactors.errors import RecordFailed
-from streamactors.sources import Position, SourceBatch, SourceContext, SplitReader, SplitSource
+from streamactors.sources import CRASH, Position, SourceBatch, SourceContext, SplitReader, SplitSource
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -19,20 +19,9 @@ T_co = TypeVar("T_co", covariant=True)
 BATCH: Final = 1024
 
 
-class _Crash:
-    def __repr__(self) -> str:
-        return "CRASH"
-
-    def __reduce__(self) -> str:
-        return "CRASH"  # the one instance, also after pickling
-
-
-CRASH: Any = _Crash()
-"""An element of a ListSource that fails the job once, there: once per process and ListSource."""
-
-
 class ListSource(SplitSource[T_co]):
-    """Rewindable; dealt out over the subtasks by position. Takes a copy of `values`, and never waits."""
+    """Rewindable; dealt out over the subtasks by position. Takes a copy of `values`, and never waits. An element CRASH
+    fails the job there: once per process and ListSource."""
 
     def __init__(self, values: Sequence[T_co]) -> None:
         self._values = list(values)

@@ -80,9 +80,10 @@ class Mailbox(Generic[M]):
         self.signal.set()
 
     # ---------------------------------------------------------------------------------------- the receiver's side
-    def take(self) -> tuple[int, M] | None:
-        """The next item of an unblocked channel, with its channel; None if there is none."""
-        if not self._ready:
+    def take(self, *, full: bool = False) -> tuple[int, M] | None:
+        """The next item of an unblocked channel, with its channel; None if there is none. `full`: one that weighs
+        nothing."""
+        if not self._ready or (full and not self._weightless_first()):
             return None
         channel = self._ready.popleft()
         state = self._channels[channel]
@@ -95,6 +96,14 @@ class Mailbox(Generic[M]):
             wake, state.on_room = state.on_room, None
             wake()
         return channel, item
+
+    def _weightless_first(self) -> bool:
+        """Whether there is one that weighs nothing; its channel is then the next."""
+        for _ in range(len(self._ready)):
+            if not self._channels[self._ready[0]].items[0][1]:
+                return True
+            self._ready.rotate(-1)
+        return False
 
     def block(self, channel: int) -> None:
         state = self._channels[channel]
@@ -114,6 +123,11 @@ class Mailbox(Generic[M]):
     def items(self, channel: int) -> Iterator[M]:
         """What is queued on a channel, in order."""
         return (item for item, _, _ in self._channels[channel].items)
+
+    def fill(self, channel: int) -> tuple[int, int]:
+        """Records and bytes that are queued on a channel."""
+        state = self._channels[channel]
+        return state.queued, state.bytes
 
     @property
     def queued(self) -> int:

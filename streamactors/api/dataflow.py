@@ -6,7 +6,7 @@ A method of a stream adds a step and returns a handle on it. One module, since a
 
 import builtins
 import datetime as dt
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final, Generic, Literal, TypeVar, cast, overload
 
@@ -28,6 +28,9 @@ from streamactors.graph.logical import (
     Rebalance,
     SourceSpec,
 )
+from streamactors.operators.async_io.keyed import KeyedProcessSpec
+from streamactors.operators.async_io.map_async import MapAsyncSpec
+from streamactors.operators.async_io.settings import BatchOf, Retry
 from streamactors.operators.base import KeyedOperator, Lifecycle, Operator, OperatorSpec, is_async
 from streamactors.operators.deduplicate import DeduplicateSpec
 from streamactors.operators.joins.as_of import AsOfJoinSpec
@@ -221,6 +224,65 @@ class Stream(Generic[T]):
         return self._step(spec, self._type, uid=uid, name=name, parallelism=parallelism, chain=chain)
 
     # ------------------------------------------------------------------------------------------------ steps with a uid
+    @overload
+    def map_async(
+        self,
+        uid: str,
+        fn: Callable[[T], Awaitable[U]],
+        *,
+        capacity: int = 100,
+        timeout: dt.timedelta | None = None,
+        ordered: bool = True,
+        retry: Retry | None = None,
+        batch: None = None,
+        on_error: ErrorRoute = "fail",
+        name: str | None = None,
+        parallelism: int | None = None,
+        chain: bool = True,
+    ) -> "Stream[U]": ...
+    @overload
+    def map_async(
+        self,
+        uid: str,
+        fn: Callable[[builtins.list[T]], Awaitable[Sequence[U]]],
+        *,
+        capacity: int = 100,
+        timeout: dt.timedelta | None = None,
+        ordered: bool = True,
+        retry: Retry | None = None,
+        batch: BatchOf,
+        on_error: ErrorRoute = "fail",
+        name: str | None = None,
+        parallelism: int | None = None,
+        chain: bool = True,
+    ) -> "Stream[U]": ...
+    @needs_uid
+    def map_async(
+        self,
+        uid: str,
+        fn: Callable[[Any], Awaitable[Any]],
+        *,
+        capacity: int = 100,
+        timeout: dt.timedelta | None = None,
+        ordered: bool = True,
+        retry: Retry | None = None,
+        batch: BatchOf | None = None,
+        on_error: ErrorRoute = "fail",
+        name: str | None = None,
+        parallelism: int | None = None,
+        chain: bool = True,
+    ) -> "Stream[Any]":
+        """`await fn(record)` for up to `capacity` records at once, per subtask; with `batch`, `await fn(records)`.
+
+        Results come in the order of the records, or unless `ordered`, as they are ready. `timeout` is that of one
+        attempt. `on_error=tag` sends records whose last attempt has failed to that side output, as dead letters. After
+        a failure of the job, calls that had not ended are made again.
+        """
+        _check_function("map_async", fn)
+        made = mapped_type(fn) if batch is None else flat_mapped_type(fn)
+        spec = MapAsyncSpec(fn, capacity, timeout, ordered, retry, batch, _route(on_error, uid))
+        return self._step(spec, made, uid=uid, name=name, parallelism=parallelism, chain=chain)
+
     @needs_uid
     def process(
         self,
@@ -383,8 +445,9 @@ class KeyedStream(Stream[T], Generic[K, T]):
         chain: bool = True,
         on_error: ErrorRoute = "fail",
     ) -> Stream[Any]:
-        """As on a `Stream`; a `KeyedOperator` may hold state, which is that of the record's key."""
-        spec = ProcessSpec(operator, keyed=True, on_error=_route(on_error, uid))
+        """As on a `Stream`; a `KeyedOperator` may hold state, which is that of the record's key. An
+        `AsyncKeyedOperator` works on many keys at once."""
+        spec = KeyedProcessSpec(operator, on_error=_route(on_error, uid))
         return self._step(spec, operator_type(operator), uid=uid, name=name, parallelism=parallelism, chain=chain)
 
     @needs_uid
@@ -558,13 +621,16 @@ class KeyedStream(Stream[T], Generic[K, T]):
         name: str | None = None,
         parallelism: int | None = None,
         chain: bool = True,
+        on_error: ErrorRoute = "fail",
     ) -> Stream[Match[T]]:
         """The matches of a pattern among the events of each key, in event time where there are watermarks.
 
         `timed_out`: where partial matches go whose `within` is over. `late`: where events go that come behind their
-        watermark. More partial matches of one key than `max_partial_matches` fail the job.
+        watermark. More partial matches of one key than `max_partial_matches` fail the job. `on_error=tag` sends events
+        on which a condition fails to that side output, as dead letters: to the pattern they have not come.
         """
-        settings = PatternSettings(timed_out, late, max_partial_matches)
+        route = _route(on_error, uid)
+        settings = PatternSettings(timed_out, late, max_partial_matches, None if route == "fail" else route)
         spec = PatternSpec(pattern, stored_type(self._type), settings)
         return self._step(spec, Any, uid=uid, name=name, parallelism=parallelism, chain=chain)
 

@@ -303,7 +303,8 @@ class CheckpointCoordinator(Generic[S]):
             served = self._requests[:1] if target else [request for request in self._requests if not request.target]
             tickets += [request.ticket for request in served if request.ticket != NOBODY]
             self._requests = [request for request in self._requests if request not in served]
-        # Savepoints hold nothing in flight; nor does the final checkpoint, after which nothing would process it.
+        # Savepoints hold nothing in flight but the inputs of calls; nor does the final checkpoint, after which nothing
+        # would process it.
         may_overtake = target is None and not final
         barrier = Barrier(self._next_id, target, overtakes=may_overtake and self._settings.overtaking)
         self._next_id += 1

@@ -41,6 +41,7 @@ class _Columns(msgspec.Struct, array_like=True, gc=False):
     origins: list[int] | None
     split: str
     home: tuple[str, str] | None = None
+    ids: list[str | None] | None = None
 
 
 class _Time(msgspec.Struct, array_like=True, gc=False):
@@ -73,6 +74,7 @@ class FrameCodec:
             _listed(batch.origins),
             batch.split,
             batch.home,
+            _listed(batch.ids),
         )
         try:
             data = msgspec.msgpack.encode(columns)
@@ -103,10 +105,19 @@ class FrameCodec:
         IncompatibleState if the records no longer fit their classes."""
         columns = self._columns(data, where)
         values = self._decode_values(columns.values, where)
-        for column in (columns.timestamps, columns.groups, columns.origins):
+        for column in (columns.timestamps, columns.groups, columns.origins, columns.ids):
             if column is not None and len(column) != len(values):
                 raise CorruptCheckpoint(f"{where}: columns of {len(values)} and of {len(column)} records")
-        return Batch(values, columns.timestamps, None, columns.groups, columns.origins, columns.split, columns.home)
+        return Batch(
+            values,
+            columns.timestamps,
+            None,
+            columns.groups,
+            columns.origins,
+            columns.split,
+            columns.home,
+            columns.ids,
+        )
 
     def _encode_values(self, values: list[Any], edge: EdgeKey) -> bytes:
         try:

@@ -5,18 +5,32 @@ import logging
 import os
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from streamactors.cli import demo_view, inspection, state_rows, steering
+from streamactors.cli import demo_view, graph_view, inspection, project, serving, state_rows, steering
+from streamactors.cli.doctor import command as doctor
 from streamactors.cli.durations import seconds_of
 from streamactors.cli.failure import refusals, show
 from streamactors.cli.loading import load_flow
 from streamactors.cli.logs import LogFormat, set_up
+from streamactors.cli.options import (
+    Assignments,
+    ConfigFile,
+    Interval,
+    Json,
+    Parallelism,
+    Storage,
+    Target,
+    Traceback,
+    flags,
+    resolved,
+)
+from streamactors.cli.printing import print_json
 from streamactors.cli.running import RunOptions, run_reporting
 from streamactors.config import Setting, resolve
-from streamactors.errors import CorruptCheckpoint, InvalidConfig
+from streamactors.errors import CorruptCheckpoint
 from streamactors.launch import EXIT_FAILED, run_loop
 
 EXIT_CODES = (
@@ -29,20 +43,9 @@ app = typer.Typer(
     help="Stateful stream processing as an asyncio library.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Target = Annotated[str, typer.Argument(metavar="MODULE:FLOW", help="A Dataflow, or a function that returns one.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="Settings as TOML.")]
-Assignments = Annotated[
-    list[str] | None, typer.Option("--set", "-s", metavar="NAME=VALUE", help="Any setting: checkpoints.retain=5.")
-]
-Parallelism = Annotated[int | None, typer.Option(help="Of every step that doesn't set its own.")]
-Storage = Annotated[str | None, typer.Option(metavar="URI", help="Where checkpoints lie.")]
-Interval = Annotated[str | None, typer.Option(metavar="DURATION", help="Between checkpoints: 10s.")]
-Traceback = Annotated[bool, typer.Option("--traceback", help="Show whole tracebacks.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -90,6 +93,13 @@ def run(
         bool,
         typer.Option("--control/--no-control", help="Whether `streamactors list`, `stop` and others find the job."),
     ] = True,
+    listen: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS:PORT", help="Serve the REST API and the metrics there, such as 127.0.0.1:8077."),
+    ] = None,
+    hosts: serving.AllowHost = None,
+    savepoints: serving.Savepoints = None,
+    json: Annotated[bool, typer.Option("--json", help="The same as --log-format json.")] = False,
     traceback: Traceback = False,
 ) -> None:
     """Run a flow until it ends.
@@ -100,11 +110,12 @@ def run(
     Settings: flags come before the environment (STREAMACTORS_CHECKPOINTS__INTERVAL), that before --config, that
     before the module's `config`, that before the defaults.
     """
+    log_format = "json" if json else log_format
     with refusals(traceback):
         flow, module_config = load_flow(target)
         set_up(log_format, flow.name, level=_level(quiet, verbose), full=traceback)
-        flags = _flags(assignments, parallelism, storage, interval)
-        config, settings = resolve(module_config, config_file, os.environ, flags)
+        given = flags(assignments, parallelism, storage, interval)
+        config, settings = resolve(module_config, config_file, os.environ, given)
         if not quiet:
             _print_settings(settings, as_log=log_format == "json")
         options = RunOptions(
@@ -117,6 +128,7 @@ def run(
             log_format == "json",
             None if report_every is None else seconds_of("--report-every", report_every),
             target if control else None,
+            serving.ServeOptions(listen, hosts or (), savepoints or ()),
         )
         code = run_loop(run_reporting(flow, config, options))
     raise typer.Exit(code)
@@ -129,13 +141,41 @@ def explain(
     assignments: Assignments = None,
     parallelism: Parallelism = None,
     mermaid: Annotated[bool, typer.Option("--mermaid", help="The logical graph as a Mermaid flowchart.")] = False,
+    json: Json = False,
     traceback: Traceback = False,
 ) -> None:
     """Show a flow's logical graph and the plan by which it would run."""
     with refusals(traceback):
-        flow, module_config = load_flow(target)
-        config, _ = resolve(module_config, config_file, os.environ, _flags(assignments, parallelism))
-        typer.echo(flow.to_mermaid() if mermaid else flow.explain(config), nl=False)
+        flow, config, _ = resolved(target, config_file, flags(assignments, parallelism))
+        if json:
+            print_json(graph_view.described(flow, config))
+        else:
+            typer.echo(flow.to_mermaid() if mermaid else flow.explain(config), nl=False)
+
+
+@app.command(epilog=graph_view.EXIT_CODES)
+def graph(
+    target: Target,
+    config_file: ConfigFile = None,
+    assignments: Assignments = None,
+    parallelism: Parallelism = None,
+    text: Annotated[bool, typer.Option("--text", help="For a terminal, with the plan: as `explain` has it.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the chart there; .md: as Markdown.")
+    ] = None,
+    json: Json = False,
+    traceback: Traceback = False,
+) -> None:
+    """Show a flow's graph as a Mermaid flowchart, which GitHub, GitLab and most editors draw."""
+    with refusals(traceback):
+        graph_view.check_options(text=text, json=json, output=output)
+        flow, config, _ = resolved(target, config_file, flags(assignments, parallelism))
+        if json:
+            print_json(graph_view.described(flow, config))
+        elif output is not None:
+            graph_view.save(flow.to_mermaid(), output)
+        else:
+            typer.echo(flow.explain(config) if text else flow.to_mermaid(), nl=False)
 
 
 @app.command()
@@ -175,13 +215,14 @@ def inspect(
 def demo(
     events: Annotated[int, typer.Option(min=1000, help="How many orders.")] = 1_000_000,
     keep: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Leave all files there: a new folder.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="For programs: an object for each scene, one a line.")] = False,
 ) -> None:
     """Kill a job in the middle, let another process go on, and count what came out.
 
     Exit codes: 0 if every result is there exactly once; 1 if not, and the files are kept.
     """
     with refusals(False):
-        equal = demo_view.show(events, keep)
+        equal = demo_view.show(events, keep, as_json=json)
     raise typer.Exit(0 if equal else EXIT_FAILED)
 
 
@@ -196,29 +237,17 @@ for _name, _command in (
     app.command(_name, epilog=steering.EXIT_CODES)(_command)
 
 
+app.command("doctor", epilog=doctor.EXIT_CODES)(doctor.doctor)
+app.command("new", epilog=project.EXIT_CODES)(project.new)
+app.command("serve", epilog=serving.EXIT_CODES)(serving.serve)
+
+
 def main() -> None:
-    """The `streamactors` command."""
-    app()
+    """The `streamactors` command, by whatever name it was started: shell completion goes by it."""
+    app(prog_name="streamactors")
 
 
 # ------------------------------------------------------------------------------------------------------------- options
-def _flags(
-    assignments: list[str] | None, parallelism: int | None, storage: str | None = None, interval: str | None = None
-) -> dict[str, str]:
-    flags: dict[str, str] = {}
-    for assignment in assignments or ():
-        name, equals, value = assignment.partition("=")
-        if not equals:
-            raise InvalidConfig(f"--set {name}: it must be name=value, such as checkpoints.interval=10s")
-        flags[name.strip()] = value.strip()
-    typed: dict[str, Any] = {
-        "parallelism": parallelism,
-        "checkpoints.storage": storage,
-        "checkpoints.interval": interval,
-    }
-    return flags | {name: str(value) for name, value in typed.items() if value is not None}
-
-
 def _level(quiet: bool, verbose: bool) -> int:
     return logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
 

@@ -4,8 +4,9 @@ import contextlib
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from streamactors.cli.live import table
+from streamactors.cli.printing import print_json_line
 from streamactors.cli.progress import Progress, as_line
 from streamactors.clock import SYSTEM
 from streamactors.demo.check import Verdict
@@ -22,26 +24,25 @@ from streamactors.errors import InvalidConfig
 SECONDS_BETWEEN_LINES = 1.0
 
 
-def show(events: int, keep: Path | None) -> bool:
+def show(events: int, keep: Path | None, *, as_json: bool = False) -> bool:
     """Whether every result was there exactly once. `keep`: a new folder for all files, which otherwise are removed."""
     if keep is not None:
         if keep.exists() and any(keep.iterdir()):
             raise InvalidConfig(f"--keep {keep}: the folder is not empty; name a new one")
         keep.mkdir(parents=True, exist_ok=True)
-        return _show(keep.absolute(), events)
+        return _show(keep.absolute(), events, as_json=as_json)
     folder = Path(tempfile.mkdtemp(prefix="streamactors-demo-"))
     equal = True
     try:
-        equal = _show(folder, events)
+        equal = _show(folder, events, as_json=as_json)
     finally:
         if equal:
             shutil.rmtree(folder, ignore_errors=True)
     return equal
 
 
-def _show(folder: Path, events: int) -> bool:
-    console = Console(highlight=False)
-    stage: Stage = TerminalStage(console) if console.is_terminal else PlainStage(console)
+def _show(folder: Path, events: int, *, as_json: bool) -> bool:
+    stage = _stage(Console(highlight=False), as_json=as_json)
     equal = False
     with stage, contextlib.closing(play(folder, events)) as scenes:
         for scene in scenes:
@@ -79,6 +80,33 @@ class Stage(ABC):
 
     @abstractmethod
     def _progress(self, progress: Progress) -> None: ...
+
+
+def _stage(console: Console, *, as_json: bool) -> Stage:
+    if as_json:
+        return JsonStage(console)
+    return TerminalStage(console) if console.is_terminal else PlainStage(console)
+
+
+class JsonStage(Stage):
+    """An object a line."""
+
+    def show(self, scene: Scene) -> None:
+        match scene:
+            case Told(text):
+                self._object("told", {"text": text})
+            case Killed(pid, records):
+                self._object("killed", {"pid": pid, "records": records})
+            case Verdict():
+                self._object("verdict", {"equal": scene.equal, "text": str(scene)})
+            case Reported(report):
+                self._object("progress", report)
+
+    def _object(self, scene: str, content: Mapping[str, Any]) -> None:
+        print_json_line({"scene": scene, **content})
+
+    def _progress(self, progress: Progress) -> None:
+        self._object("progress", msgspec.to_builtins(progress))
 
 
 class PlainStage(Stage):

@@ -55,7 +55,10 @@ def describe(error: BaseException) -> list[str]:
     user = next(filter(_is_of_the_user, links), None)
     if user is None:
         return [str(link) for link in links[:1]]
-    lines = [*_frame(user), *"".join(traceback.format_exception_only(user)).splitlines()]
+    first, others = _first(user)
+    lines = [*(list(_frame(first)) or _frame(user)), *"".join(traceback.format_exception_only(first)).splitlines()]
+    if others:
+        lines.append(f"(and {others} more at the same time)")
     lines += [_place(link) for link in links if isinstance(link, RecordFailed)]
     if not isinstance(links[0], JobFailed | RecordFailed) and links[0] is not user:
         lines.append(str(links[0]))
@@ -73,6 +76,15 @@ def chain(error: BaseException) -> list[BaseException]:
     while (cause := links[-1].__cause__) is not None and cause not in links:
         links.append(cause)
     return links
+
+
+def _first(error: BaseException) -> tuple[BaseException, int]:
+    """Of a group, such as a TaskGroup raises; and how many others there are in it."""
+    others = 0
+    while isinstance(error, BaseExceptionGroup):
+        others += len(error.exceptions) - 1
+        error = error.exceptions[0]
+    return error, others
 
 
 def _place(error: RecordFailed) -> str:

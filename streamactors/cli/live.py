@@ -2,21 +2,26 @@
 
 import logging
 import sys
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Protocol, Self
 
 import msgspec
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from streamactors.cli.progress import Progress, ProgressMeter, as_line, as_words, fill
+from streamactors.cli.progress import Progress, ProgressMeter, Snapshotting, as_line, as_words, fill
 from streamactors.clock import Clock
 from streamactors.launch import JobHandle
 
 log = logging.getLogger("streamactors.progress")
 
+LONG_SECONDS = 1.0
+BAR = 30
+"""Columns."""
 COLOURS = {"running": "green", "finished": "green", "restarting": "yellow", "failed": "red"}
 
 
@@ -74,7 +79,17 @@ def table(progress: Progress) -> Group:
         )
     status = Text(progress.status, style=COLOURS.get(progress.status, ""))
     title = Text.assemble((progress.flow, "bold"), " ", status, f" · {as_words(progress)}")
-    return Group(title, rows) if progress.operators else Group(title)
+    return Group(title, *([rows] if progress.operators else []), *_bar(progress.under_way))
+
+
+def _bar(under_way: Snapshotting | None) -> Iterator[Table]:
+    """Of a checkpoint that takes long; others would only flicker."""
+    if under_way is None or under_way.seconds < LONG_SECONDS:
+        return
+    words = f"checkpoint {under_way.id}: {under_way.done} of {under_way.subtasks} subtasks, {under_way.seconds:.0f} s"
+    row = Table.grid(padding=(0, 2, 0, 0))
+    row.add_row(Text(words), ProgressBar(total=under_way.subtasks, completed=under_way.done, width=BAR))
+    yield row
 
 
 async def follow(handle: JobHandle, meter: ProgressMeter, display: Display, every: float, clock: Clock) -> None:
@@ -82,4 +97,4 @@ async def follow(handle: JobHandle, meter: ProgressMeter, display: Display, ever
     meter.measure(handle.metrics(), clock.monotonic())  # where the first rates count from
     while True:
         await clock.sleep(every)
-        display.show(meter.measure(handle.metrics(), clock.monotonic()))
+        display.show(meter.measure(handle.metrics(), clock.monotonic(), handle.checkpoints_under_way))

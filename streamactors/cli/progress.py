@@ -1,11 +1,11 @@
 """What a running job tells of itself, from moment to moment. Pure: metrics in, numbers out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from streamactors.runtime.info import CheckpointInfo
+from streamactors.runtime.info import CheckpointInfo, CheckpointUnderWay
 
 ENDED = ("finished", "failed", "cancelled")
 
@@ -32,12 +32,22 @@ class CheckpointProgress(msgspec.Struct, frozen=True):
     age: float
 
 
+class Snapshotting(msgspec.Struct, frozen=True):
+    """A checkpoint under way: `done` of `subtasks` have acknowledged it, `seconds` since it was triggered."""
+
+    id: int
+    seconds: float
+    done: int
+    subtasks: int
+
+
 class Progress(msgspec.Struct, frozen=True):
     flow: str
     status: str
     restarts: int
     checkpoint: CheckpointProgress | None
     operators: tuple[OperatorProgress, ...]
+    under_way: Snapshotting | None = None
 
 
 class ProgressMeter:
@@ -51,7 +61,7 @@ class ProgressMeter:
         self._checkpoint: tuple[int, float] | None = None
         self._operators: tuple[OperatorProgress, ...] = ()
 
-    def measure(self, metrics: Mapping[str, Any], now: float) -> Progress:
+    def measure(self, metrics: Mapping[str, Any], now: float, under_way: Sequence[CheckpointUnderWay] = ()) -> Progress:
         """`metrics` as from `JobHandle.metrics()`; `now` in seconds. Between attempts it repeats the last counts; at
         the end it has none rather than old ones."""
         if metrics["subtasks"]:
@@ -62,7 +72,8 @@ class ProgressMeter:
         elif metrics["status"] in ENDED:
             self._operators = ()
         checkpoint = self._checkpointed(metrics["last_checkpoint"], now)
-        return Progress(self._flow, metrics["status"], metrics["restarts"], checkpoint, self._operators)
+        snapshotting = _oldest(under_way, len(metrics["subtasks"]))
+        return Progress(self._flow, metrics["status"], metrics["restarts"], checkpoint, self._operators, snapshotting)
 
     def _operator(self, uid: str, counts: "_Counts", elapsed: float) -> OperatorProgress:
         before = self._before.get(uid, (0, 0))
@@ -83,6 +94,13 @@ class ProgressMeter:
             self._checkpoint = info.id, now
         age = now - self._checkpoint[1]
         return CheckpointProgress(info.id, info.duration.total_seconds(), info.state_bytes, age)
+
+
+def _oldest(under_way: Sequence[CheckpointUnderWay], subtasks: int) -> Snapshotting | None:
+    if not under_way:
+        return None
+    oldest = under_way[0]
+    return Snapshotting(oldest.id, oldest.seconds, len(oldest.acknowledged), subtasks)
 
 
 class _Counts:

@@ -2,10 +2,9 @@
 
 import asyncio
 import contextlib
-import functools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.console import Console
 
@@ -13,10 +12,10 @@ from streamactors.api.dataflow import Dataflow
 from streamactors.cli.failure import show
 from streamactors.cli.live import Display, LiveDisplay, LogDisplay, SilentDisplay, follow
 from streamactors.cli.progress import ProgressMeter
+from streamactors.cli.serving import ServeOptions, beside
 from streamactors.clock import SYSTEM
 from streamactors.config import Config
-from streamactors.launch import Beside, JobHandle, run_until_signalled
-from streamactors.observe.steering import steered_if_possible
+from streamactors.launch import JobHandle, run_until_signalled
 
 EVERY_ON_A_TERMINAL = 0.5
 EVERY_IN_A_LOG = 10.0
@@ -36,6 +35,7 @@ class RunOptions:
     json: bool
     every: float | None
     steered_as: str | None = None
+    serve: ServeOptions = field(default_factory=ServeOptions)
 
 
 async def run_reporting(flow: Dataflow, config: Config, options: RunOptions) -> int:
@@ -63,7 +63,7 @@ async def run_reporting(flow: Dataflow, config: Config, options: RunOptions) -> 
                 claim=options.claim,
                 watch=watch,
                 on_failure=failures.append,
-                beside=_control(options.steered_as),
+                beside=beside(options.steered_as, options.serve),
             )
         finally:
             for task in reporting:
@@ -75,10 +75,6 @@ async def run_reporting(flow: Dataflow, config: Config, options: RunOptions) -> 
         for failure in failures:
             show(failure, full=options.full_traceback)
     return code
-
-
-def _control(target: str | None) -> Beside | None:
-    return None if target is None else functools.partial(steered_if_possible, target=target)
 
 
 def _display(options: RunOptions, stack: contextlib.ExitStack) -> tuple[Display, float]:

@@ -17,6 +17,8 @@ from streamactors.checkpoint.storage.uris import normalise_uri
 from streamactors.cli import status_view
 from streamactors.cli.durations import seconds_of
 from streamactors.cli.failure import refusals
+from streamactors.cli.options import Json
+from streamactors.cli.printing import print_json, print_view
 from streamactors.cli.progress import in_bytes
 from streamactors.clock import SYSTEM
 from streamactors.errors import InvalidConfig, RequestFailed
@@ -31,14 +33,28 @@ EXIT_CODES = (
     "job, or a wrong option; 130 interrupted (the job goes on with what it was asked for)."
 )
 
+
+def _names() -> list[str]:
+    """For shell completion."""
+    return sorted({job.entry.flow for job in registry.running()[0]})
+
+
 Job = Annotated[
-    str, typer.Argument(metavar="JOB", help="A flow's name, or a process id or storage where several have that name.")
+    str,
+    typer.Argument(
+        metavar="JOB",
+        help="A flow's name, or a process id or storage where several have that name.",
+        autocompletion=_names,
+    ),
 ]
 OnlyJob = Annotated[
     str | None,
-    typer.Argument(metavar="[JOB]", help="A flow's name, process id or storage; may be left out if one job runs."),
+    typer.Argument(
+        metavar="[JOB]",
+        help="A flow's name, process id or storage; may be left out if one job runs.",
+        autocompletion=_names,
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
 def list_jobs(json: Json = False) -> None:
@@ -47,9 +63,9 @@ def list_jobs(json: Json = False) -> None:
         jobs = _running()
         rows = asyncio.run(_summaries(jobs))
     if json:
-        _print_json([row | {"problem": row.get("problem")} for row in rows])
+        print_json([row | {"problem": row.get("problem")} for row in rows])
     elif rows:
-        _print(status_view.jobs(rows, SYSTEM.time_ms()))
+        print_view(status_view.jobs(rows, SYSTEM.time_ms()))
     else:
         typer.echo("No job runs.")
 
@@ -70,7 +86,7 @@ def status(
             _watch(found, seconds, as_json=json)
         else:
             status = JobClient(found).status()
-            _print_json(status) if json else _print(status_view.StatusView().show(status, SYSTEM.time_ms()))
+            print_json(status) if json else print_view(status_view.StatusView().show(status, SYSTEM.time_ms()))
 
 
 def checkpoint(job: OnlyJob = None, json: Json = False) -> None:
@@ -78,7 +94,7 @@ def checkpoint(job: OnlyJob = None, json: Json = False) -> None:
     with refusals():
         found = registry.find(job, _running())
         taken = _wait(f"{found.entry.flow}: taking a checkpoint", JobClient(found).checkpoint)
-        _print_json(taken) if json else typer.echo(f"{found.entry.flow}: {_taken(taken)}")
+        print_json(taken) if json else typer.echo(f"{found.entry.flow}: {_taken(taken)}")
 
 
 def savepoint(
@@ -92,7 +108,7 @@ def savepoint(
         found = registry.find(job, _running())
         taken = _wait(f"{found.entry.flow}: taking a savepoint", lambda: JobClient(found).savepoint(target))
         if json:
-            _print_json(taken)
+            print_json(taken)
             return
         typer.echo(f"{found.entry.flow}: {_taken(taken)}")
         typer.echo(f"To start from it:  {_start(found, taken.uri)}")
@@ -117,7 +133,7 @@ def stop(
         found = registry.find(job, _running())
         ended = _wait(f"{found.entry.flow}: stopping", lambda: JobClient(found).stop(target, drain=drain))
         if json:
-            _print_json(ended)
+            print_json(ended)
             return
         _print_ended(found, ended, to_be_resumed=not drain)
 
@@ -131,7 +147,7 @@ def cancel(
         _confirm(found, yes)
         ended = _wait(f"{found.entry.flow}: cancelling", JobClient(found).cancel)
         if json:
-            _print_json(ended)
+            print_json(ended)
             return
         _print_ended(found, ended, to_be_resumed=True)
 
@@ -215,17 +231,6 @@ async def _follow(client: JobClient, every: float, show: Callable[[model.JobStat
 
 
 # ------------------------------------------------------------------------------------------------------------ printing
-def _print(view: Any) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 400  # whoever reads a pipe can wrap lines; unwrapping them is hard
-    console.print(view)
-
-
-def _print_json(content: Any) -> None:
-    typer.echo(msgspec.json.format(msgspec.json.encode(content), indent=2))
-
-
 def _taken(taken: model.Checkpoint) -> str:
     size = in_bytes(taken.state_bytes + taken.inflight_bytes)
     return f"{taken.kind} {taken.id} complete in {taken.seconds:.3f} s, {size}: {taken.uri}"

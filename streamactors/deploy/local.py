@@ -8,11 +8,14 @@ from streamactors.actors.governor import Governor
 from streamactors.actors.mailbox import Mailbox
 from streamactors.actors.supervisor import Supervisor
 from streamactors.clock import Clock
-from streamactors.elements import Element
-from streamactors.graph.physical import ChannelId, SubtaskId
+from streamactors.elements import Barrier, Element
+from streamactors.graph.physical import ChannelId, Exit, SubtaskId
 from streamactors.runtime.assembly import AttemptSpec, Surroundings, assemble
+from streamactors.runtime.chain import LinkSlot
 from streamactors.runtime.channel import Channel, MailboxChannel
+from streamactors.runtime.info import ChannelFill
 from streamactors.runtime.messages import Control, Failed, Reports, Stopped
+from streamactors.runtime.nodes import NodeRuntime
 from streamactors.runtime.snapshot import SnapshotStorage
 from streamactors.runtime.subtask import Subtask
 
@@ -43,6 +46,8 @@ class LocalAttempt:
         self._mailboxes: dict[SubtaskId, Mailbox[Element]] = {
             id: Mailbox(len(channels), spec.mailbox_capacity) for id, channels in inputs.items()
         }
+        self._inputs = inputs
+        self._edges = plan.edges
         places = {channel: place for channels in inputs.values() for place, channel in enumerate(channels)}
         governor = Governor.of_running_loop(clock.monotonic)
         around = Surroundings(functools.partial(self._channel, places), storage, reports, governor, clock)
@@ -68,6 +73,13 @@ class LocalAttempt:
 
     def metrics(self) -> dict[str, Any]:
         return {str(id): read_metrics(subtask) for id, subtask in self._subtasks.items()}
+
+    def channels(self, subtask: SubtaskId) -> list[ChannelFill]:
+        mailbox = self._mailboxes[subtask]
+        return [
+            _fill(mailbox, place, self._edges[channel.edge], str(channel.sender))
+            for place, channel in enumerate(self._inputs[subtask])
+        ]
 
     async def shut_down(self) -> None:
         for subtask in self._subtasks.values():
@@ -99,17 +111,14 @@ async def deploy_locally(
 
 def read_metrics(subtask: Subtask) -> dict[str, Any]:
     """Counts of one subtask: records in and out by node, what is queued, what is unsent."""
-    nodes = {
-        node.uid: {
-            **slot.metrics.read(),  # first: what the user calls `records_in` too does not stand in for ours
-            "records_in": slot.records_in,
-            "records_out": slot.records_out,
-            "undelivered": slot.undelivered,
-            "entries": dict(node.entries()),
-        }
-        for node, slot in zip(subtask.nodes, subtask.chain.slots, strict=True)
-    }
+    nodes = {node.uid: _read_node(node, slot) for node, slot in zip(subtask.nodes, subtask.chain.slots, strict=True)}
+    busy, idle, held_back = subtask.load.read()
     return {
+        "vertex": subtask.id.vertex,
+        "index": subtask.id.index,
+        "busy_seconds": busy,
+        "idle_seconds": idle,
+        "backpressured_seconds": held_back,
         "queued": subtask.mailbox.queued,
         "capacity": subtask.mailbox.quota * subtask.mailbox.channels,
         "blocked": subtask.mailbox.blocked,
@@ -117,3 +126,25 @@ def read_metrics(subtask: Subtask) -> dict[str, Any]:
         "snapshot_seconds": subtask.barriers.snapshot_seconds,
         "nodes": nodes,
     }
+
+
+def _read_node(node: NodeRuntime, slot: LinkSlot) -> dict[str, Any]:
+    own = slot.metrics.tell()
+    return {
+        **own.flat(),  # first: what the user calls `records_in` too does not stand in for ours
+        "records_in": slot.records_in,
+        "records_out": slot.records_out,
+        "undelivered": slot.undelivered,
+        "entries": dict(node.entries()),
+        "watermark": slot.time.current,
+        "idle": slot.time.idle,
+        "own": own,
+    }
+
+
+def _fill(mailbox: Mailbox[Element], place: int, edge: Exit, sender: str) -> ChannelFill:
+    elements = list(mailbox.items(place))
+    queued, size = mailbox.fill(place)
+    barriers = tuple(element.checkpoint for element in elements if isinstance(element, Barrier))
+    blocked = place in mailbox.blocked
+    return ChannelFill(sender, edge.tag, edge.side, queued, mailbox.quota, size, len(elements), blocked, barriers)

@@ -44,6 +44,13 @@ class PlanEdge:
         """As a manifest lists it."""
         return InFlightEdge(self.key, self.kind)
 
+    @property
+    def name(self) -> str:
+        """Among those into its step."""
+        key = self.key
+        tag, side = "" if key.tag is None else f":{key.tag}", "" if key.side == 0 else f"/{key.side}"
+        return f"{key.upstream}{tag}{side}{f'#{key.ordinal}' if key.ordinal else ''}"
+
 
 @dataclass(frozen=True)
 class PlanEdges:

@@ -1,11 +1,12 @@
 """The physical plan: chains of nodes with their subtasks, and the channels between them. Frozen data."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
 from streamactors.graph.logical import Broadcast, Forward, Keyed, Node, Partitioning, Rebalance
+from streamactors.graph.record_ids import RecordIds
 from streamactors.state.key_groups import KeyGroupRange, subtask_range
 
 Execution = Literal["streaming", "batch"]
@@ -79,6 +80,7 @@ class PhysicalPlan:
     vertices: tuple[Vertex, ...]
     edges: tuple[Exit, ...]
     execution: Execution = "streaming"
+    record_ids: RecordIds = field(default_factory=RecordIds)
 
     @cached_property
     def vertex(self) -> dict[str, Vertex]:

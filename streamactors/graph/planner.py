@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from streamactors.errors import InvalidConfig, InvalidDataflow, MissingExtra
 from streamactors.graph.logical import Edge, Forward, LogicalGraph, Node, Partitioning, Rebalance, SourceSpec
 from streamactors.graph.physical import Execution, Exit, PhysicalPlan, Vertex
+from streamactors.graph.record_ids import record_ids
 from streamactors.operators.base import OperatorSpec
 from streamactors.operators.sink import SinkSpec
 from streamactors.state.key_groups import MAX_KEY_GROUPS, default_max_parallelism
@@ -43,6 +44,7 @@ def plan(
         tuple(Vertex(chain, widths[chain[0].id], groups) for chain in chains),
         tuple(_exits(graph, chains, following, widths)),
         execution,
+        record_ids(graph),
     )
 
 
@@ -164,6 +166,13 @@ def _check_dead_letters(node: Node, taken: set[str | None]) -> None:
             f"{node.kind} {node.uid!r} sends records that are too far in the future to side output {ahead!r}, which "
             "nothing consumes, so they would be lost: give its stream a .side_output(tag).sink(…), or leave ahead= out"
         )
+    for option, other in node.spec.beside.items() if isinstance(node.spec, OperatorSpec) else ():
+        if other.name not in taken:
+            raise InvalidDataflow(
+                f"{node.kind} {node.uid!r} sends records to side output {other.name!r} by {option}=, and nothing "
+                f"consumes it, so they would be lost: give its stream a .side_output(tag).sink(…), or leave {option}= "
+                "out"
+            )
     if ahead is not None and ahead == tag:
         raise InvalidDataflow(
             f"{node.kind} {node.uid!r} sends both dead letters and the records that are too far in the future to side "

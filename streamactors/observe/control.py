@@ -8,17 +8,18 @@ its failure is logged if nobody does; no request is read beyond `LONGEST_BODY`; 
 import asyncio
 import logging
 import os
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from streamactors.clock import Clock
 from streamactors.errors import (
@@ -27,13 +28,16 @@ from streamactors.errors import (
     InvalidRequest,
     JobFailed,
     JobNotRunning,
+    MissingExtra,
     StorageFailed,
     StreamactorsError,
 )
 from streamactors.launch import JobHandle
 from streamactors.observe import model
+from streamactors.observe.events import Ticker
 from streamactors.observe.registry import Entry
-from streamactors.runtime.info import CheckpointInfo
+from streamactors.observe.savepoints import SavepointFolders
+from streamactors.observe.views import JobView, checkpoint
 from streamactors.settings import redacted
 
 T = TypeVar("T")
@@ -50,6 +54,7 @@ CODES: Final[tuple[tuple[type[StreamactorsError], str, int], ...]] = (
     (CheckpointFailed, "checkpoint-failed", 409),
     (StorageFailed, "storage-failed", 409),
     (JobFailed, "job-failed", 409),
+    (MissingExtra, "missing-extra", 501),
     (InvalidConfig, "refused", 422),
     (StreamactorsError, "failed", 409),
 )
@@ -58,103 +63,48 @@ ROUTING_CODES: Final = {404: "not-found", 405: "method-not-allowed"}
 
 
 class SteeredJob:
-    """One job as the API sees it."""
+    """One job as the API sees it. `savepoints`: the folders below which savepoints may lie; None: anywhere."""
 
-    def __init__(self, handle: JobHandle, entry: Entry, clock: Clock) -> None:
+    def __init__(
+        self, handle: JobHandle, entry: Entry, clock: Clock, savepoints: SavepointFolders | None = None
+    ) -> None:
+        self.view = JobView(handle, entry, clock)
+        self.ticker = Ticker(self.view.tick, clock)
         self._handle = handle
-        self._entry = entry
-        self._clock = clock
-        self._began = clock.monotonic()
+        self._savepoints = savepoints
         self._operations: set[asyncio.Task[Any]] = set()
 
     @property
     def name(self) -> str:
         return self._handle.name
 
-    # --------------------------------------------------------------------------------------------------------- telling
-    def summary(self) -> model.JobSummary:
-        return model.JobSummary(**self._summary())
-
-    def status(self) -> model.JobStatus:
-        subtasks = self._handle.metrics()["subtasks"]
-        return model.JobStatus(
-            **self._summary(),
-            operators=self._operators(subtasks),
-            subtasks=[_subtask(id, counts) for id, counts in subtasks.items()],
-        )
-
-    def checkpoints(self) -> model.Checkpoints:
-        return model.Checkpoints(checkpoints=[_checkpoint(info) for info in reversed(self._handle.checkpoints)])
-
-    def _summary(self) -> dict[str, Any]:
-        failures = self._handle.failures
-        return {
-            "name": self.name,
-            "status": self._handle.status,
-            "stopping": self._handle.stopping,
-            "pid": self._entry.pid,
-            "started_ms": self._entry.started_ms,
-            "uptime_seconds": round(self._clock.monotonic() - self._began, 3),
-            "restarts": self._handle.restarts,
-            "storage": self._entry.storage,
-            "target": self._entry.target,
-            "last_checkpoint": self._last_checkpoint(),
-            "last_failure": str(failures[-1]) if failures else None,
-        }
-
-    def _operators(self, subtasks: Mapping[str, Any]) -> list[model.Operator]:
-        plan = self._handle.plan
-        if plan is None:
-            return []
-        into, out = Counter[str](), Counter[str]()
-        for subtask in subtasks.values():
-            for uid, counts in subtask["nodes"].items():
-                into[uid] += counts["records_in"]
-                out[uid] += counts["records_out"]
-        return [
-            model.Operator(
-                uid=uid,
-                name=node.name,
-                kind=node.kind,
-                parallelism=vertex.parallelism,
-                max_parallelism=vertex.max_parallelism,
-                records_in=into[uid],
-                records_out=out[uid],
-            )
-            for uid, (vertex, node) in plan.node.items()
-        ]
-
     # -------------------------------------------------------------------------------------------------------- steering
     async def checkpoint(self, _: model.Nothing) -> model.Checkpoint:
-        return _checkpoint(await self._carry_out("checkpoint", self._handle.checkpoint()))
+        return checkpoint(await self._carry_out("checkpoint", self._handle.checkpoint()))
 
     async def savepoint(self, request: model.SavepointRequest) -> model.Checkpoint:
-        uri = _absolute(request.uri)
+        uri = self._target(request.uri)
         taken = await self._carry_out(f"savepoint {redacted(uri)}", self._handle.savepoint(uri))
-        return self._completed(taken)
+        return self.view.completed(taken)
 
     async def stop(self, request: model.StopRequest) -> model.Ended:
-        savepoint = None if request.savepoint is None else _absolute(request.savepoint)
+        savepoint = None if request.savepoint is None else self._target(request.savepoint)
         what = "drain and stop" if request.drain else "stop"
         what += f", savepoint {redacted(savepoint)}" if savepoint else ""
         uri = await self._carry_out(what, self._handle.stop(savepoint, drain=request.drain))
         if uri is None and savepoint is not None:
             raise JobNotRunning(f"job {self.name!r} had finished before: no savepoint was taken")
-        return self._ended(None if uri is None else self._completed(uri))
+        return self._ended(None if uri is None else self.view.completed(uri))
 
     async def cancel(self, _: model.Nothing) -> model.Ended:
         await self._carry_out("cancel", self._handle.cancel())
-        return self._ended(self._last_checkpoint())
+        return self._ended(self.view.last_checkpoint())
 
     def _ended(self, checkpoint: model.Checkpoint | None) -> model.Ended:
         return model.Ended(name=self.name, status=self._handle.status, checkpoint=checkpoint)
 
-    def _last_checkpoint(self) -> model.Checkpoint | None:
-        completed = self._handle.checkpoints
-        return _checkpoint(completed[-1]) if completed else None
-
-    def _completed(self, uri: str) -> model.Checkpoint:
-        return next(_checkpoint(info) for info in reversed(self._handle.checkpoints) if info.uri == uri)
+    def _target(self, uri: str) -> str:
+        return _absolute(uri) if self._savepoints is None else self._savepoints.target(uri)
 
     async def _carry_out(self, what: str, operation: Coroutine[Any, Any, T]) -> T:
         log.info("%s: asked for: %s", self.name, what)
@@ -171,6 +121,14 @@ class SteeredJob:
             log.warning("%s: failed: %s: %s", self.name, what, error)
         else:
             log.info("%s: done: %s", self.name, what)
+
+    @asynccontextmanager
+    async def streams(self) -> AsyncIterator[None]:
+        """No stream of events goes on beyond the block: a server waits for its answers to end."""
+        try:
+            yield
+        finally:
+            self.ticker.close()
 
     @asynccontextmanager
     async def operations(self) -> AsyncIterator[None]:
@@ -190,48 +148,106 @@ def _absolute(uri: str) -> str:
     return uri
 
 
-def _subtask(id: str, counts: Mapping[str, Any]) -> model.Subtask:
-    return model.Subtask(
-        id=id,
-        queued=counts["queued"],
-        capacity=counts["capacity"],
-        blocked=counts["blocked"],
-        unsent=counts["unsent"],
-        nodes={
-            uid: model.Node(records_in=node["records_in"], records_out=node["records_out"])
-            for uid, node in counts["nodes"].items()
-        },
-    )
-
-
-def _checkpoint(info: CheckpointInfo) -> model.Checkpoint:
-    return model.Checkpoint(
-        id=info.id,
-        kind="savepoint" if info.savepoint else "checkpoint",
-        uri=redacted(info.uri),
-        time_ms=info.time_ms,
-        seconds=info.duration.total_seconds(),
-        state_bytes=info.state_bytes,
-        uploaded_bytes=info.uploaded_bytes,
-        inflight_bytes=info.inflight_bytes,
-    )
-
-
 # --------------------------------------------------------------------------------------------------------------- routes
+Tell = Callable[[JobView, Mapping[str, Any]], msgspec.Struct]
+Act = Callable[[SteeredJob, Any], Awaitable[msgspec.Struct]]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One thing that the API does: its route, and its part of the OpenAPI document, are made of this. One of `tell` and
+    `act` is there; `takes`: the body of what acts."""
+
+    method: str
+    path: str
+    summary: str
+    gives: type[msgspec.Struct]
+    tell: Tell | None = None
+    act: Act | None = None
+    takes: type[msgspec.Struct] = model.Nothing
+
+
+JOB: Final = "/v1/jobs/{name}"
+OPERATIONS: Final = (
+    Operation("GET", JOB, "How a job does", model.JobStatus, lambda job, _: job.status()),
+    Operation("GET", f"{JOB}/graph", "The steps of its flow", model.Graph, lambda job, _: job.graph()),
+    Operation("GET", f"{JOB}/subtasks", "What each actor counts", model.Subtasks, lambda job, _: job.subtasks()),
+    Operation(
+        "GET",
+        f"{JOB}/subtasks/{{vertex}}/{{index}}",
+        "One actor, with its input channels",
+        model.SubtaskDetail,
+        lambda job, path: job.subtask(path["vertex"], path["index"]),
+    ),
+    Operation("GET", f"{JOB}/checkpoints", "Its checkpoints", model.Checkpoints, lambda job, _: job.checkpoints()),
+    Operation(
+        "GET",
+        f"{JOB}/checkpoints/{{id}}",
+        "One checkpoint, with each subtask's part",
+        model.CheckpointDetail,
+        lambda job, path: job.checkpoint(path["id"]),
+    ),
+    Operation(
+        "GET",
+        f"{JOB}/backpressure",
+        "Who is busy, and who waits",
+        model.BackPressure,
+        lambda job, _: job.backpressure(),
+    ),
+    Operation("GET", f"{JOB}/watermarks", "How far event time is", model.Watermarks, lambda job, _: job.watermarks()),
+    Operation("GET", f"{JOB}/exceptions", "What ended attempts", model.Exceptions, lambda job, _: job.exceptions()),
+    Operation("GET", f"{JOB}/config", "Its settings", model.Settings, lambda job, _: job.config()),
+    Operation("POST", f"{JOB}/checkpoints", "Take a checkpoint", model.Checkpoint, act=SteeredJob.checkpoint),
+    Operation(
+        "POST",
+        f"{JOB}/savepoints",
+        "Take a savepoint",
+        model.Checkpoint,
+        act=SteeredJob.savepoint,
+        takes=model.SavepointRequest,
+    ),
+    Operation(
+        "POST",
+        f"{JOB}/stop",
+        "Stop with a last checkpoint or savepoint",
+        model.Ended,
+        act=SteeredJob.stop,
+        takes=model.StopRequest,
+    ),
+    Operation("POST", f"{JOB}/cancel", "End at once", model.Ended, act=SteeredJob.cancel),
+)
+NUMBERS: Final = frozenset({"index", "id"})
+"""Parts of paths."""
+
+
 def control_app(jobs: Sequence[SteeredJob]) -> Starlette:
     """Says who may ask nothing: put it on a private socket, or behind what does."""
     api = _Api({job.name: job for job in jobs})
-    job = "/v1/jobs/{name}"
     routes = [
-        _route("GET", "/v1/jobs", api.jobs),
-        _route("GET", job, api.telling(SteeredJob.status)),
-        _route("GET", f"{job}/checkpoints", api.telling(SteeredJob.checkpoints)),
-        _route("POST", f"{job}/checkpoints", api.steering(SteeredJob.checkpoint, model.Nothing)),
-        _route("POST", f"{job}/savepoints", api.steering(SteeredJob.savepoint, model.SavepointRequest)),
-        _route("POST", f"{job}/stop", api.steering(SteeredJob.stop, model.StopRequest)),
-        _route("POST", f"{job}/cancel", api.steering(SteeredJob.cancel, model.Nothing)),
+        route("GET", "/v1/jobs", api.jobs),
+        route("GET", f"{JOB}/events", api.events),
+        *(route(each.method, routed(each.path), api.endpoint(each)) for each in OPERATIONS),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _unrouted})
+    return Starlette(routes=routes, exception_handlers={HTTPException: unrouted})
+
+
+def routed(path: str) -> str:
+    """As the router has it: uids may hold slashes."""
+    for number in NUMBERS:
+        path = path.replace(f"{{{number}}}", f"{{{number}:int}}")
+    return path.replace("{vertex}", "{vertex:path}")
+
+
+class EventStream(Response):
+    """Closed with whoever listens: else what it holds would be left to the garbage collector."""
+
+    def __init__(self, ticker: Ticker) -> None:
+        super().__init__()
+        self._ticker = ticker
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._ticker.stream()) as events:
+            await StreamingResponse(events, 200, _NO_STORE, "text/event-stream")(scope, receive, send)
 
 
 class _Api:
@@ -239,18 +255,20 @@ class _Api:
         self._jobs = jobs
 
     async def jobs(self, _: Request) -> Response:
-        return _answer(model.Jobs(jobs=[job.summary() for job in self._jobs.values()]))
+        return answer(model.Jobs(jobs=[job.view.summary() for job in self._jobs.values()]))
 
-    def telling(self, tell: Callable[[SteeredJob], msgspec.Struct]) -> Endpoint:
-        async def endpoint(request: Request) -> Response:
-            return _answer(tell(self._job(request)))
+    async def events(self, request: Request) -> Response:
+        ticker = self._job(request).ticker
+        ticker.require_room()
+        return EventStream(ticker)
 
-        return endpoint
-
-    def steering(self, act: Callable[[SteeredJob, R], Awaitable[msgspec.Struct]], takes: type[R]) -> Endpoint:
+    def endpoint(self, operation: Operation) -> Endpoint:
         async def endpoint(request: Request) -> Response:
             job = self._job(request)
-            return _answer(await act(job, await _body(request, takes)))
+            if operation.tell is not None:
+                return answer(operation.tell(job.view, request.path_params))
+            assert operation.act is not None
+            return answer(await operation.act(job, await body(request, operation.takes)))
 
         return endpoint
 
@@ -261,7 +279,7 @@ class _Api:
         return self._jobs[name]
 
 
-def _route(method: str, path: str, endpoint: Endpoint) -> Route:
+def route(method: str, path: str, endpoint: Endpoint) -> Route:
     async def answered(request: Request) -> Response:
         try:
             return await endpoint(request)
@@ -279,7 +297,7 @@ def _route(method: str, path: str, endpoint: Endpoint) -> Route:
     return Route(path, answered, methods=[method])
 
 
-async def _unrouted(_: Request, error: Exception) -> Response:
+async def unrouted(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = ROUTING_CODES.get(error.status_code, "refused")
     response = refusal(code, error.detail, error.status_code)
@@ -287,7 +305,7 @@ async def _unrouted(_: Request, error: Exception) -> Response:
     return response
 
 
-async def _body(request: Request, takes: type[R]) -> R:
+async def body(request: Request, takes: type[R]) -> R:
     """Without one, the defaults. Another type than JSON is refused: a web page of another site can't send that."""
     data = await _read(request)
     if data and request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
@@ -309,8 +327,8 @@ async def _read(request: Request) -> bytes:
 
 def refusal(code: str, message: str, status: int) -> Response:
     """What says no, whoever says it."""
-    return _answer(model.Error(error=model.Problem(code=code, message=message)), status)
+    return answer(model.Error(error=model.Problem(code=code, message=message)), status)
 
 
-def _answer(document: msgspec.Struct, status: int = 200) -> Response:
+def answer(document: msgspec.Struct, status: int = 200) -> Response:
     return Response(msgspec.json.encode(document), status, _NO_STORE, "application/json")

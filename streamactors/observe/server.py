@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from h11 import Data, EndOfMessage, LocalProtocolError, Response
-from starlette.applications import Starlette
 from starlette.responses import Response as HTTPResponse
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
@@ -24,6 +23,11 @@ from streamactors.observe.control import refusal
 GRACE: Final = 5.0
 """Seconds that answers under way may take once the server ends."""
 MOST_CONNECTIONS: Final = 64
+HEAD_WITHIN: Final = 30.0
+"""Seconds in which a request's head must have come, and half of what its body may take: else a few who send slowly
+would keep all others out."""
+LONGEST_HEAD: Final = 1 << 16
+"""Bytes of a request's head, beyond what one read of the socket gives."""
 
 
 class _Config(Config):
@@ -34,7 +38,7 @@ class _Config(Config):
 class _Server:
     """What its connections share."""
 
-    def __init__(self, app: Starlette) -> None:
+    def __init__(self, app: Any) -> None:
         self.state = ServerState()
         self.config = _Config(
             app,
@@ -45,6 +49,7 @@ class _Server:
             proxy_headers=False,
             server_header=False,
             date_header=False,
+            h11_max_incomplete_event_size=LONGEST_HEAD,
         )
         self.config.load()
         self.idle = asyncio.Event()
@@ -83,10 +88,14 @@ class _Connection(H11Protocol):
         super().__init__(server.config, server.state, {}, asyncio.get_running_loop())
         self.access_log = False
         self._server = server
+        self._expiry: asyncio.TimerHandle | None = None
+        self._slow: RequestResponseCycle | None = None
+        """What was still being received at the last look."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._server.idle.clear()
         super().connection_made(transport)
+        self._expiry = self.loop.call_later(HEAD_WITHIN, self._expire)
         if len(self.connections) > MOST_CONNECTIONS:
             self.app = _closing(refusal("busy", f"{MOST_CONNECTIONS} connections are open already", 503))
         if self._server.closed:
@@ -94,6 +103,8 @@ class _Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if self._expiry is not None:
+            self._expiry.cancel()
         if not self.connections:
             self._server.idle.set()
 
@@ -108,6 +119,17 @@ class _Connection(H11Protocol):
         super().on_response_complete()
         if self.cycle.more_body:
             self.transport.close()  # the rest of a request that is refused already would be read, however long it is
+
+    def _expire(self) -> None:
+        """Looks again and again, so that later requests of the connection are timed too; between two the server closes
+        it sooner."""
+        cycle: RequestResponseCycle | None = self.cycle
+        slow = cycle if self._is_receiving() else None
+        if cycle is None or (slow is not None and slow is self._slow):
+            self.transport.abort()
+            return
+        self._slow = slow
+        self._expiry = self.loop.call_later(HEAD_WITHIN, self._expire)
 
     def end(self) -> None:
         """At once, or when the request in hand has been answered; whoever is still sending one is not waited for."""
@@ -130,12 +152,14 @@ def _closing(answer: HTTPResponse) -> HTTPResponse:
 
 
 @asynccontextmanager
-async def serve(app: Starlette, listener: socket.socket) -> AsyncIterator[None]:
-    """On a bound Unix socket, which is closed with it."""
+async def serve(app: Any, listener: socket.socket) -> AsyncIterator[None]:
+    """On a bound socket, which is closed with it."""
     server = _Server(app)
     listening: Any = None
     try:
-        listening = await asyncio.get_running_loop().create_unix_server(server.connection, sock=listener)
+        loop = asyncio.get_running_loop()
+        listen: Any = loop.create_unix_server if listener.family == socket.AF_UNIX else loop.create_server
+        listening = await listen(server.connection, sock=listener)
         yield
     finally:
         if listening is not None:

@@ -27,22 +27,27 @@ async def steered(handle: JobHandle, target: str | None = None) -> AsyncIterator
         from streamactors.observe.server import serve
     except ImportError as error:
         raise ControlUnavailable(f"{error.name} is missing here: pip install starlette uvicorn") from error
+    entry = entry_of(handle, target)
+    with registry.place(SYSTEM.token()) as place:
+        job = SteeredJob(handle, entry, SYSTEM)
+        async with job.operations(), serve(control_app([job]), place.listen()), job.streams():
+            place.publish(entry)
+            try:
+                yield
+            finally:
+                place.withdraw()
+
+
+def entry_of(handle: JobHandle, target: str | None = None) -> registry.Entry:
+    """What a job tells of where it runs."""
     checkpoints = handle.config.checkpoints
-    entry = registry.Entry(
+    return registry.Entry(
         flow=handle.name,
         pid=os.getpid(),
         started_ms=SYSTEM.time_ms(),
         storage=None if checkpoints is None else redacted(normalise_uri(checkpoints.storage)),
         target=target,
     )
-    with registry.place(SYSTEM.token()) as place:
-        job = SteeredJob(handle, entry, SYSTEM)
-        async with job.operations(), serve(control_app([job]), place.listen()):
-            place.publish(entry)
-            try:
-                yield
-            finally:
-                place.withdraw()
 
 
 @asynccontextmanager

@@ -10,17 +10,20 @@ import inspect
 import logging
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from itertools import repeat
+from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar
 
-from streamactors.clock import SYSTEM
+from streamactors.clock import SYSTEM, Clock
 from streamactors.elements import Batch, DeadLetter, ErrorRoute, OutputTag, TimeMark
 from streamactors.errors import InvalidDataflow, NotBound, RecordFailed, StateAccessError, StreamactorsError
 from streamactors.metrics import MetricGroup
+from streamactors.operators import record_ids
 from streamactors.operators.read_ahead import ReadAhead
 from streamactors.state.backend import Cursor, KeyedBackend
 from streamactors.state.operator_lists import OperatorLists
+from streamactors.state.serialisation.serializers import AnySerializer
 from streamactors.state.timers import Domain, TimerRow
 from streamactors.time.progress import EventTime
 from streamactors.time.timers import NoTimers, Timer, Timers, TimerService
@@ -76,6 +79,12 @@ class Context(Generic[K_co, T_contra]):
         """Milliseconds since the epoch: a record with a timestamp up to this is late. -2**63 before the first one,
         2**63 - 1 after the last record."""
         raise NotBound("Context.watermark")
+
+    @property
+    def record_id(self) -> str:
+        """What the record in hand is called: the same over retries, replays, restarts and rescaling, and no other
+        record's in this step. An idempotency key for calls outside."""
+        raise NotBound("Context.record_id")
 
     @property
     def timers(self) -> Timers:
@@ -153,9 +162,17 @@ class LinkContext:
     """How far event time has come for this link."""
     watermarks: bool = True
     """Whether any come."""
+    record_ids: bool = False
+    """Whether this step or one behind it asks what its records are called: those that come have `Batch.ids`."""
+    passes_ids: bool = False
+    """Whether one behind it does: those that it emits need them."""
     carry_groups: bool = False
     """Whether what a keyed operator emits is to carry the key group of the record that it was emitted for."""
     time_ms: Callable[[], int] = SYSTEM.time_ms
+    clock: Clock = SYSTEM
+    keep: AnySerializer | None = None
+    """Encodes the inputs of calls before user code gets them, as a checkpoint would store them; None where there are
+    none."""
     wake: Callable[[], None] = lambda: None
     """Lets the subtask look again for what there is to do."""
     starved: Callable[[], bool] = lambda: True
@@ -250,6 +267,22 @@ class OperatorSpec(ABC):
         return False
 
     @property
+    def holds_calls(self) -> bool:
+        """Whether its links hold calls (`AsyncLink`), whose inputs are in flight in every checkpoint."""
+        return False
+
+    @property
+    def uses_record_id(self) -> bool:
+        """Whether the user's code in it asks what its records are called."""
+        return False
+
+    @property
+    def keeps_record_ids(self) -> bool:
+        """Whether everything that it emits is made of one record, in an order that is the same when it is made again:
+        so that what it emits can be called by its name."""
+        return False
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """What its inputs are called, where it has two and their partitionings do not tell."""
         return ()
@@ -262,6 +295,11 @@ class OperatorSpec(ABC):
     def ahead_tag(self) -> OutputTag[Any] | None:
         """Where it sends records that are too far in the future."""
         return None
+
+    @property
+    def beside(self) -> Mapping[str, OutputTag[Any]]:
+        """Where else it was told to send records, by the name of the option: each tag has to be read."""
+        return {}
 
     def validate(self, uid: str) -> None:
         """Raise InvalidDataflow for what can be seen to be wrong before anything runs."""
@@ -312,6 +350,16 @@ def check_usage(cls: type, kinds: tuple[type, ...], uid: str) -> None:
         raise InvalidDataflow(f"operator {uid!r}: {cls.__name__} is {cls._usage}")
 
 
+def refuse_one_tag(where: str, **tags: OutputTag[Any] | None) -> None:
+    """Raises InvalidDataflow where two options, given by name, send different things to one side output."""
+    options: dict[str, str] = {}
+    for option, tag in tags.items():
+        if tag is not None and (other := options.setdefault(tag.name, option)) != option:
+            raise InvalidDataflow(
+                f"{where}: {other}= and {option}= both send to the side output {tag.name!r}: give them two names"
+            )
+
+
 def done_of(iterator: Any, total: int) -> int:
     """How many of `total` items a list iterator has handed out: finds the failing record without counting each."""
     return total - int(iterator.__length_hint__())
@@ -338,12 +386,13 @@ class _Side(NamedTuple):
     values: list[Any]
     stamps: list[int | None]
     groups: list[int]
+    ids: list[str | None]
 
     def cut(self, length: int) -> None:
-        del self.values[length:], self.stamps[length:], self.groups[length:]
+        del self.values[length:], self.stamps[length:], self.groups[length:], self.ids[length:]
 
 
-_NO_TIMERS = (
+NO_TIMERS: Final = (
     "it has no timers: they belong to keys, and are for a KeyedOperator or KeyedCoOperator that defines on_timer; "
     "use key_by first, and derive the operator from one of these"
 )
@@ -359,7 +408,7 @@ class RecordContext(Cursor, Context[Any, Any]):
     ) -> None:
         super().__init__()
         self.timestamp: int | None = None
-        self.timers: Timers = NoTimers(_NO_TIMERS)
+        self.timers: Timers = NoTimers(NO_TIMERS)
         self._time = EventTime() if time is None else time
         self._drain = drain
         self._values: list[Any] = []
@@ -380,6 +429,10 @@ class RecordContext(Cursor, Context[Any, Any]):
     def watermark(self) -> int:
         return self._time.at(self.group)
 
+    @property
+    def record_id(self) -> str:
+        raise StateAccessError(record_ids.NOT_CARRIED)
+
     def emit(self, value: Any, timestamp: int | None = None) -> None:
         self._append(value)
         stamps = self._stamps
@@ -391,10 +444,14 @@ class RecordContext(Cursor, Context[Any, Any]):
     def emit_to(self, tag: OutputTag[T], value: T) -> None:
         side = self._sides.get(tag.name)
         if side is None:
-            side = self._sides[tag.name] = _Side([], [], [])
+            side = self._sides[tag.name] = _Side([], [], [], [])
         side.values.append(value)
         side.stamps.append(self.timestamp)
         side.groups.append(self.group)
+
+    def emit_dead(self, tag: OutputTag[DeadLetter], letter: DeadLetter) -> None:
+        """For the record in hand, which failed."""
+        self.emit_to(tag, letter)
 
     async def drain(self) -> None:
         await self._drain(self)
@@ -434,7 +491,7 @@ class RecordContext(Cursor, Context[Any, Any]):
             return {}
         grouped = self._groups is not None
         sides = {
-            name: Batch(side.values, _dense(side.stamps), None, side.groups if grouped else None)
+            name: Batch(side.values, dense(side.stamps), None, side.groups if grouped else None, ids=side.ids or None)
             for name, side in self._sides.items()
         }
         self._sides = {}
@@ -452,5 +509,76 @@ class GroupedContext(RecordContext):
             self._groups.append(self.group)
 
 
-def _dense(stamps: list[int | None]) -> list[int | None] | None:
+class IdentifiedContext(GroupedContext):
+    """Knows what the record in hand is called, and where that is of use, names what is emitted for it."""
+
+    __slots__ = ("_coming", "_ids", "_outputs", "_passes", "_record", "in_record")
+
+    def __init__(
+        self, drain: Callable[["RecordContext"], Coroutine[Any, Any, None]], time: EventTime | None, *, passes: bool
+    ) -> None:
+        super().__init__(drain, time)
+        self._passes = passes
+        self._coming: Iterator[str | None] = iter(())
+        self._ids: list[str | None] = []
+        self._record: str | None = None
+        self._outputs = 0
+        self.in_record = False
+
+    def name_batch(self, batch: Batch) -> None:
+        """`name_record` is called before each of its records."""
+        self._coming = repeat(None) if batch.ids is None else iter(batch.ids)
+
+    def name_record(self) -> None:
+        self._record = next(self._coming)
+        self._outputs = 0
+        self.in_record = True
+
+    def begin(self, *, stamped: bool, grouped: bool = False) -> None:
+        super().begin(stamped=stamped, grouped=grouped)
+        self._ids = []
+        self.in_record = False
+
+    def clear(self) -> None:
+        super().clear()
+        self.in_record = False
+
+    @property
+    def record_id(self) -> str:
+        if not self.in_record:
+            raise StateAccessError(record_ids.NOT_CARRIED)
+        return record_ids.known(self._record)
+
+    def _next_id(self) -> str | None:
+        id = record_ids.output(self._record, self._outputs)
+        self._outputs += 1
+        return id
+
+    def emit(self, value: Any, timestamp: int | None = None) -> None:
+        GroupedContext.emit(self, value, timestamp)
+        if self._passes:
+            self._ids.append(self._next_id())
+
+    def emit_to(self, tag: OutputTag[T], value: T) -> None:
+        RecordContext.emit_to(self, tag, value)
+        if self._passes:
+            self._sides[tag.name].ids.append(self._next_id())
+
+    def emit_dead(self, tag: OutputTag[DeadLetter], letter: DeadLetter) -> None:
+        RecordContext.emit_to(self, tag, letter)
+        if self._passes:
+            self._sides[tag.name].ids.append(record_ids.dead(self._record))
+
+    def roll_back(self, mark: "Mark") -> None:
+        del self._ids[mark.emitted if self._values is mark.values else 0 :]
+        super().roll_back(mark)
+
+    def take(self) -> Batch | None:
+        batch = super().take()
+        if batch is not None and self._passes:
+            batch.ids, self._ids = self._ids, []
+        return batch
+
+
+def dense(stamps: list[int | None]) -> list[int | None] | None:
     return None if all(stamp is None for stamp in stamps) else stamps

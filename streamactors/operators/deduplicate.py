@@ -121,6 +121,10 @@ class DeduplicateSpec(OperatorSpec):
         return "deduplicate"
 
     @property
+    def keeps_record_ids(self) -> bool:
+        return True
+
+    @property
     def keyed_state(self) -> bool:
         return True
 

@@ -9,6 +9,7 @@ from streamactors.elements import Batch, DeadLetter, ErrorRoute, OutputTag
 from streamactors.errors import InvalidDataflow, RecordFailed, StreamactorsError
 from streamactors.operators.base import (
     GroupedContext,
+    IdentifiedContext,
     KeyedOperator,
     Link,
     LinkContext,
@@ -24,6 +25,7 @@ from streamactors.operators.base import (
     refuse_instance,
 )
 from streamactors.operators.read_ahead import read_ahead_of
+from streamactors.operators.record_ids import made_by, uses_record_id
 from streamactors.state.backend import INACTIVE, KeyedBackend, prefetch_of
 from streamactors.state.broadcast import BroadcastState
 from streamactors.state.descriptors import ValueState, declared_states
@@ -56,11 +58,13 @@ class ProcessLink(Link):
     def __init__(self, ctx: LinkContext, operator: Any, hook: Hook, on_timer: Hook | None = None) -> None:
         super().__init__(ctx)
         self._operator = operator
-        self._process, self._async, self._keyed = hook
         self._carry = ctx.carry_groups
         self._prefetch = prefetch_of(ctx.backend)
         self.read_ahead = read_ahead_of(ctx.backend)
-        self._context = (GroupedContext if ctx.carry_groups else RecordContext)(self._drain, ctx.time)
+        self._identified = IdentifiedContext(self._drain, ctx.time, passes=ctx.passes_ids) if ctx.record_ids else None
+        plain = GroupedContext if ctx.carry_groups else RecordContext
+        self._context = self._identified or plain(self._drain, ctx.time)
+        self._process, self._async, self._keyed = self._called(hook)
         self._opened = False
         self._on_timer = on_timer
         if ctx.backend is not None:
@@ -69,6 +73,18 @@ class ProcessLink(Link):
         if ctx.backend is not None and on_timer is not None:
             self.timers = TimerService(bind_timers(ctx.backend), self._context, ctx.time, watermarks=ctx.watermarks)
             self._context.timers = self.timers
+
+    def _called(self, hook: Hook) -> Hook:
+        """What is called with each record in place of the hook: nothing else, unless records have names."""
+        identified, call = self._identified, hook.call
+        if identified is None:
+            return hook
+
+        def named(value: Any, ctx: RecordContext) -> Any:
+            identified.name_record()
+            return call(value, ctx)
+
+        return hook._replace(call=named)
 
     async def open(self) -> None:
         self._opened = True
@@ -87,6 +103,8 @@ class ProcessLink(Link):
         context = self._context
         grouped = self._carry and batch.groups is not None
         context.begin(stamped=batch.timestamps is not None, grouped=grouped)
+        if self._identified is not None:
+            self._identified.name_batch(batch)
         values = iter(batch.values)
         try:
             if self.ctx.on_error != "fail":
@@ -176,7 +194,7 @@ class ProcessLink(Link):
         route = self.ctx.on_error
         assert isinstance(route, OutputTag)
         self.ctx.operator.metrics.counter("dead_letters").inc()
-        self._context.emit_to(route, dead_letter(self.uid, one.values[0], one.origin(0), error))
+        self._context.emit_dead(route, dead_letter(self.uid, one.values[0], one.origin(0), error))
 
     # ------------------------------------------------------------------------------------------------------- timers
     async def fire(self, domain: Domain, rows: list[TimerRow]) -> Batch | None:
@@ -293,6 +311,17 @@ class ProcessSpec(OperatorSpec):
         return self.keyed
 
     @property
+    def uses_record_id(self) -> bool:
+        made = made_by(self.factory, self.kinds.all)
+        return uses_record_id(self.factory) or any(map(uses_record_id, made))
+
+    @property
+    def keeps_record_ids(self) -> bool:
+        """Not where something is emitted for a timer. A class that can't be told may have them."""
+        made = made_by(self.factory, self.kinds.all)
+        return bool(made) and not any(self._defines_on_timer(cls) for cls in made)
+
+    @property
     def error_tag(self) -> OutputTag[DeadLetter] | None:
         return None if self.on_error == "fail" else self.on_error
 
@@ -342,10 +371,10 @@ class ProcessSpec(OperatorSpec):
 
     def _on_timer(self, operator: Any) -> Hook | None:
         """None where the operator has not defined it: then it can't mean to use timers."""
-        defined = getattr(type(operator), "on_timer", None)
-        if not self.keyed or defined in (None, getattr(self.kinds.keyed, "on_timer", None)):
-            return None
-        return Hook.of(operator.on_timer, keyed=True)
+        return Hook.of(operator.on_timer, keyed=True) if self._defines_on_timer(type(operator)) else None
+
+    def _defines_on_timer(self, cls: type) -> bool:
+        return self.keyed and getattr(cls, "on_timer", None) not in (None, getattr(self.kinds.keyed, "on_timer", None))
 
 
 def _class_behind(factory: Any) -> type | None:
@@ -387,6 +416,10 @@ class ReduceSpec(OperatorSpec):
     @property
     def kind(self) -> str:
         return "reduce"
+
+    @property
+    def keeps_record_ids(self) -> bool:
+        return True
 
     @property
     def keyed_state(self) -> bool:

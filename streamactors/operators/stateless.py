@@ -14,6 +14,7 @@ from typing import Any
 
 from streamactors.elements import Batch
 from streamactors.operators.base import Link, LinkContext, OperatorSpec, done_of, is_async
+from streamactors.operators.record_ids import fanned_out
 
 
 class FunctionLink(Link):
@@ -103,7 +104,8 @@ class FlatMapLink(FunctionLink):
         stamps = None if batch.timestamps is None else _repeat_each(batch.timestamps, counts)
         origins = None if batch.origins is None else _repeat_each(batch.origins, counts)
         groups = None if batch.groups is None else _repeat_each(batch.groups, counts)
-        return Batch(values, stamps, None, groups, origins, batch.split, batch.home)
+        ids = None if batch.ids is None else fanned_out(batch.ids, counts)
+        return Batch(values, stamps, None, groups, origins, batch.split, batch.home, ids)
 
 
 def _repeat_each(column: Any, counts: list[int]) -> list[Any]:
@@ -135,6 +137,10 @@ class FunctionSpec(OperatorSpec):
     def kind(self) -> str:
         return self.step
 
+    @property
+    def keeps_record_ids(self) -> bool:
+        return True
+
     def link(self, ctx: LinkContext) -> Link:
         return _FUNCTION_LINKS[self.step](ctx, self.fn)
 
@@ -153,6 +159,10 @@ class PrintSpec(OperatorSpec):
     @property
     def kind(self) -> str:
         return "print"
+
+    @property
+    def keeps_record_ids(self) -> bool:
+        return True
 
     def link(self, ctx: LinkContext) -> Link:
         return PrintLink(ctx, self.label)

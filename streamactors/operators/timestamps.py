@@ -73,7 +73,7 @@ class RefusedRecords:
         origins = [batch.origin(each.index) for each in bad]
         rows = zip(taken.values, origins, bad, strict=True)
         letters = [dead_letter(self._uid, value, origin, each.error) for value, origin, each in rows]
-        return Batch(letters, None, None, taken.groups, None, "", batch.home)
+        return Batch(letters, None, None, taken.groups, None, "", batch.home, taken.ids)
 
     def _failed(self, batch: Batch, refused: Refused) -> RecordFailed:
         error, value = refused.error, batch.values[refused.index]
@@ -122,7 +122,7 @@ class TimestampLink(Link):
         reached = self._generator.advance(stamps)
         if reached > self.ctx.time.current:
             self.marks = [Watermark(reached)]
-        return Batch(batch.values, stamps, None, batch.groups, batch.origins, batch.split, batch.home)
+        return Batch(batch.values, stamps, None, batch.groups, batch.origins, batch.split, batch.home, batch.ids)
 
     def translate(self, mark: TimeMark) -> Sequence[TimeMark]:
         """What event time upstream is to those after it: no input is to be waited for, or all has come."""
@@ -199,6 +199,10 @@ class TimestampSpec(OperatorSpec):
     @property
     def kind(self) -> str:
         return "with_timestamps"
+
+    @property
+    def keeps_record_ids(self) -> bool:
+        return True
 
     @property
     def gives_time(self) -> bool:

@@ -71,7 +71,7 @@ class TwoInputLink(ProcessLink):
 
     def __init__(self, ctx: LinkContext, operator: Any, left: Hook, right: Hook, on_timer: Hook | None = None) -> None:
         super().__init__(ctx, operator, left, on_timer)
-        self._hooks = left, right
+        self._hooks = self._called(left), self._called(right)
 
     async def process(self, batch: Batch) -> Batch | None:
         self._process, self._async, self._keyed = self._hooks[self.side]
@@ -112,6 +112,11 @@ class CoProcessSpec(ProcessSpec):
 @dataclass(frozen=True)
 class BroadcastProcessSpec(ProcessSpec):
     """The left input is keyed; every subtask gets all of the right one."""
+
+    @property
+    def keeps_record_ids(self) -> bool:
+        """What every subtask emits for one record can't all have its name."""
+        return False
 
     @property
     def kinds(self) -> Kinds:

@@ -19,6 +19,7 @@ from streamactors.graph.execution import Intake, gathering_subtasks, intake
 from streamactors.graph.logical import Broadcast, Node, SourceSpec
 from streamactors.graph.physical import ChannelId, PhysicalPlan, SubtaskId, Vertex
 from streamactors.metrics import MetricGroup
+from streamactors.operators.async_io.link import AsyncLink
 from streamactors.operators.base import Link, LinkContext, OperatorContext, OperatorSpec
 from streamactors.operators.sink import SinkSpec
 from streamactors.operators.timestamps import RefusedRecords
@@ -33,6 +34,7 @@ from streamactors.runtime.channel import Channel
 from streamactors.runtime.event_time import InputTimes, Lanes
 from streamactors.runtime.inflight import Captures, Route
 from streamactors.runtime.inputs import Input, MailboxInput, SourceInput, SourceTime
+from streamactors.runtime.load import Load
 from streamactors.runtime.messages import Failed, NodeRestore, Reports
 from streamactors.runtime.nodes import NodeRuntime
 from streamactors.runtime.restore import Restores
@@ -46,6 +48,7 @@ from streamactors.state.backend import KeyedBackend
 from streamactors.state.backends import full_every, keyed_backend
 from streamactors.state.heap.backend import HeapBackend
 from streamactors.state.operator_lists import OperatorLists
+from streamactors.state.serialisation.serializers import AnySerializer
 from streamactors.time.alignment import AlignmentGroups
 from streamactors.time.progress import EventTime
 
@@ -89,6 +92,13 @@ class AttemptSpec:
         return self.checkpoints is not None and self.checkpoints.may_overtake
 
     @cached_property
+    def carries_groups(self) -> bool:
+        """Whether records may be in flight behind a keyed step, where they have to find the owner of their key."""
+        specs = [node.spec for vertex in self.plan.vertices for node in vertex.nodes]
+        calls = any(isinstance(spec, OperatorSpec) and spec.holds_calls for spec in specs)
+        return self.overtaking or (calls and self.checkpoints is not None)
+
+    @cached_property
     def event_time(self) -> bool:
         """Whether there are watermarks."""
         return any(node.spec.gives_time for vertex in self.plan.vertices for node in vertex.nodes)
@@ -117,6 +127,11 @@ class AttemptSpec:
     @cached_property
     def codec(self) -> FrameCodec:
         return FrameCodec()
+
+    @cached_property
+    def originals(self) -> AnySerializer:
+        """Of the inputs of calls."""
+        return AnySerializer()
 
 
 @dataclass(frozen=True)
@@ -204,6 +219,7 @@ class _Assembly:
             governor=self._around.governor,
             sweeper=self._sweeper([backend for backend in backends.values() if backend is not None]),
             alarm=self._alarm(),
+            load=Load(self._around.clock.monotonic),
         )
 
     def _alarm(self) -> Alarm:
@@ -233,13 +249,15 @@ class _Assembly:
                 output = self._output(number, node)
                 (main if edge.tag is None else sides.setdefault(edge.tag, [])).append(output)
         link, metrics = self._link(place, node, backend), self._metrics[node.uid]
-        if place == 0 or not self._spec.overtaking:
+        calls = isinstance(link, AsyncLink) and self._spec.checkpoints is not None
+        if place == 0 or not (self._spec.overtaking or calls):
             slot = LinkSlot(link, main, sides, metrics, time=self._event_times[node.uid])
             if self._intake == "sorted" and isinstance(backend, HeapBackend):
                 slot.forget = backend.forget
             return slot
         route = self._chained_route(place)
-        prove = functools.partial(_prove, self._spec.codec, route)
+        # An async link says itself what it can't store.
+        prove = None if calls else functools.partial(_prove, self._spec.codec, route)
         return LinkSlot(link, main, sides, metrics, route, prove, self._event_times[node.uid])
 
     def _output(self, number: int, node: Node) -> Output:
@@ -251,11 +269,16 @@ class _Assembly:
         if self._spec.overtaking:
             routes = [self._route(id) for id in ids]
             prove = functools.partial(_prove, self._spec.codec, routes[0])
-            output = Output(routing, channels, routes, prove, self._captures.before_seen)
+            output = Output(routing, channels, routes, prove, self._captures.before_seen, name=self._edge_name(number))
         else:
-            output = Output(routing, channels)
+            output = Output(routing, channels, name=self._edge_name(number))
         self._outputs.append(output)
         return output
+
+    def _edge_name(self, number: int) -> str | None:
+        """Where a record's name has to tell by which edge it came."""
+        reunited = self._spec.plan.edges[number].downstream in self._spec.plan.record_ids.reunited
+        return self._spec.edges.exits[number].name if reunited else None
 
     # ------------------------------------------------------------------------------------------------ in-flight data
     def _route(self, channel: ChannelId) -> Route:
@@ -293,8 +316,12 @@ class _Assembly:
             interrupted=self._interrupted,
             time=self._event_times[node.uid],
             watermarks=node.uid in self._spec.timed,
-            carry_groups=self._spec.overtaking,
+            record_ids=node.uid in self._spec.plan.record_ids.taken,
+            passes_ids=node.uid in self._spec.plan.record_ids.given,
+            carry_groups=self._spec.carries_groups,
             time_ms=self._around.clock.time_ms,
+            clock=self._around.clock,
+            keep=None if self._spec.checkpoints is None else self._spec.originals,
             wake=self._mailbox.signal.set,
             starved=self._starved,
             split_times=self._start(node).time.splits,
@@ -351,6 +378,8 @@ class _Assembly:
             dead_letters=self._dead_letters(node.spec),
             watermarks=self._source_time(node, node.spec),
             monotonic=self._around.clock.monotonic,
+            retain=max(self._spec.checkpoints.retain, 1) if self._spec.checkpoints else 1,
+            names_in=self._spec.plan.name if node.uid in self._spec.plan.record_ids.given else None,
         )
 
     def _sorted_input(self, channels: Sequence[ChannelId]) -> SortedInput:
@@ -392,7 +421,7 @@ class _Assembly:
     def _starved(self) -> bool:
         """Whether nothing waits to be processed, or for room."""
         chain, outputs = self._chain, self._outputs
-        waiting = chain.busy or chain.working or self._mailbox.queued
+        waiting = chain.busy or chain.working or chain.holding or self._mailbox.queued
         return not waiting and not any(output.unsent for output in outputs)
 
     def _dead_letters(self, spec: SourceSpec) -> Callable[[Batch], None] | None:

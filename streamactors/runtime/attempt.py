@@ -51,11 +51,14 @@ from streamactors.errors import (
 from streamactors.graph.physical import PhysicalPlan, SubtaskId
 from streamactors.operators.sink import SinkSpec
 from streamactors.runtime.assembly import AttemptSpec
-from streamactors.runtime.info import CheckpointInfo
+from streamactors.runtime.figures import SnapshotFigures, SubtaskCheckpoint
+from streamactors.runtime.info import ChannelFill, CheckpointGivenUp, CheckpointInfo, CheckpointUnderWay
 from streamactors.runtime.messages import (
+    AttachTap,
     CheckpointAborted,
     CheckpointComplete,
     Control,
+    DetachTap,
     EndReached,
     Failed,
     Finish,
@@ -73,6 +76,7 @@ from streamactors.runtime.messages import (
     TriggerBarrier,
 )
 from streamactors.runtime.snapshot import SnapshotStorage
+from streamactors.runtime.taps import Subscription, Tap
 from streamactors.state.key_groups import key_group, subtask_of
 
 log = logging.getLogger("streamactors.job")
@@ -83,6 +87,7 @@ class Deployed(Protocol):
 
     def send(self, subtask: SubtaskId, message: Control) -> None: ...
     def metrics(self) -> dict[str, Any]: ...
+    def channels(self, subtask: SubtaskId) -> list[ChannelFill]: ...
     async def shut_down(self) -> None:
         """Cancel what still runs, and wait until nothing is left."""
 
@@ -147,6 +152,8 @@ class Attempt:
         clock: Clock,
         on_running: Callable[[bool], None],
         on_checkpoint: Callable[[CheckpointInfo], None],
+        on_given_up: Callable[[CheckpointGivenUp], None],
+        subscriptions: Sequence[Subscription] = (),
     ) -> None:
         self._spec = spec
         self._plan: PhysicalPlan = spec.plan
@@ -156,6 +163,7 @@ class Attempt:
         self._clock = clock
         self._on_running = on_running
         self._on_checkpoint = on_checkpoint
+        self._on_given_up = on_given_up
         self._storage = StoredSnapshots(restored, clock)
         self._committers = _committers(spec.plan) if spec.committing else []
         self._coordinator = self._make_coordinator(spec.checkpoints)
@@ -166,10 +174,13 @@ class Attempt:
         self._numbers = count(1)
         self._savepoint_tickets: set[int] = set()
         self._queries: dict[asyncio.Future[Any], SubtaskId] = {}
+        self._taps = {subscription: Tap(subscription) for subscription in subscriptions}
         self._triggering = asyncio.Lock()
         """Barriers go out in the order decided, though opening a checkpoint's folder takes its time."""
         self._last_info: CheckpointInfo | None = None
         self._started_at: dict[int, float] = {}
+        self._parts: dict[int, list[SubtaskCheckpoint]] = {}
+        """Those acknowledged, of the checkpoints in `_started_at`."""
         self._infos: dict[int, CheckpointInfo] = {}
         self._deployed: Deployed | None = None
         self._ready: set[SubtaskId] = set()
@@ -209,6 +220,8 @@ class Attempt:
         finally:
             self._running = False
             self._on_running(False)
+            for tap in self._taps.values():
+                tap.close()
             await despite_cancellation(self._end())
 
     async def _finish(self) -> None:
@@ -298,8 +311,32 @@ class Attempt:
         self._send([subtask], Query(uid, state, key, group, answer))
         return answer
 
+    def tap(self, subscription: Subscription) -> None:
+        """From now on, it is given what its step emits."""
+        tap = self._taps[subscription] = Tap(subscription)
+        if self._running:
+            self._attach(subscription, tap)
+
+    def untap(self, subscription: Subscription) -> None:
+        tap = self._taps.pop(subscription, None)
+        if tap is None:
+            return
+        tap.close()
+        if self._running:
+            self._send(self._emitting(subscription.uid), DetachTap(subscription.uid, subscription.tag, tap))
+
+    def _attach(self, subscription: Subscription, tap: Tap) -> None:
+        self._send(self._emitting(subscription.uid), AttachTap(subscription.uid, subscription.tag, tap))
+
+    def _emitting(self, uid: str) -> list[SubtaskId]:
+        return list(self._plan.node[uid][0].subtasks())
+
     def metrics(self) -> dict[str, Any]:
         return {} if self._deployed is None else self._deployed.metrics()
+
+    def channels(self, subtask: SubtaskId) -> list[ChannelFill]:
+        """What waits on the inputs of a subtask."""
+        return [] if self._deployed is None else self._deployed.channels(subtask)
 
     @property
     def plan(self) -> PhysicalPlan:
@@ -347,7 +384,8 @@ class Attempt:
                 everywhere = len(self._reading_stopped) == len(self._plan.sources)
                 if everywhere and self._stop_ticket is not None and not self._drain:
                     self._decide(decide.SourcesStopped(self._stop_ticket, self._stop_target))
-            case SnapshotStored(subtask, checkpoint, state):
+            case SnapshotStored(subtask, checkpoint, state, figures):
+                self._note_part(subtask, checkpoint, state, figures)
                 self._decide(decide.Acknowledged(subtask, checkpoint, state))
             case SnapshotDeclined(subtask, checkpoint, reason):
                 self._decide(decide.Declined(subtask, checkpoint, reason))
@@ -357,6 +395,20 @@ class Attempt:
                 self._decide(decide.DataEnded(subtask))
             case _:
                 self._decide(message)
+
+    def _note_part(self, subtask: SubtaskId, checkpoint: int, state: SubtaskState, figures: SnapshotFigures) -> None:
+        started = self._started_at.get(checkpoint)
+        if started is not None:
+            part = SubtaskCheckpoint.of(str(subtask), self._clock.monotonic() - started, figures, state)
+            self._parts.setdefault(checkpoint, []).append(part)
+
+    @property
+    def under_way(self) -> list[CheckpointUnderWay]:
+        now = self._clock.monotonic()
+        return [
+            CheckpointUnderWay(checkpoint, now - started, tuple(self._parts.get(checkpoint, ())))
+            for checkpoint, started in self._started_at.items()
+        ]
 
     def _in_doubt(self, error: BaseException) -> BaseException:
         """What a failure is that came while a batch job committed."""
@@ -376,6 +428,8 @@ class Attempt:
             self._run_beside("receipt", store.write_receipt(restored))
         self._running = True
         self._on_running(True)
+        for subscription, tap in self._taps.items():  # first, so that nothing is missed
+            self._attach(subscription, tap)
         self._broadcast(Start())
         self._decide(decide.Started())
 
@@ -405,6 +459,7 @@ class Attempt:
                 self._broadcast(CheckpointComplete(checkpoint, commit=True))
             case decide.Abort(checkpoint, reason, tickets):
                 log.warning("%s: checkpoint %d was given up: %s", self._plan.name, checkpoint, reason)
+                self._on_given_up(CheckpointGivenUp(checkpoint, self._clock.time_ms(), reason))
                 self._broadcast(CheckpointAborted(checkpoint))
                 self._run_beside(f"abort {checkpoint}", self._abort(checkpoint))
                 self._answer(tickets, CheckpointFailed(f"checkpoint {checkpoint} was given up: {reason}"))
@@ -466,6 +521,7 @@ class Attempt:
             inflight_bytes=manifest.in_flight_bytes,
             savepoint=manifest.savepoint,
             time_ms=manifest.time_ms,
+            subtasks=tuple(self._parts.pop(number, ())),
         )
         self._receive(decide.ManifestWritten(number))
 
@@ -493,6 +549,7 @@ class Attempt:
         assert self._store is not None
         self._storage.writers.pop(checkpoint, None)
         self._started_at.pop(checkpoint, None)
+        self._parts.pop(checkpoint, None)
         await self._store.abort(checkpoint)
 
     async def _write_receipt(self, checkpoint: int) -> None:

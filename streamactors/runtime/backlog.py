@@ -136,7 +136,7 @@ class BacklogReader:
             raise IncompatibleState(
                 f"the checkpoint holds records in flight on the edge {edge.key}, and its key_by gives them other keys "
                 "now than when the checkpoint was taken: restore with the old key_by, take a savepoint (it holds "
-                "nothing in flight), and restore that with the new one"
+                "nothing in flight but the inputs of calls), and restore that with the new one"
             )
         return keyed
 

@@ -17,6 +17,7 @@ from streamactors.checkpoint.protocol import (
     Action,
     AlignmentTimedOut,
     BarrierAnnounced,
+    BarrierAtHead,
     BarrierProtocol,
     Block,
     Capture,
@@ -36,6 +37,7 @@ from streamactors.graph.physical import SubtaskId
 from streamactors.operators.sink import SinkLink
 from streamactors.runtime.chain import Chain, LinkSlot
 from streamactors.runtime.event_time import InputTimes
+from streamactors.runtime.figures import Stopwatch
 from streamactors.runtime.inflight import Capture as OpenCapture
 from streamactors.runtime.inflight import Captures, Route
 from streamactors.runtime.inputs import Input
@@ -80,12 +82,15 @@ class Barriers:
         self._snapshots = snapshots
         self._reports = reports
         self._clock = clock
+        self._watches: dict[int, Stopwatch] = {}
+        """Of the checkpoints that have begun here and are not acknowledged."""
         self._timers: dict[int, asyncio.TimerHandle | None] = {}
         """None: has run out, and the subtask has been told."""
         self._sinks = [slot.link for slot in chain.slots if isinstance(slot.link, SinkLink)]
 
     async def on(self, event: Event) -> None:
         for action in self._protocol.on(event):
+            self._time(event, action)
             await self._execute(action)
 
     async def expired(self, checkpoint: int) -> None:
@@ -95,6 +100,7 @@ class Barriers:
     async def aborted(self, checkpoint: int) -> None:
         self._stop_timer(checkpoint)
         await self.on(Aborted(checkpoint))
+        self._watches.pop(checkpoint, None)
 
     async def close(self) -> None:
         for checkpoint in list(self._timers):
@@ -138,6 +144,8 @@ class Barriers:
                 self._outputs.overtake(barrier, functools.partial(self._capture_unsent, barrier.checkpoint))
             case Acknowledge(checkpoint):
                 self._stop_timer(checkpoint)
+                self._watch(checkpoint).acknowledged()
+                del self._watches[checkpoint]
                 if self._snapshots is not None:
                     self._snapshots.acknowledge(checkpoint)
             case Discard(checkpoint):
@@ -152,14 +160,29 @@ class Barriers:
             await node.ready_for_snapshot(barrier)
         pending = {sink.uid: await sink.prepare(barrier.checkpoint) for sink in self._sinks}
         started = self._clock.monotonic()
-        positions = self._input.snapshot(barrier.checkpoint)
+        positions = self._input.snapshot(barrier.checkpoint, savepoint=barrier.savepoint)
         captured = [self._captured(node, barrier, positions, pending.get(node.uid, ())) for node in self._nodes]
         channels: tuple[ChannelTime, ...] = ()
         if self._times is not None:
             channels = self._times.snapshot()
             captured = [self._timed(*pair) for pair in zip(captured, self._chain.slots, strict=True)]
-        self._snapshots.begin(barrier, captured, ended=self.ended, channels=channels)
+        watch = self._watch(barrier.checkpoint)
+        self._snapshots.begin(barrier, captured, ended=self.ended, channels=channels, watch=watch)
+        self._capture_held(barrier.checkpoint)
         self.snapshot_seconds = self._clock.monotonic() - started
+        watch.snapshot_taken(self.snapshot_seconds)
+
+    def _watch(self, checkpoint: int) -> Stopwatch:
+        watch = self._watches.get(checkpoint)
+        if watch is None:
+            watch = self._watches[checkpoint] = Stopwatch(self._clock.monotonic)
+        return watch
+
+    def _time(self, event: Event, action: Action) -> None:
+        if isinstance(action, Block) and isinstance(event, BarrierAtHead):
+            self._watch(event.barrier.checkpoint).blocked()
+        elif isinstance(action, Overtake):
+            self._watch(action.barrier.checkpoint).overtook()
 
     def _captured(
         self, node: NodeRuntime, barrier: Barrier, positions: dict[str, object], pending: Sequence[object]
@@ -184,6 +207,12 @@ class Barriers:
     def _capture(self, checkpoint: int) -> OpenCapture | None:
         """Where in-flight data of the checkpoint goes; None if its snapshot was given up meanwhile."""
         return self._snapshots.capture(checkpoint) if self._snapshots is not None else None
+
+    def _capture_held(self, checkpoint: int) -> None:
+        """In whatever mode, and for savepoints too: nobody waits for a call."""
+        for route, element in self._chain.held_by_calls():
+            if (capture := self._capture(checkpoint)) is not None:
+                capture.add(route, element, unsent=False)
 
     def _capture_in_hand(self, checkpoint: int) -> None:
         if (capture := self._capture(checkpoint)) is not None:

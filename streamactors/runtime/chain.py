@@ -9,6 +9,10 @@ and has left work behind.
 Timers: a watermark that comes to a link stays in the stack until all that are due by it have fired, a slice each step;
 until then the link's `time` is stored as before it. An event timer that is due for another reason (it was set late, or
 restored) fires before the link gets anything more.
+
+Calls: an async link keeps what it is given, marks included (`AsyncLink`), and nothing of that is in the stack. What is
+finished is fetched by `harvest`, while nothing is in hand: so the chain is at rest between two slices although calls
+run, a barrier may pass then, and the snapshot stores what they hold (`held_by_calls`).
 """
 
 import asyncio
@@ -18,9 +22,10 @@ from typing import Final
 
 from streamactors.elements import MAX_TIME, Batch, EndOfKeys, TimeMark, Watermark
 from streamactors.metrics import MetricGroup
+from streamactors.operators.async_io.link import AsyncLink, Emitted
 from streamactors.operators.base import Link
 from streamactors.runtime.inflight import Route
-from streamactors.runtime.routing import Output
+from streamactors.runtime.taps import Receiver
 from streamactors.state.timers import Domain, TimerRow
 from streamactors.time.progress import EventTime
 from streamactors.time.timers import TimerService
@@ -55,8 +60,8 @@ class LinkSlot:
     def __init__(
         self,
         link: Link | None,
-        main: Sequence[Output],
-        sides: Mapping[str, Sequence[Output]],
+        main: Sequence[Receiver],
+        sides: Mapping[str, Sequence[Receiver]],
         metrics: MetricGroup,
         route: Route | None = None,
         prove: Callable[[Batch], None] | None = None,
@@ -90,6 +95,21 @@ class LinkSlot:
             for output in outputs:
                 output.tell(mark)
 
+    def attach(self, tag: str | None, tap: Receiver) -> None:
+        """What is emitted from now on (to side output `tag`) goes there too."""
+        if tag is None:
+            self.main = [*self.main, tap]
+        else:
+            self.sides = {**self.sides, tag: [*self.sides.get(tag, ()), tap]}
+
+    def detach(self, tag: str | None, tap: Receiver) -> None:
+        if tag is None:
+            self.main = [receiver for receiver in self.main if receiver is not tap]
+            return
+        left = [receiver for receiver in self.sides.get(tag, ()) if receiver is not tap]
+        others = {name: receivers for name, receivers in self.sides.items() if name != tag}
+        self.sides = {**others, tag: left} if left else others
+
     def took(self, records: int, seconds: float) -> None:
         """Adapt the slice to how long the last one took."""
         self.records_in += records
@@ -114,6 +134,8 @@ class Chain:
         self.slots: list[LinkSlot] = []
         self.make_room: Callable[[], Awaitable[None]] | None = None
         """Waits for room downstream; the subtask's."""
+        self.wait_for_calls: Callable[[], Awaitable[None]] | None = None
+        """Until one may have ended; the subtask's."""
         self.check_alive: Callable[[], None] | None = None
         """Raises CancelledError once the attempt is over; the subtask's."""
         self.before_seen: Callable[[Batch], None] | None = None
@@ -133,6 +155,8 @@ class Chain:
         self._timed: list[tuple[int, TimerService]] = []
         """The links that have timers, the deepest first."""
         self._backlog: deque[tuple[int, Route | None, Batch | TimeMark]] = deque()
+        self._async: list[tuple[int, AsyncLink]] = []
+        """The links that hold calls, the deepest first."""
 
     def add(self, slot: LinkSlot) -> None:
         self.slots.append(slot)
@@ -141,6 +165,8 @@ class Chain:
             self._timed.insert(0, (self._last, slot.link.timers))
         if slot.link is not None and slot.link.gives_time:
             self._tellers.append((self._last, slot.link))
+        if isinstance(slot.link, AsyncLink):
+            self._async.insert(0, (self._last, slot.link))
 
     @property
     def busy(self) -> bool:
@@ -149,6 +175,21 @@ class Chain:
         if self._timed and self._due_from(-1) is not None:
             return True
         return bool(self._tellers) and any(link.marks for _, link in self._tellers)
+
+    @property
+    def holding(self) -> bool:
+        """Whether calls run or wait."""
+        return bool(self._async) and any(link.holding for _, link in self._async)
+
+    @property
+    def full(self) -> bool:
+        """Whether there are as many calls as may be, so that no new batch should be taken."""
+        return bool(self._async) and any(link.full for _, link in self._async)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to `harvest`."""
+        return bool(self._async) and any(link.ready for _, link in self._async)
 
     @property
     def restoring(self) -> bool:
@@ -196,6 +237,36 @@ class Chain:
             if origin is not None:
                 yield origin, element
 
+    def held_by_calls(self) -> Iterator[tuple[Route, Batch | TimeMark]]:
+        """What the async links hold, as `in_hand`; of each link, it was taken before what is in hand for it."""
+        for _, link in self._async:
+            for route, element in link.in_flight():
+                assert isinstance(route, Route) and not isinstance(element, EndOfKeys)
+                yield route, element
+
+    async def harvest(self, behind: int = -1) -> None:
+        """What calls have finished goes on, when nothing is in hand (of links `behind` a place, for them); and others
+        begin. One link, the deepest."""
+        for index, link in self._async:
+            if link.ready and index > behind:
+                for part in await link.harvest():
+                    if isinstance(part, Emitted):
+                        self.slots[index].home = part.home
+                        self.emit(index, part.batch)
+                        self.emit_sides(index, part.sides)
+                    elif isinstance(part, EndOfKeys):
+                        self._forget_keys(part)
+                    else:
+                        self._pass_on(index, part)
+                return
+
+    def flush_calls(self) -> None:
+        """The data has ended: what waits in the first link that holds anything need not wait for more."""
+        for _, link in reversed(self._async):
+            if link.holding:
+                link.flush()
+                return
+
     async def step(self) -> None:
         """One slice through one link."""
         self._tell_given()
@@ -224,6 +295,8 @@ class Chain:
             batch = batch.slice(0, slot.slice)
         if index == 0 and self._origin is not None:
             link.side = self._origin.side
+        if isinstance(link, AsyncLink):
+            link.route = slot.route or self._origin
         slot.home = batch.home
         started = self._monotonic()
         self.working += 1
@@ -269,6 +342,8 @@ class Chain:
     async def _take_mark(self, index: int, mark: TimeMark) -> None:
         """It goes on once all timers that are due by it have fired."""
         slot = self.slots[index]
+        if isinstance(slot.link, AsyncLink) and self._held(index, slot.link, mark):
+            return
         timers = None if slot.link is None else slot.link.timers
         if timers is not None and isinstance(mark, Watermark):
             await timers.reach(mark)
@@ -277,8 +352,17 @@ class Chain:
                 self._stack.append((index, mark))
                 await self._fire(index, "event", rows)
                 return
-        for told in (mark,) if slot.link is None else slot.link.translate(mark):
+        self._pass_on(index, mark)
+
+    def _pass_on(self, index: int, mark: TimeMark) -> None:
+        link = self.slots[index].link
+        for told in (mark,) if link is None else link.translate(mark):
             self.tell(index, told)
+
+    def _held(self, index: int, link: AsyncLink, mark: TimeMark | EndOfKeys) -> bool:
+        """Whether it waits behind calls."""
+        link.route = self.slots[index].route or self._origin
+        return link.hold(mark)
 
     def _tell_given(self) -> None:
         """The event time that links have given."""
@@ -312,6 +396,8 @@ class Chain:
         """At the first link, event time goes to its end for these keys, and the processing timers follow; then their
         state is dropped, and event time begins anew for the next ones."""
         slot = self.slots[0]
+        if isinstance(slot.link, AsyncLink) and self._held(0, slot.link, end):
+            return
         timers = None if slot.link is None else slot.link.timers
         if timers is not None:
             await timers.reach(_END_OF_TIME)
@@ -325,6 +411,10 @@ class Chain:
                 await self._fire(0, domain, rows)
                 return
             timers.closing = False
+        self._forget_keys(end)
+
+    def _forget_keys(self, end: EndOfKeys) -> None:
+        slot = self.slots[0]
         slot.time.begin_key()
         if slot.forget is not None:
             slot.forget(range(end.first, end.last + 1))
@@ -395,10 +485,26 @@ class Chain:
             self.check_alive()
         self.emit(index, batch)
         self.emit_sides(index, sides)
-        while self._stack and self._stack[-1][0] > index and not self.interrupted():
-            await self.step()
+        await self._step_behind(index)
+        while any(link.full for link in self._calling_behind(index)) and not self.interrupted():
+            await self._let_calls_end(index)
         if self.make_room is not None:
             await self.make_room()
+
+    async def _step_behind(self, index: int) -> None:
+        while self._stack and self._stack[-1][0] > index and not self.interrupted():
+            await self.step()
+
+    def _calling_behind(self, index: int) -> list[AsyncLink]:
+        return [link for place, link in self._async if place > index]
+
+    async def _let_calls_end(self, index: int) -> None:
+        """In the middle of a record of the link at `index`: some of those behind it."""
+        if any(link.ready for link in self._calling_behind(index)):
+            await self.harvest(index)
+            await self._step_behind(index)
+        elif self.wait_for_calls is not None:
+            await self.wait_for_calls()
 
     async def open(self) -> None:
         """Downstream first, so that a link may emit as soon as it is open."""

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from streamactors.actors.mailbox import Mailbox
 from streamactors.elements import END, Batch, DeadLetter, Element, TimeMark
-from streamactors.errors import RecordFailed
+from streamactors.errors import InvalidDataflow, RecordFailed
+from streamactors.operators import record_ids
 from streamactors.operators.base import dead_letter
 from streamactors.operators.timestamps import RefusedRecords
 from streamactors.sources import SourceBatch, SplitReader, UndecodableRecord
@@ -28,9 +29,11 @@ class Input(Protocol):
     """Input channels that barriers are aligned over; 0 for a source, whose barriers come by control."""
 
     async def open(self) -> None: ...
-    def take(self) -> tuple[int, Element] | None: ...
+    def take(self, *, full: bool = False) -> tuple[int, Element] | None:
+        """`full`: no records, whatever there may be."""
+
     def stop(self, *, drain: bool) -> None: ...
-    def snapshot(self, checkpoint: int) -> dict[str, Any]: ...
+    def snapshot(self, checkpoint: int, *, savepoint: bool = False) -> dict[str, Any]: ...
     def split_times(self) -> dict[str, Any]: ...
     async def completed(self, checkpoint: int) -> None: ...
     def aborted(self, checkpoint: int) -> None: ...
@@ -50,7 +53,7 @@ class MailboxInput:
     def stop(self, *, drain: bool) -> None:
         raise TypeError("only sources are stopped; the others follow")
 
-    def snapshot(self, checkpoint: int) -> dict[str, Any]:
+    def snapshot(self, checkpoint: int, *, savepoint: bool = False) -> dict[str, Any]:
         return {}
 
     def split_times(self) -> dict[str, Any]:
@@ -93,8 +96,12 @@ class SourceInput:
         dead_letters: Callable[[Batch], None] | None,
         watermarks: SourceTime | None = None,
         monotonic: Callable[[], float] = float,
+        names_in: str | None = None,
+        retain: int = 1,
     ) -> None:
-        """`dead_letters` None: an undecodable record fails the job. `watermarks` None: there are none."""
+        """`dead_letters` None: an undecodable record fails the job. `watermarks` None: there are none. `names_in`: the
+        flow whose records get names; None where nobody asks for them. `retain`: how many complete checkpoints
+        are kept."""
         self._uid = uid
         self._reader = reader
         self._restored = restored
@@ -106,6 +113,7 @@ class SourceInput:
         group = None if watermarks is None else watermarks.alignment
         self._aligned = None if group is None else group.join(wake)
         self._monotonic = monotonic
+        self._names_in = names_in
         self._marks: deque[TimeMark] = deque()
         """To be given next."""
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -122,6 +130,9 @@ class SourceInput:
         self._undecodable = 0
         self._positions: dict[str, Any] = {}
         self._at_checkpoint: dict[int, dict[str, Any]] = {}
+        self._savepoints: set[int] = set()
+        self._retained: deque[Mapping[str, Any]] = deque(maxlen=retain)
+        """Of this attempt's latest complete checkpoints. Until there are as many as are retained, others are too."""
         self._opened = False
         self._exhausted = False
         self._stopped = False
@@ -134,14 +145,14 @@ class SourceInput:
             self._marks.extend(self._time.opened(self._positions))
 
     # ------------------------------------------------------------------------------------------------------- reading
-    def take(self) -> tuple[int, Element] | None:
+    def take(self, *, full: bool = False) -> tuple[int, Element] | None:
         if self._marks:
             return 0, self._marks.popleft()
         if self._ending:
             self._ending = False
             self._stopped = True
             return 0, END
-        if self._stopped:
+        if self._stopped or full:
             return None
         if self._batch is not None and self._batch.split in self._paused:
             self._park(self._batch)
@@ -214,19 +225,33 @@ class SourceInput:
         home = self._uid, source.split
         batch = Batch(source.values, source.timestamps, None, None, source.origins, source.origin_prefix, home)
         batch = batch.slice(start, stop)
+        if self._names_in is not None and batch.values:
+            batch.ids = self._named(self._names_in, source, batch)
         if self._source_time is not None and batch.values:
             batch = self._timed(self._source_time, source.split, batch)
         self._tell_end(source)
         return batch
 
+    def _named(self, flow: str, source: SourceBatch[Any], batch: Batch) -> list[str | None]:
+        if batch.origins is None:
+            raise InvalidDataflow(
+                f"source {self._uid!r} gives its records no numbers (SourceBatch.origins), and a step behind it uses "
+                "record_id, which is made of them: leave record_id out, or have the connector number its records"
+            )
+        return record_ids.at_source(flow, self._uid, source.split, batch.origins)
+
     def _route_undecodable(self, source: SourceBatch[Any], stop: int) -> bool:
         """Whether there were any: the slice is then handed on even if it is empty, so that they leave at once."""
         letters: list[DeadLetter] = []
+        ids: list[str | None] = []
         while self._undecodable < len(source.undecodable) and source.undecodable[self._undecodable].index <= stop:
-            letters.append(self._letter(source.undecodable[self._undecodable]))
+            bad = source.undecodable[self._undecodable]
+            letters.append(self._letter(bad))
+            if self._names_in is not None:
+                ids.append(record_ids.undecodable(self._names_in, self._uid, source.split, bad.origin))
             self._undecodable += 1
         if letters and self._dead_letters is not None:
-            self._dead_letters(Batch(letters, home=(self._uid, source.split)))
+            self._dead_letters(Batch(letters, home=(self._uid, source.split), ids=ids or None))
         return bool(letters)
 
     def _unrouted(self, source: SourceBatch[Any], taken: int) -> bool:
@@ -272,7 +297,7 @@ class SourceInput:
         if stamps:
             self._marks.extend(time.after(split, stamps))
         self._align(time)
-        return Batch(batch.values, stamps, None, None, batch.origins, batch.split, batch.home)
+        return Batch(batch.values, stamps, None, None, batch.origins, batch.split, batch.home, batch.ids)
 
     def _tell_end(self, source: SourceBatch[Any]) -> None:
         if self._time is not None and source.ends and self._batch is None:
@@ -323,21 +348,31 @@ class SourceInput:
     def split_times(self) -> dict[str, Any]:
         return {} if self._time is None else self._time.snapshot()
 
-    def snapshot(self, checkpoint: int) -> dict[str, Any]:
+    def snapshot(self, checkpoint: int, *, savepoint: bool = False) -> dict[str, Any]:
         positions = dict(self._positions)
         if self._batch is not None and not self._unrouted(self._batch, self._taken):
             positions[self._batch.split] = self._batch.position_after(self._taken)
         self._at_checkpoint[checkpoint] = positions
+        if savepoint:
+            self._savepoints.add(checkpoint)
         return positions
 
     async def completed(self, checkpoint: int) -> None:
         positions = self._at_checkpoint.pop(checkpoint, None)
         self._at_checkpoint = {number: kept for number, kept in self._at_checkpoint.items() if number > checkpoint}
-        if positions is not None:
-            await self._reader.checkpoint_completed(checkpoint, positions)
+        if positions is None:
+            return
+        await self._reader.checkpoint_completed(checkpoint, positions)
+        if checkpoint in self._savepoints:
+            self._savepoints.discard(checkpoint)  # it lets no checkpoint go
+            return
+        self._retained.append(positions)
+        if len(self._retained) == self._retained.maxlen:
+            await self._reader.positions_released(self._retained[0])
 
     def aborted(self, checkpoint: int) -> None:
         self._at_checkpoint.pop(checkpoint, None)
+        self._savepoints.discard(checkpoint)
 
     async def close(self) -> None:
         self._leave()

@@ -30,19 +30,21 @@ from streamactors.errors import (
     StorageFailed,
     StreamactorsError,
 )
-from streamactors.graph.physical import PhysicalPlan
+from streamactors.graph.physical import PhysicalPlan, SubtaskId
 from streamactors.operators.sink import SinkSpec
 from streamactors.runtime.assembly import AttemptSpec
 from streamactors.runtime.attempt import Attempt, Deploy
-from streamactors.runtime.info import CheckpointInfo
+from streamactors.runtime.info import ChannelFill, CheckpointGivenUp, CheckpointInfo, CheckpointUnderWay, Incident
 from streamactors.runtime.restart import RestartPolicy
 from streamactors.runtime.restore import Restores, plan_restore, stored_max_parallelism
 from streamactors.runtime.restore_in_flight import Backlogs, plan_backlogs
+from streamactors.runtime.taps import Subscription, check_emits
 
 log = logging.getLogger("streamactors.job")
 
 HISTORY: Final = 100
-"""Completed checkpoints that a job remembers."""
+"""Completed checkpoints that a job remembers, and those given up."""
+INCIDENTS: Final = 10
 
 Status = Literal["starting", "running", "restarting", "finished", "failed", "cancelled"]
 
@@ -68,8 +70,11 @@ class Job:
         self.status: Status = "starting"
         self.restarts = 0
         self.last_checkpoint: CheckpointInfo | None = None
-        self.failures: list[BaseException] = []
-        """What ended earlier attempts, the latest last; the ten latest are kept."""
+        self.incidents: deque[Incident] = deque(maxlen=INCIDENTS)
+        """What ended attempts, the latest last."""
+        self.given_up: deque[CheckpointGivenUp] = deque(maxlen=HISTORY)
+        self.checkpoints_given_up = 0
+        self.checkpoints_completed = 0
         self.checkpoints: deque[CheckpointInfo] = deque(maxlen=HISTORY)
         """Those completed in this process, savepoints among them, the latest last."""
         self.plan: PhysicalPlan | None = None
@@ -88,6 +93,8 @@ class Job:
         self._policy = RestartPolicy.of(spec.config.effective_restart)
         self._attempt: Attempt | None = None
         self._last_metrics: dict[str, Any] = {}
+        self._subscriptions: list[Subscription] = []
+        """Those that each attempt feeds."""
         self._begun_ms = clock.time_ms()
         self.running = asyncio.Event()
         """Set while an attempt runs."""
@@ -182,6 +189,8 @@ class Job:
             clock=self._clock,
             on_running=self._now_running,
             on_checkpoint=self._now_checkpointed,
+            on_given_up=self._now_given_up,
+            subscriptions=self._subscriptions,
         )
         self._attempt = attempt
         try:
@@ -238,10 +247,20 @@ class Job:
     def _now_checkpointed(self, info: CheckpointInfo) -> None:
         self.last_checkpoint = info
         self.checkpoints.append(info)
+        self.checkpoints_completed += 1
         seconds = info.duration.total_seconds()
         log.info("%s: checkpoint %d complete in %.3f s, %d bytes", self.name, info.id, seconds, info.state_bytes)
 
+    def _now_given_up(self, checkpoint: CheckpointGivenUp) -> None:
+        self.given_up.append(checkpoint)
+        self.checkpoints_given_up += 1
+
     # ------------------------------------------------------------------------------------------------------- failure
+    @property
+    def failures(self) -> list[BaseException]:
+        """What ended attempts, the latest last; the ten latest are kept."""
+        return [incident.error for incident in self.incidents]
+
     async def _recover_in_the_end(self, error: Exception, restored: Restorable | None) -> Restorable | None:
         """A storage that fails now too may be better the next time."""
         while True:
@@ -252,7 +271,7 @@ class Job:
 
     async def _recover(self, error: Exception, restored: Restorable | None) -> Restorable | None:
         """What the next attempt starts from; raises JobFailed if there is to be none."""
-        self.failures = [*self.failures[-9:], error]
+        self.incidents.append(Incident(self._clock.time_ms(), self.restarts + 1, error))
         if isinstance(error, IncompatibleState | InvalidConfig | InvalidDataflow):
             raise error  # refused before anything ran
         if isinstance(error, CorruptCheckpoint) and restored is not None and self._store is not None:
@@ -336,6 +355,21 @@ class Job:
             except AttemptEnded:
                 await asyncio.sleep(0)  # the next attempt may answer
 
+    async def subscribe(self, uid: str, tag: str | None, buffer: int) -> Subscription:
+        """Fed with what the step emits from now on. Raises NoSuchStep."""
+        check_emits(self.plan or (await self._current()).plan, uid)
+        subscription = Subscription(uid, tag, buffer)
+        self._subscriptions.append(subscription)
+        if self._attempt is not None:
+            self._attempt.tap(subscription)
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        subscription.close()
+        self._subscriptions.remove(subscription)
+        if self._attempt is not None:
+            self._attempt.untap(subscription)
+
     async def _current(self) -> Attempt:
         """The running attempt, waiting for one while the job starts or restarts."""
         while self._attempt is None or not self._attempt.running:
@@ -343,6 +377,14 @@ class Job:
                 raise JobNotRunning(f"job {self.name!r} is not running any more: {self.status}")
             await self.running.wait()
         return self._attempt
+
+    @property
+    def checkpoints_under_way(self) -> list[CheckpointUnderWay]:
+        return [] if self._attempt is None else self._attempt.under_way
+
+    def channels(self, subtask: SubtaskId) -> list[ChannelFill]:
+        """What waits on the inputs of a subtask; nothing between two attempts."""
+        return [] if self._attempt is None else self._attempt.channels(subtask)
 
     def metrics(self) -> dict[str, Any]:
         subtasks = self._attempt.metrics() if self._attempt is not None else self._last_metrics

@@ -9,6 +9,8 @@ from streamactors.checkpoint.manifest import BlockRef, KeyedHandle, ListRef, Lis
 from streamactors.elements import Barrier
 from streamactors.graph.physical import SubtaskId
 from streamactors.runtime.event_time import NodeTime
+from streamactors.runtime.figures import SnapshotFigures
+from streamactors.runtime.taps import Tap
 
 
 # -------------------------------------------------------------------------------------------------------------- control
@@ -65,8 +67,33 @@ class Query:
     answer: asyncio.Future[Any]
 
 
+@dataclass(frozen=True, slots=True)
+class AttachTap:
+    """What node `uid` emits (to side output `tag`) goes to the tap too."""
+
+    uid: str
+    tag: str | None
+    tap: Tap
+
+
+@dataclass(frozen=True, slots=True)
+class DetachTap:
+    uid: str
+    tag: str | None
+    tap: Tap
+
+
 Control = (
-    Start | TriggerBarrier | AlignmentExpired | CheckpointComplete | CheckpointAborted | StopReading | Finish | Query
+    Start
+    | TriggerBarrier
+    | AlignmentExpired
+    | CheckpointComplete
+    | CheckpointAborted
+    | StopReading
+    | Finish
+    | Query
+    | AttachTap
+    | DetachTap
 )
 
 
@@ -81,6 +108,7 @@ class SnapshotStored:
     subtask: SubtaskId
     checkpoint: int
     state: SubtaskState
+    figures: SnapshotFigures = field(default_factory=SnapshotFigures)
 
 
 @dataclass(frozen=True, slots=True)

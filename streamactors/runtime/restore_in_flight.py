@@ -150,7 +150,8 @@ class _Targets:
     def _refused(self, key: EdgeKey, why: str) -> IncompatibleState:
         return IncompatibleState(
             f"the checkpoint holds {self._records[key]} records in flight on the edge {key}, {why}. Run the flow as it "
-            "was once more and take a savepoint (it holds nothing in flight), or let it finish, and then change it; "
+            "was once more and take a savepoint (it holds nothing in flight but the inputs of calls), or let it finish, "
+            "and then change it; "
             f"to give these records up, say so: drop_state=[{key.downstream!r}] (--drop-state {key.downstream})."
         )
 

@@ -17,6 +17,7 @@ from streamactors.elements import Barrier, Batch, Element, Idle, TimeMark, Water
 from streamactors.errors import RecordFailed, StreamactorsError
 from streamactors.graph.logical import Broadcast, Forward, Keyed, Partitioning, Rebalance
 from streamactors.operators.base import done_of
+from streamactors.operators.record_ids import by_edge
 from streamactors.runtime.channel import Channel
 from streamactors.runtime.inflight import Route
 from streamactors.state.key_groups import KeyGrouper, subtask_of
@@ -118,6 +119,7 @@ class Output:
 
     Where barriers may overtake: `routes` by channel; `prove`, called with the first batch, raises UnserialisableValue
     if its records could not be captured; `before_seen` is called with every batch before its receiver gets it.
+    `name`: what tells the edge apart in the names of its records; None where nothing need.
     """
 
     def __init__(
@@ -127,8 +129,10 @@ class Output:
         routes: Sequence[Route] = (),
         prove: Callable[[Batch], None] | None = None,
         before_seen: Callable[[Batch], None] | None = None,
+        name: str | None = None,
     ) -> None:
         self._router = router
+        self._name = name
         self._forward = isinstance(router, ForwardRouter)
         self._channels = channels
         self._routes = routes
@@ -143,6 +147,8 @@ class Output:
         if self._prove is not None:
             self._prove(batch)
             self._prove = None
+        if self._name is not None and batch.ids is not None:
+            batch = batch.with_ids(by_edge(batch.ids, self._name))
         self._staged.append(batch)
         self._staged_records += len(batch)
         if self._staged_records >= STAGED_LIMIT:
@@ -343,11 +349,18 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
         _joined([batch.origins or () for batch in batches]) if same_split else None,
         batches[0].split,
         batches[0].home if len({batch.home for batch in batches}) == 1 else None,
+        _ids(batches),
     )
 
 
 def _joined(columns: Sequence[Sequence[Any]]) -> list[Any]:
     return list(chain.from_iterable(columns))
+
+
+def _ids(batches: Sequence[Batch]) -> list[str | None] | None:
+    if all(batch.ids is None for batch in batches):
+        return None
+    return _joined([batch.ids or (None,) * len(batch) for batch in batches])
 
 
 def _stamps(batches: Sequence[Batch]) -> list[int | None] | None:

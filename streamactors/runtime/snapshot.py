@@ -32,6 +32,7 @@ from streamactors.checkpoint.manifest import (
 from streamactors.elements import Barrier
 from streamactors.errors import StreamactorsError
 from streamactors.graph.physical import SubtaskId
+from streamactors.runtime.figures import SnapshotFigures, Stopwatch
 from streamactors.runtime.incremental import IncrementalStoring
 from streamactors.runtime.inflight import CHUNK_BYTES, Capture, Captures
 from streamactors.runtime.messages import Failed, Reports, SnapshotDeclined, SnapshotStored
@@ -108,6 +109,7 @@ class _Pending:
     nodes: Sequence[CapturedNode]
     ended: bool
     channels: tuple[ChannelTime, ...] = ()
+    watch: Stopwatch | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     capture: Capture | None = None
     acknowledged: bool = False
@@ -141,9 +143,10 @@ class Snapshots:
         *,
         ended: bool,
         channels: tuple[ChannelTime, ...] = (),
+        watch: Stopwatch | None = None,
     ) -> None:
         """Write what was captured, in the background."""
-        pending = self._pending[barrier.checkpoint] = _Pending(barrier, nodes, ended, channels)
+        pending = self._pending[barrier.checkpoint] = _Pending(barrier, nodes, ended, channels, watch)
         self._write(pending, "snapshot", functools.partial(self._store_nodes, pending))
 
     def capture(self, checkpoint: int) -> Capture | None:
@@ -196,7 +199,7 @@ class Snapshots:
         name = f"{what} {pending.barrier.checkpoint} of {self._subtask}"
         task = asyncio.get_running_loop().create_task(self._or_fail(pending, work), name=name)
         pending.tasks.append(task)
-        task.add_done_callback(lambda _: self._report_if_done(pending))
+        task.add_done_callback(lambda _: self._written(pending))
 
     async def _or_fail(self, pending: _Pending, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """A storage that refuses may be better next time; a value that can't be serialised will not. (`work` is called
@@ -312,6 +315,11 @@ class Snapshots:
         if chunk:
             yield b"".join(chunk)
 
+    def _written(self, pending: _Pending) -> None:
+        if pending.watch is not None:
+            pending.watch.stored()
+        self._report_if_done(pending)
+
     def _report_if_done(self, pending: _Pending) -> None:
         checkpoint = pending.barrier.checkpoint
         if pending.done and self._pending.get(checkpoint) is pending and pending.states is not None:
@@ -325,7 +333,8 @@ class Snapshots:
                 in_flight=pending.in_flight,
                 channels=pending.channels,
             )
-            self._reports(SnapshotStored(id, checkpoint, state))
+            figures = SnapshotFigures() if pending.watch is None else pending.watch.read()
+            self._reports(SnapshotStored(id, checkpoint, state, figures))
 
 
 async def _with_first(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:

@@ -2,13 +2,13 @@
 
 The loop takes, in this order: control messages; barriers that have left; barriers that have arrived; processing timers
 that are due; the batch in hand and the restored backlog; the end of the data; a triggered barrier; what is unsent; the
-next element of an unblocked channel. So a barrier is at the head of its channel only when nothing is in hand, and
-nothing is taken from the mailbox while there is no room downstream: that is how back-pressure travels. A barrier that
-overtakes is handled as it arrives, between two records.
+next element of an unblocked channel, in turn with what calls have finished. So a barrier is at the head of its channel
+only when nothing is in hand, and nothing is taken from the mailbox while there is no room downstream: that is how
+back-pressure travels. A barrier that overtakes is handled as it arrives, between two records.
 
 Invariant: between two iterations every record taken from the input is either fully processed, or in the chain's stack,
-or staged or unsent in an output; every restored one is too, or still in the backlog; and no new input is taken before
-the backlog is empty.
+or held by an async link, or staged or unsent in an output; every restored one is too, or still in the backlog; and no
+new input is taken before the backlog is empty.
 """
 
 import asyncio
@@ -33,15 +33,18 @@ from streamactors.operators.sink import SinkLink
 from streamactors.runtime.alarm import Alarm
 from streamactors.runtime.backlog import BacklogReader, RestoredMark
 from streamactors.runtime.barriers import Barriers
-from streamactors.runtime.chain import Chain
+from streamactors.runtime.chain import Chain, LinkSlot
 from streamactors.runtime.event_time import InputTimes, Lanes
 from streamactors.runtime.inflight import Captures, Route
 from streamactors.runtime.inputs import Input
+from streamactors.runtime.load import HELD_BACK, IDLE, Load
 from streamactors.runtime.messages import (
     AlignmentExpired,
+    AttachTap,
     CheckpointAborted,
     CheckpointComplete,
     Control,
+    DetachTap,
     EndReached,
     Finish,
     Query,
@@ -82,15 +85,18 @@ class Subtask:
         governor: Governor,
         sweeper: Sweeper,
         alarm: Alarm,
+        load: Load,
     ) -> None:
         self.id = id
         self.mailbox = mailbox
         self.chain = chain
         chain.make_room = self.make_room
+        chain.wait_for_calls = self._wait_for_calls
         chain.check_alive = self._check_alive
         self.outputs = outputs
         self.nodes = nodes
         self.barriers = barriers
+        self.load = load
         self._input = source
         self._captures = captures
         self._times = times
@@ -105,6 +111,8 @@ class Subtask:
         self._sinks = [slot.link for slot in chain.slots if isinstance(slot.link, SinkLink)]
         self._triggers: deque[Barrier] = deque()
         self._open_channels = max(1, source.channels)
+        self._harvested = False
+        """Whether it is the input's turn, and not that of finished calls."""
         self._last_ended: int | None = None
         """The channel that has ended after all others, until the end has been processed."""
         self._started = False
@@ -168,7 +176,7 @@ class Subtask:
     async def _loop(self) -> None:
         control, announced, signal = self.mailbox.control, self.mailbox.announced, self.mailbox.signal
         chain, outputs, governor, captures = self.chain, self.outputs, self._governor, self._captures
-        alarm = self._alarm
+        alarm, load = self._alarm, self.load
         while not self._done:
             if control:
                 await self._obey(control.popleft())
@@ -177,28 +185,44 @@ class Subtask:
             elif announced:
                 await self._announced(*announced.popleft())
             elif not self._started or captures.congested:
-                await signal.wait()
+                await load.wait(HELD_BACK, signal)
             elif governor.due():
                 await governor.turn()
             elif alarm.due and self._may_fire() and outputs.flush():
                 await self._fire()
             elif chain.busy and outputs.flush():
                 await self._work()
-            elif self._last_ended is not None and not chain.busy:
+            elif self._last_ended is not None and not chain.busy and self._calls_are_over():
                 await self._end(self._last_ended)
             elif self._triggers and not chain.busy:
                 await self.barriers.on(Triggered(self._triggers.popleft()))
             elif not outputs.flush():
-                await signal.wait()
-            elif (taken := self._input.take()) is not None:
+                await load.wait(HELD_BACK, signal)
+            elif chain.ready and not self._harvested:
+                await self._harvest()
+            elif (taken := self._input.take(full=chain.full)) is not None:
+                self._harvested = False
                 await self._take(*taken)
+            elif self._harvested:
+                self._harvested = False
             elif self.barriers.ended and not self._checkpointing:
                 return
             elif not outputs.departed:
-                await signal.wait()
+                await load.wait(IDLE, signal)
 
     async def _work(self) -> None:
         await self.chain.step()
+        if not self.chain.busy:
+            self.outputs.seal()
+
+    def _calls_are_over(self) -> bool:
+        """At the end of the data; those that wait for more begin now."""
+        self.chain.flush_calls()
+        return not self.chain.holding
+
+    async def _harvest(self) -> None:
+        self._harvested = True
+        await self.chain.harvest()
         if not self.chain.busy:
             self.outputs.seal()
 
@@ -277,11 +301,18 @@ class Subtask:
         self.outputs.seal()
         while not self.outputs.flush() and not self.barriers.urgent():
             await self.barriers.announce_patient()
-            await self.mailbox.signal.wait()
+            await self.load.wait(HELD_BACK, self.mailbox.signal)
             self._check_alive()
         # The signal may have told of something else too, which the loop has yet to see.
         self.mailbox.signal.set()
         await self._governor.give_way()
+
+    async def _wait_for_calls(self) -> None:
+        """In the middle of a record, which makes more of them than there may be."""
+        self.outputs.flush()
+        await self.barriers.announce_patient()
+        await self.load.wait(HELD_BACK, self.mailbox.signal)
+        self._check_alive()
 
     async def _announced(self, channel: int, element: Element) -> None:
         if isinstance(element, Barrier):
@@ -292,6 +323,7 @@ class Subtask:
         match message:
             case Start():
                 self._started = True
+                self.load.begin()
                 self.chain.restate()
                 self._alarm.start()
             case TriggerBarrier(barrier):
@@ -311,6 +343,13 @@ class Subtask:
                 self._done = True
             case Query():
                 self._answer(message)
+            case AttachTap(uid, tag, tap):
+                self._slot(uid).attach(tag, tap)
+            case DetachTap(uid, tag, tap):
+                self._slot(uid).detach(tag, tap)
+
+    def _slot(self, uid: str) -> LinkSlot:
+        return next(slot for node, slot in zip(self.nodes, self.chain.slots, strict=True) if node.uid == uid)
 
     async def _completed(self, checkpoint: int, *, commit: bool) -> None:
         if commit:

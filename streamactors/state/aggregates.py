@@ -35,6 +35,8 @@ class Aggregate(ABC, Generic[T, A, R]):
         if "add" in vars(cls) and "add_many" not in vars(cls):
             cls.add_many = Aggregate.add_many  # type: ignore[method-assign]  # not one that goes with another `add`
             cls._in_place = vars(cls).get("_in_place", True)
+        if {"add", "add_many", "merge"} & vars(cls).keys():
+            cls._even = vars(cls).get("_even", False)
 
     @abstractmethod
     def create(self) -> A:
@@ -61,6 +63,9 @@ class Aggregate(ABC, Generic[T, A, R]):
 
     _in_place: bool = True
     """Whether `add` may change the accumulator that it gets."""
+    _even: bool = False
+    """Whether a value that can be added to the accumulator of no values can be added to any other, and any two can be
+    merged."""
 
     def _signature(self) -> Any:
         """What else has to agree for an accumulator to be read by another aggregate; None: nothing."""
@@ -70,6 +75,11 @@ class Aggregate(ABC, Generic[T, A, R]):
 def changes_in_place(aggregate: Aggregate[Any, Any, Any]) -> bool:
     """Whether its `add` may change the accumulator that it gets."""
     return aggregate._in_place
+
+
+def takes_evenly(aggregate: Aggregate[Any, Any, Any]) -> bool:
+    """Whether its accumulators all take the same values, and merge with each other, whatever is in them."""
+    return aggregate._even
 
 
 def signature_of(aggregate: Aggregate[Any, Any, Any]) -> Any:
@@ -88,6 +98,7 @@ class Count(_BuiltIn[Any, int, int]):
     """How many values; None and NaN count."""
 
     _in_place = False
+    _even = True
     accumulator = int
 
     def create(self) -> int:
@@ -119,6 +130,7 @@ class Sum(_BuiltIn[T, float, float]):
     """The sum of `fn(value)`, by plain addition of floats; 0.0 of nothing. NaN makes it NaN, None is an error."""
 
     _in_place = False
+    _even = True
     accumulator = float
 
     def __init__(self, fn: Callable[[T], float]) -> None:
@@ -148,6 +160,7 @@ class Avg(_BuiltIn[T, tuple[float, int], float]):
     """The mean of `fn(value)`, by plain addition of floats; NaN of nothing. NaN makes it NaN, None is an error."""
 
     _in_place = False
+    _even = True
     accumulator = tuple[float, int]
 
     def __init__(self, fn: Callable[[T], float]) -> None:
@@ -247,6 +260,7 @@ class Max(_Extreme[T, R]):
 class Distinct(_BuiltIn[T, set[Any], int]):
     """How many different `fn(value)`, exactly: each of them is kept. 1, True and 1.0 are equal, as in a set."""
 
+    _even = True
     accumulator = set[Any]
 
     def __init__(self, fn: Callable[[T], Any]) -> None:
@@ -306,6 +320,7 @@ class TopN(_BuiltIn[T, list[T], list[T]]):
 class Collect(_BuiltIn[T, list[T], list[T]]):
     """All values, in the order in which they came."""
 
+    _even = True
     accumulator = list[Any]
 
     def __init__(self) -> None:
@@ -349,6 +364,7 @@ class Aggregates(_BuiltIn[T, Any, R]):
         self._parts = aggregates
         self._adders = [(name, aggregate.add_many) for name, aggregate in aggregates.items()]
         self._in_place = any(map(changes_in_place, aggregates.values()))
+        self._even = all(map(takes_evenly, aggregates.values()))
         fields = {name: accumulator_type(aggregate) for name, aggregate in aggregates.items()}
         self.accumulator = _typed_dict("Aggregates", fields)
 

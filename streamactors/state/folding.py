@@ -23,6 +23,11 @@ class BoundReducing(ReducingState[T]):
         self.fn = fn
         self._lay()
 
+    @property
+    def cell(self) -> ValueCell:
+        """What it is kept in."""
+        return self._cell
+
     def attach(self, cursor: Cursor) -> None:
         self._cell.attach(cursor)
         self._lay()
@@ -43,6 +48,11 @@ class BoundAggregating(AggregatingState[T, R]):
         self._cell = cell
         self.aggregate = aggregate
         self._lay()
+
+    @property
+    def cell(self) -> ValueCell:
+        """What it is kept in."""
+        return self._cell
 
     def attach(self, cursor: Cursor) -> None:
         self._cell.attach(cursor)

@@ -9,7 +9,7 @@ from streamactors.state.backend import StateBlock
 from streamactors.state.blocks import EntryCodec, codec_for
 from streamactors.state.descriptors import Declaration
 from streamactors.state.key_groups import KeyGroupRange, key_group
-from streamactors.state.timers import HIDDEN
+from streamactors.state.timers import HIDDEN, holds_timers
 
 _BUILTIN: Final = frozenset({str, int, bytes, float, bool})
 
@@ -70,19 +70,20 @@ def check_schemas(
         if reader is not None:
             if problems := reader.problems(schema):
                 raise IncompatibleState(f"{reader.where}: {'; '.join(problems)}")
-        elif not allow_dropped and name.startswith(HIDDEN):
-            raise IncompatibleState(
-                f"operator {uid!r} has stored timers, and defines no on_timer now: define it again, or allow dropping "
-                "state"
-            )
         elif not allow_dropped:
-            raise IncompatibleState(
-                f"operator {uid!r}, state {name!r}: stored in the checkpoint, but no longer declared. "
-                "Declare it again, or allow dropping state"
-            )
+            raise IncompatibleState(f"operator {uid!r}{_not_read(name)}, or allow dropping state")
     for name, schema in stored.items():
         if name in readers:
             readers[name].read_as(schema)
+
+
+def _not_read(name: str) -> str:
+    """What is stored under a name that nothing has now, and what to do."""
+    if holds_timers(name):
+        return " has stored timers, and defines no on_timer now: define it again"
+    if name.startswith(HIDDEN):
+        return f" has stored {name.removeprefix(HIDDEN)!r}, which this kind of step does not have: make it what it was"
+    return f", state {name!r}: stored in the checkpoint, but no longer declared. Declare it again"
 
 
 def check_stores(

@@ -32,6 +32,11 @@ class TimerState(MapState[tuple[int, str], bool]):
         self.stored = self.name = _NAME + domain
 
 
+def holds_timers(name: str) -> bool:
+    """Whether the state of this name does."""
+    return name.startswith(_NAME)
+
+
 def domain_of(name: str) -> Domain:
     """Of the state that has this name."""
     return "processing" if name == _NAME + "processing" else "event"
@@ -60,6 +65,9 @@ class TimerStore(Protocol):
     def put_back(self, rows: Iterable[TimerRow]) -> None:
         """They were drawn, and not taken."""
 
+    def pending(self, row: TimerRow) -> bool:
+        """Whether there is one. Blocks for what is not in memory."""
+
     def take(self, row: TimerRow) -> bool:
         """Whether it is pending; then it no longer is."""
 
@@ -80,11 +88,14 @@ class TimeIndex:
     Times are gathered in *spans* of 16,384 ms. Of the first span that has any, the times are a heap; the others wait
     unsorted, and a heap has their numbers. So nothing is ever sorted that has more than 16,384 items, but for the
     numbers of spans. What is gone from a span stays in the heaps until it comes up, or is most of them.
+
+    Where there are few timers together, tuples hold them: the garbage collector does not walk through tuples of what it
+    need not walk through, and dicts for each would be most of what it walks.
     """
 
     def __init__(self) -> None:
-        self._spans: dict[int, dict[int, Any]] = {}
-        """By number and time: the timer, or a dict of several."""
+        self._spans: dict[int, _Few | _ByTime] = {}
+        """By number. The first one, whose times are in the heap, is by time."""
         self._order: list[int] = []
         self._first: int | None = None
         """The span whose times are `_times`."""
@@ -97,27 +108,29 @@ class TimeIndex:
         span = self._spans.get(number)
         if span is None:
             self._begin_span(number, row)
-            return
-        held = span.setdefault(time, row)
-        if held is row:
-            if number == self._first:
-                self._push_time(span, time)
-        elif type(held) is dict:
-            held[row] = None
-        elif held != row:
-            span[time] = {held: None, row: None}
+        elif isinstance(span, tuple):
+            if row not in span:
+                self._spans[number] = (*span, row) if len(span) < _FEW else _by_time((*span, row))
+        elif _put(span, row) and number == self._first:
+            self._push_time(span, time)
 
     def _begin_span(self, number: int, row: TimerRow) -> None:
-        span = self._spans[number] = {row[0]: row}
+        self._spans[number] = (row,)
         if len(self._order) > 2 * len(self._spans) + _SPARE:
             self._order = list(self._spans)
             heapify(self._order)
         else:
             heappush(self._order, number)
         if number == self._first:
-            self._times = list(span)
+            self._times = list(self._opened(number))
 
-    def _push_time(self, span: dict[int, Any], time: int) -> None:
+    def _opened(self, number: int) -> "_ByTime":
+        span = self._spans[number]
+        if isinstance(span, tuple):
+            span = self._spans[number] = _by_time(span)
+        return span
+
+    def _push_time(self, span: "_ByTime", time: int) -> None:
         if len(self._times) > 2 * len(span) + _SPARE:
             self._times = list(span)
             heapify(self._times)
@@ -129,18 +142,25 @@ class TimeIndex:
         time = row[0]
         number = time >> _SPAN_BITS
         span = self._spans.get(number)
-        held = None if span is None else span.get(time)
-        if span is None or held is None:
-            return
-        if type(held) is dict:
-            held.pop(row, None)
-            if held:
-                return
-        elif held != row:
-            return
-        self._emptied(number, span, time)
+        if isinstance(span, tuple):
+            self._set(number, _without(span, row))
+        elif span is not None and (held := span.get(time)) is not None:
+            if held == row:
+                self._emptied(number, span, time)
+            elif type(held) is dict:
+                held.pop(row, None)
+                if not held:
+                    self._emptied(number, span, time)
+            elif not _is_one(held):
+                span[time] = _unwrapped(_without(held, row))
 
-    def _emptied(self, number: int, span: dict[int, Any], time: int) -> None:
+    def _set(self, number: int, span: "_Few") -> None:
+        if span:
+            self._spans[number] = span
+        else:
+            del self._spans[number]
+
+    def _emptied(self, number: int, span: "_ByTime", time: int) -> None:
         del span[time]
         if not span:
             del self._spans[number]
@@ -154,6 +174,7 @@ class TimeIndex:
                 heappop(order)
                 continue
             if number != self._first:
+                span = self._opened(number)
                 self._first, self._times = number, list(span)
                 if len(span) > 1:
                     heapify(self._times)
@@ -171,15 +192,16 @@ class TimeIndex:
             if time is None or time > limit or self._first is None:
                 break
             number = self._first
-            span = self._spans[number]
+            span: _ByTime = self._spans[number]  # type: ignore[assignment]  # the first one is
             held = span[time]
-            if type(held) is dict:
-                while held and len(rows) < count:
-                    rows.append(held.popitem()[0])
-                if held:
-                    break
-            else:
+            if type(held) is not dict and _is_one(held):
                 rows.append(held)
+            else:
+                taken, left = _split(held, count - len(rows))
+                rows += taken
+                if left:
+                    span[time] = left
+                    break
             self._emptied(number, span, time)
         return rows
 
@@ -191,9 +213,63 @@ class TimeIndex:
         start = None
         while numbers and len(gone) < excess:
             start = numbers.pop()
-            for held in self._spans.pop(start).values():
-                gone += held if type(held) is dict else [held]
+            span = self._spans.pop(start)
+            for held in [span] if isinstance(span, tuple) else span.values():
+                gone += _split(held, len(held))[0]
         return None if start is None else (start << _SPAN_BITS, gone)
+
+
+# A span: few timers, or by time. What is held at a time: one timer, or few, or very many.
+_FEW: Final = 8
+_Few = tuple[TimerRow, ...]
+_ByTime = dict[int, Any]
+
+
+def _is_one(held: Any) -> bool:
+    """A timer begins with a time, several begin with a timer."""
+    return type(held[0]) is int
+
+
+def _by_time(rows: Iterable[TimerRow]) -> _ByTime:
+    span: _ByTime = {}
+    for row in rows:
+        _put(span, row)
+    return span
+
+
+def _put(span: _ByTime, row: TimerRow) -> bool:
+    """Whether its time is new there."""
+    held = span.setdefault(row[0], row)
+    if held is row:
+        return True
+    if type(held) is dict:
+        held[row] = None
+    elif _is_one(held):
+        if held != row:
+            span[row[0]] = (held, row)
+    elif row not in held:
+        span[row[0]] = (*held, row) if len(held) < _FEW else dict.fromkeys((*held, row))
+    return False
+
+
+def _without(few: _Few, row: TimerRow) -> _Few:
+    if row not in few:
+        return few
+    place = few.index(row)
+    return few[:place] + few[place + 1 :]
+
+
+def _unwrapped(few: _Few) -> TimerRow | _Few:
+    return few[0] if len(few) == 1 else few
+
+
+def _split(held: Any, count: int) -> tuple[Sequence[TimerRow], Any]:
+    """The next `count` that are held there, and what is left; empty if nothing is."""
+    if type(held) is dict:
+        return [held.popitem()[0] for _ in range(min(count, len(held)))], held
+    if _is_one(held):
+        return (held,), ()
+    return held[:count], _unwrapped(held[count:]) if len(held) > count else ()
 
 
 def in_order(rows: Iterable[TimerRow]) -> list[TimerRow]:

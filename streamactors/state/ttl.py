@@ -8,6 +8,7 @@ overwritten.
 An entry is `(value, time)`; in a list each item is, and in a map each value.
 """
 
+import copy
 import struct
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, ValuesView
 from typing import Any, Final, Protocol, TypeVar, cast, overload
@@ -48,6 +49,12 @@ class Lifetime:
     def limit(self) -> int:
         """What was written then, or before, has expired."""
         return self.now() - self.after
+
+    def still(self, time_ms: Callable[[], int]) -> "Lifetime":
+        """The same, where reading refreshes nothing, and judges by another time."""
+        made = copy.copy(self)
+        made.on_read, made.now = False, time_ms
+        return made
 
     def schema(self) -> dict[str, Any]:
         return {"after": self.after, "refresh_on": "read-write" if self.on_read else "write"}
@@ -144,6 +151,15 @@ class TtlCell:
     def clear(self) -> None:
         self._stamped.clear()
 
+    @property
+    def refreshes(self) -> bool:
+        """Whether reading is as good as writing."""
+        return self._lifetime.on_read
+
+    def still(self, time_ms: Callable[[], int]) -> "TtlCell":
+        """Another one over what is stored, reading which refreshes nothing, and judges by another time."""
+        return TtlCell(self._stamped, self._lifetime.still(time_ms), self._check)
+
     def getter(self, empty: Callable[[], Any]) -> Callable[[], Any]:
         """`empty` gives what stands for no value."""
         read, write, lifetime = self._stamped.get, self._stamped.set, self._lifetime
@@ -201,6 +217,14 @@ class TtlValue(ValueState[T]):
         vars(self)["get"] = self._cell.getter(self._empty)
         vars(self)["set"] = self._cell.set
 
+    @property
+    def refreshes(self) -> bool:
+        return self._cell.refreshes
+
+    def still(self, time_ms: Callable[[], int]) -> "TtlValue[T]":
+        """See `TtlCell`."""
+        return TtlValue(self._cell.still(time_ms), self._empty)
+
     def clear(self) -> None:
         self._cell.clear()
 
@@ -212,6 +236,14 @@ class TtlList(ListState[T]):
         self._attach: Callable[[Cursor], None] = stamped.attach
         self._lifetime = lifetime
         self._check = check
+
+    @property
+    def refreshes(self) -> bool:
+        return self._lifetime.on_read
+
+    def still(self, time_ms: Callable[[], int]) -> "TtlList[T]":
+        """See `TtlCell`."""
+        return TtlList(self._stamped, self._lifetime.still(time_ms), self._check)
 
     def attach(self, cursor: Cursor) -> None:
         self._attach(cursor)
@@ -259,6 +291,19 @@ class TtlMap(MapState[K, V]):  # noqa: PLW1641 (compared by what it holds, so no
         self._cursor = cursor
         self._given: tuple[int, Any, Any] | None = None
         """The key group and key in hand, and the key that an iteration over them has given out last."""
+
+    @property
+    def refreshes(self) -> bool:
+        return self._lifetime.on_read
+
+    @property
+    def stamped(self) -> MapState[K, Stamped]:
+        """What is stored."""
+        return self._stamped
+
+    def still(self, time_ms: Callable[[], int]) -> "TtlMap[K, V]":
+        """See `TtlCell`."""
+        return TtlMap(self._stamped, self._lifetime.still(time_ms), self._check, self._cursor)
 
     def attach(self, cursor: Cursor) -> None:
         self._cursor = cursor

@@ -255,9 +255,10 @@ class Transformation:
         ]
         if changes:
             raise IncompatibleState(
-                f"{self._restorable.uri} is an unaligned checkpoint with records in flight "
+                f"{self._restorable.uri} holds records in flight "
                 f"({', '.join(sorted(edges))}), which are on their way to what would be changed "
-                f"({', '.join(changes)}): take a savepoint, which has nothing in flight, and transform that"
+                f"({', '.join(changes)}): take a savepoint, which has none but the inputs of calls that async steps are "
+                "making, and transform that"
             )
 
     # --------------------------------------------------------------------------------------------------------- subtasks

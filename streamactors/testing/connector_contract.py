@@ -11,7 +11,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
@@ -96,6 +96,14 @@ async def read(
     return reading
 
 
+def _numbers(batches: Iterable[SourceBatch[Any]]) -> dict[str, list[int]]:
+    """By split; of those that number their records."""
+    numbers: dict[str, list[int]] = defaultdict(list)
+    for batch in batches:
+        numbers[batch.split] += batch.origins or ()
+    return numbers
+
+
 _PAUSED_SECONDS: Final = 0.02
 """After it, nothing is to be had for now; if there was, the test sees less, and fails no earlier."""
 
@@ -177,6 +185,19 @@ class SourceContract(ABC, Generic[T]):
         for batch in (await read(self.reader(), None)).batches:
             assert batch.timestamps is None or len(batch.timestamps) == len(batch.values)
             assert batch.origins is None or len(batch.origins) == len(batch.values)
+
+    async def test_a_record_keeps_its_number(self) -> None:
+        """Its name is made of it (`ctx.record_id`): no two of a split have one, and who goes on gives the same."""
+        whole = (await read(self.reader(), None)).batches
+        numbers = _numbers(whole)
+        assert {split: len(set(own)) for split, own in numbers.items()} == {
+            split: len(own) for split, own in numbers.items()
+        }
+        begun = Reading[T](dict((await read(self.reader(), None, at_most=0)).positions))
+        for batch in whole[:1]:
+            begun.take(batch, len(batch.values) // 2)
+        again = _numbers((await read(self.reader(), begun.positions)).batches)
+        assert all(own == numbers[split][-len(own) :] for split, own in again.items() if own)
 
     async def test_goes_on_exactly_after_any_record(self) -> None:
         whole = await read(self.reader(), None)

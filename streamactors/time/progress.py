@@ -106,6 +106,12 @@ class EventTime:
         time = ahead.get(group, self.current) if ahead else self.current
         return time if self._reaching is None else max(time, self._reached_by(self._reaching, group))
 
+    def latest(self, groups: Iterable[int]) -> int:
+        """The largest `at` of some key groups, at least one."""
+        if not self._ahead and self._reaching is None:
+            return self.current
+        return max(map(self.at, set(groups)))
+
     def _reached_by(self, mark: Watermark, group: int) -> int:
         in_scope = mark.groups is None or mark.groups[0] <= group <= mark.groups[1]
         return mark.time_ms if in_scope else self.current

@@ -54,8 +54,27 @@ _NO_KEY: Final = (
 )
 
 
+_NO_WATERMARKS: Final = (
+    "an event timer would never fire, since no source of this stream gives watermarks: give one by "
+    "flow.source(…, watermarks=sa.Watermarks.…), or set a processing timer"
+)
+
+
 def _is_timer(timestamp: object, name: object) -> bool:
     return type(timestamp) is int and type(name) is str and MIN_TIME <= timestamp <= MAX_TIME
+
+
+def _check_timer(timestamp: object, name: object) -> None:
+    if not _is_timer(timestamp, name):
+        raise UnserialisableValue(
+            f"a timer for {timestamp!r}, named {name!r}: give a whole number of milliseconds since the epoch (64 "
+            "bits) and a string"
+        )
+
+
+def _check_domain(domain: str) -> None:
+    if domain not in ("event", "processing"):
+        raise StateAccessError(f"timers.delete(domain={domain!r}): 'event' or 'processing'")
 
 
 class NoTimers(Timers):
@@ -144,28 +163,27 @@ class TimerService(Timers):
             self.on_alarm()
 
     def delete(self, timestamp: int, name: str = "", *, domain: Literal["event", "processing"] = "event") -> None:
-        if domain not in self.stores:
-            raise StateAccessError(f"timers.delete(domain={domain!r}): 'event' or 'processing'")
+        _check_domain(domain)
         cursor = self._key_in_hand(timestamp, name)
         self.stores[domain].delete(cursor.key, cursor.group, timestamp, name)
 
     def _refuse(self, timestamp: int, name: str) -> None:
         self._key_in_hand(timestamp, name)
-        raise InvalidDataflow(
-            "an event timer would never fire, since no source of this stream gives watermarks: give one by "
-            "flow.source(…, watermarks=sa.Watermarks.…), or set a processing timer"
-        )
+        raise InvalidDataflow(_NO_WATERMARKS)
 
     def _key_in_hand(self, timestamp: int, name: str) -> Cursor:
         cursor = self._cursor
         if cursor.group == INACTIVE:
             raise StateAccessError(_NO_KEY)
-        if not _is_timer(timestamp, name):
-            raise UnserialisableValue(
-                f"a timer for {timestamp!r}, named {name!r}: give a whole number of milliseconds since the epoch (64 "
-                "bits) and a string"
-            )
+        _check_timer(timestamp, name)
         return cursor
+
+    def check(self, timestamp: int, name: str, domain: Domain, *, delete: bool = False) -> None:
+        """Raises what setting or deleting such a timer would, for whatever key."""
+        _check_domain(domain)
+        _check_timer(timestamp, name)
+        if domain == "event" and not delete and not self._has_watermarks:
+            raise InvalidDataflow(_NO_WATERMARKS)
 
     # --------------------------------------------------------------------------------------------------------- firing
     async def opened(self) -> None:

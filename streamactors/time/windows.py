@@ -141,7 +141,7 @@ class CountWindow(WindowAssigner):
     timed = False
 
     def __init__(self, size: int) -> None:
-        if size != int(size) or size < 1:
+        if type(size) is not int or size < 1:
             raise InvalidDataflow(f"CountWindow(size={size!r}): give a whole number of records, at least 1")
         self.size = size
 
@@ -240,7 +240,7 @@ class _LocalDays:
 def _zone(name: str) -> zoneinfo.ZoneInfo:
     try:
         return zoneinfo.ZoneInfo(name)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError) as error:
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, TypeError, AttributeError) as error:
         raise InvalidDataflow(
             f"Tumbling(tz={name!r}): no such time zone. Give a name such as 'Europe/Zurich'; on a system without the "
             "IANA database, install the package tzdata."

@@ -25,7 +25,9 @@ EXPORTS = {
     "MetricGroup", "MsgPack", "Operator", "OperatorContext", "OperatorListState", "OutputTag", "Raw", "Restart", "Sink",
     "Source", "StateAccessError", "StateBackend", "StorageInUse", "Stream", "StreamactorsError", "Text",
     "TransactionLost", "UnionListState", "ValueState",
-    "Watermarks",
+    "BatchOf", "CallCancelled", "Retry",
+    "record_id", "record_ids",
+    "Watermarks", "NoSuchStep", "SubscriptionLagged",
 }  # fmt: skip
 
 STEP = "name=None, parallelism=None, chain=True"
@@ -39,6 +41,13 @@ PINS: list[tuple[Any, str, str]] = [
     (sa.Stream, "filter", f"self, fn, *, {STEP}"),
     (sa.Stream, "flat_map", f"self, fn, *, {STEP}"),
     (sa.Stream, "process", f"self, uid, operator, *, {STEP}, on_error='fail'"),
+    (
+        sa.Stream,
+        "map_async",
+        "self, uid, fn, *, capacity=100, timeout=None, ordered=True, retry=None, batch=None, on_error='fail', " + STEP,
+    ),
+    (sa.BatchOf, "__init__", "self, max_size, max_wait"),
+    (sa.Retry, "__init__", "self, attempts, *, initial=..., maximum=..., on=..."),
     (sa.Stream, "key_by", "self, fn"),
     (sa.Stream, "union", "self, *others"),
     (sa.Stream, "rebalance", "self"),
@@ -124,6 +133,9 @@ PINS: list[tuple[Any, str, str]] = [
         "self, storage, *, interval, mode='exactly-once', alignment='aligned', alignment_timeout=None, timeout=..., "
         "min_pause=..., max_concurrent=1, tolerable_failures=0, retain=3, incremental=True, storage_options=None",
     ),
+    (sa.JobHandle, "query", "self, uid, state, key"),
+    (sa.JobHandle, "subscribe", "self, uid, *, tag=None, buffer=..."),
+    (sa.SubscriptionLagged, "__init__", "self, uid, lost, buffer"),
     (sa.Restart, "none", ""),
     (sa.Restart, "fixed", "delay, attempts"),
     (sa.Restart, "exponential", "initial=..., maximum=..., *, jitter=0.1, reset_after=..."),

@@ -39,5 +39,13 @@ async def test_what_times_out() -> None:
     assert await run(SNIPPETS[1], "events", "reminders", values) == ["2"]
 
 
+async def test_what_fails() -> None:
+    charges: list[tuple[int | None, int]] = [(100, 1), (None, 2), (150, 3)]
+    values = [SimpleNamespace(card="x", cents=cents, time=time) for cents, time in charges]
+    snippet = SNIPPETS[0].partition("found =")[0] + SNIPPETS[2]
+    [error] = await run(snippet, "transactions", "broken", values)
+    assert error.startswith("TypeError: '<' not supported")
+
+
 def test_every_snippet_is_run() -> None:
-    assert len(SNIPPETS) == 2
+    assert len(SNIPPETS) == 3

@@ -3,7 +3,8 @@
 Each record reads all that its key holds, before it adds to it. What it has read is kept in `Log`, and its digest is
 written, so that a restored job is compared with one that ran in one go, and both with what was written back then.
 
-To add a kind of state, add a line to `KINDS`; a type of value, to `VALUES`; a key, to `KEYS`. Then make the data anew
+To add a kind of state, add a line to `KINDS`; a type of value, to `VALUES`; a key, to `KEYS`; a step in event time, to
+`timed.add_steps`. Then make the data anew
 (see `make`), for the version that is being released: data of released versions is never changed.
 """
 
@@ -25,6 +26,7 @@ import numpy as np
 
 import streamactors as sa
 from connectors.files import FileSink
+from tests.golden.timed import Came, add_steps
 from tests.runtime.feeds import Feed
 
 T = TypeVar("T")
@@ -294,6 +296,7 @@ class Log:
         """What the operator lists of all subtasks held at the start."""
         self.every: list[list[int]] = []
         """What the union list of each subtask held then."""
+        self.came: Came = {}
 
 
 class Digest(msgspec.Struct):
@@ -301,6 +304,10 @@ class Digest(msgspec.Struct):
 
     number: int
     digest: str
+
+
+def number_of(line: Digest) -> int:
+    return line.number
 
 
 def digest(number: int, text: str) -> Digest:
@@ -385,6 +392,7 @@ def flow_of(numbers: Feed, rules: Feed, log: Log, out: Path, parallelism: int = 
     lines = kinds.key_by(lambda line: KEYS[line.number % CYCLE]).process(
         "alarms", alarms_for(log), parallelism=parallelism
     )
+    add_steps(lines.map(number_of), log.came, CYCLE, parallelism - 1)
     lines.sink("out", FileSink(str(out), value=sa.Json(Digest)), parallelism=1)
     return flow
 

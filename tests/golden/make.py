@@ -8,7 +8,7 @@ To be run once for each release, and whenever something was added to `flow` befo
   the file sink that were prepared and never committed;
 - `savepoint`: canonical and self-contained;
 - `out-heap` and so on: the hidden parts that these transactions stand for;
-- `digests`: a line for each record of a whole run: what it saw.
+- `digests`: a line for each record of a whole run: what it saw; and one for each step in event time: what came of it.
 
 Nothing of the machine may go into them, which is checked. RocksDB notes the host's name in its tables, hence the
 command.
@@ -68,10 +68,16 @@ async def until(condition: Callable[[], Any]) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------- running jobs
-async def whole_run() -> dict[int, str]:
-    """What each record sees where nothing is ever restored."""
+async def whole_run() -> Log:
+    """What comes of everything where nothing is ever restored."""
     with tempfile.TemporaryDirectory() as folder:
-        return (await run_through(Path(folder), Log(), restore=None)).seen
+        return await run_through(Path(folder), Log(), restore=None)
+
+
+def digests_of(log: Log) -> dict[str, str]:
+    """Of a whole run: for each record what it saw, and for each step in event time what came of it."""
+    seen = {str(number): digest(number, text).digest for number, text in sorted(log.seen.items())}
+    return seen | {uid: digest(0, str(sorted(results))).digest for uid, results in sorted(log.came.items())}
 
 
 async def run_through(
@@ -212,8 +218,8 @@ async def make(archive: Path) -> None:
         for backend in BACKENDS:
             await write(target, backend, backend, checkpoint_with_records_in_flight)
         await write(target, SAVEPOINT, "heap", savepoint)
-        lines = [digest(number, text) for number, text in sorted((await whole_run()).items())]
-        (target / DIGESTS).write_text("".join(f"{line.number} {line.digest}\n" for line in lines))
+        digests = digests_of(await whole_run())
+        (target / DIGESTS).write_text("".join(f"{name} {found}\n" for name, found in digests.items()))
         refuse_traces(target)
         pack(target, archive)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from streamactors.operators.windows.spec import Windowing
 from streamactors.state.backend import KeyedBackend
 from streamactors.state.heap.backend import HeapBackend
 from streamactors.state.rocksdb.backend import RocksDBBackend, RocksDBOptions
-from tests.operators.window_harness import GROUPS, Model, Step, in_order, milliseconds, windowing
+from streamactors.time.windows import Window
+from tests.operators.window_harness import DEAD, GROUPS, Model, Step, in_order, milliseconds, windowing
 
 pytestmark = pytest.mark.slow
 
@@ -64,6 +66,8 @@ triggers = st.one_of(
 @st.composite
 def windowings(draw: st.DrawFn) -> Windowing:
     assigner, trigger = draw(assigners), draw(triggers)
+    if isinstance(assigner, sa.CountWindow):  # has its own
+        return windowing(assigner)
     if trigger is None and isinstance(assigner, sa.GlobalWindow):
         trigger = sa.Trigger.count(2)
     if trigger is not None and draw(st.booleans()):
@@ -106,6 +110,68 @@ async def same(step: Step, model: Model, moves: list[Any]) -> None:
     if not model.left:
         assert not step.left()
     event(f"{len(step.results) > 0=}")
+
+
+def too_many(values: list[Any]) -> bool:
+    return len([number for _, _, number in values if number % 3 == 0]) > 1
+
+
+class Limited(sa.Aggregate[Any, list[Any], list[Any]]):
+    """Takes no second record whose number is a multiple of three, and has changed its accumulator when it says so."""
+
+    accumulator = list[Any]
+
+    def create(self) -> list[Any]:
+        return []
+
+    def add(self, accumulator: list[Any], value: Any) -> list[Any]:
+        accumulator.append(value)
+        if too_many(accumulator):
+            raise ValueError("too many")
+        return accumulator
+
+    def merge(self, left: list[Any], right: list[Any]) -> list[Any]:
+        left += right
+        if too_many(left):
+            raise ValueError("too many together")
+        return left
+
+    def result(self, accumulator: list[Any]) -> list[Any]:
+        return list(accumulator)
+
+
+class Careful(Model):
+    """Puts aside a record that one of its windows can't take, before anything else."""
+
+    def __init__(self, how: Windowing) -> None:
+        super().__init__(how)
+        self.dead: list[Any] = []
+
+    def _put(self, record: Any) -> list[sa.Windowed[Any, Any]]:
+        if any(too_many(values) for values in self._filled(record)):
+            self.dead.append(record)
+            return []
+        return super()._put(record)
+
+    def _filled(self, record: Any) -> Iterator[list[Any]]:
+        key, time, _ = record
+        held = self.windows.setdefault(key, {})
+        for new in self.how.assigner.assign(time):
+            met = [new] if new in held else []
+            if self.how.assigner.merging:
+                met = [window for window in held if window.start <= new.end and new.start <= window.end]
+            into = Window(min(window.start for window in [new, *met]), max(window.end for window in [new, *met]))
+            if not self._gone(into):
+                yield [value for window in met for value in held[window].values] + [record]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=QUIET)
+@given(how=windowings(), moves=steps)
+def test_a_record_that_fails_is_in_no_window(how: Windowing, moves: list[Any]) -> None:
+    step, model = Step(how, aggregating(Limited()), on_error=DEAD), Careful(how)
+    asyncio.run(same(step, model, moves))
+    assert Counter(letter.value for letter in step.dead) == Counter(model.dead)
+    event(f"{len(step.dead) > 0=}")
 
 
 def check(backend: KeyedBackend, how: Windowing, kind: str, moves: list[Any]) -> None:

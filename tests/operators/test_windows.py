@@ -14,6 +14,7 @@ from streamactors.operators.windows.contents import Keeping, aggregating, reduci
 from streamactors.state.backend import KeyedBackend
 from streamactors.state.heap.backend import HeapBackend
 from streamactors.state.rocksdb.backend import RocksDBBackend, RocksDBOptions
+from streamactors.state.serialisation.serializer import Serializer
 from streamactors.time.progress import EventTime
 from tests.operators.window_harness import DEAD, GROUPS, Step, milliseconds, windowing
 from tests.runtime.feeds import Feed
@@ -232,11 +233,179 @@ async def test_a_record_that_can_not_be_added_is_named() -> None:
         await step.put_batch(batch)
 
 
+async def test_a_record_that_can_not_be_added_is_named_by_its_own_key() -> None:
+    """Also among equal ones of other keys, and where it depends on what was there before."""
+
+    def few(left: int, right: int) -> int:
+        if left + right > 2:
+            raise ValueError("too many")
+        return left + right
+
+    step = Step(windowing(TEN), reducing(few, int))
+    batch = Batch([1, 1, 1, 1, 1], [1] * 5, ["a", "b", "b", "b", "b"], [0] * 5)
+    with pytest.raises(sa.RecordFailed, match="operator 'w' failed, key 'b': ValueError: too many"):
+        await step.put_batch(batch)
+
+
+async def test_of_the_records_of_a_key_the_one_that_can_not_be_added_is_named() -> None:
+    def sorted_ones(left: int, right: int) -> int:
+        if right < left:
+            raise ValueError("unsorted")
+        return right
+
+    step = Step(windowing(TEN), reducing(sorted_ones, int))
+    await step.put_batch(Batch([5], [1], ["a"], [0]))
+    batch = Batch([6, 4, 7], [1] * 3, ["a"] * 3, [0] * 3, [7, 8, 9], "orders@")
+    with pytest.raises(sa.RecordFailed, match="operator 'w' failed, key 'a', record orders@8: ValueError: unsorted"):
+        await step.put_batch(batch)
+
+
+async def test_a_record_that_no_window_can_be_found_for_is_named_by_its_own_key() -> None:
+    step = Step(windowing(sa.Tumbling(dt.timedelta(days=1), tz="Europe/Zurich")), COUNT)
+    batch = Batch(["x", "x"], [0, MAX_TIME - 10], ["a", "b"], [0, 0])
+    with pytest.raises(sa.RecordFailed, match="operator 'w' failed, key 'b': ValueError: .* is no time in the years"):
+        await step.put_batch(batch)
+
+
 async def test_a_record_that_can_not_be_added_may_go_to_the_dead_letters() -> None:
     step = Step(windowing(TEN), aggregating(sa.Sum[Any](lambda record: record[2])), on_error=DEAD)
     await step.put(("a", 1, 1), ("a", 2, "x"), ("a", 3, 2))
     assert [letter.value for letter in step.dead] == [("a", 2, "x")]
     assert short(await step.advance(9)) == [("a", 0, 10, 3.0)]
+
+
+def limited(left: Any, right: Any) -> Any:
+    if left[2] + right[2] > 3:
+        raise ValueError("too many")
+    return (left[0], left[1], left[2] + right[2])
+
+
+@pytest.mark.parametrize(("full", "expected"), [([1, 6], {-5: 1, 0: 3, 5: 2}), ([6, 12], {0: 2, 5: 3, 10: 1})])
+async def test_a_record_that_fails_in_one_of_its_windows_is_in_none(full: list[int], expected: dict[int, int]) -> None:
+    """Whichever of them it is: it is in the dead letters, and would count twice if it were put in again."""
+    step = Step(windowing(sa.Sliding(milliseconds(10), milliseconds(5))), reducing(limited, Any), on_error=DEAD)
+    await step.put(*(("a", time, 1) for time in full))
+    await step.put(("a", 8, 2), ("a", 9, 1))
+    assert [letter.value for letter in step.dead] == [("a", 8, 2)]
+    assert {each.start: each.value[2] for each in await step.advance(MAX_TIME)} == expected
+
+
+class Held(sa.Aggregate[Any, list[Any], list[Any]]):
+    """Changes its accumulator before it fails."""
+
+    accumulator = list[Any]
+
+    def create(self) -> list[Any]:
+        return []
+
+    def add(self, accumulator: list[Any], value: Any) -> list[Any]:
+        accumulator.append(value[2])
+        if accumulator.count("bad") > 1:
+            raise ValueError("refused")
+        return accumulator
+
+    def merge(self, left: list[Any], right: list[Any]) -> list[Any]:
+        left += right
+        if left.count("bad") > 1:
+            raise ValueError("not together")
+        return left
+
+    def result(self, accumulator: list[Any]) -> list[Any]:
+        if "silent" in accumulator:
+            raise ValueError("no result")
+        return list(accumulator)
+
+
+@pytest.mark.parametrize(
+    "aggregate", [Held(), sa.Aggregates(all=Held()), sa.Aggregates(all=sa.Collect[Any](), held=Held())]
+)
+async def test_nothing_of_a_record_that_fails_stays_in_an_accumulator(aggregate: Any) -> None:
+    step = Step(windowing(TEN), aggregating(aggregate), on_error=DEAD)
+    await step.put(("a", 1, "bad"), ("a", 2, "bad"), ("a", 3, 0))
+    assert [letter.value for letter in step.dead] == [("a", 2, "bad")]
+    [result] = await step.advance(9)
+    held = result.value if isinstance(result.value, list) else result.value["all"]
+    assert len(held) == 2
+
+
+async def test_built_in_aggregates_do_not_copy_what_they_hold_for_each_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else collecting would take time by the square of the records."""
+    both = sa.Aggregates(all=sa.Collect[Any](), some=sa.Distinct[Any](lambda record: record[2] % 7))
+    step = Step(windowing(TEN), aggregating(both), on_error=DEAD)
+    copied: list[Any] = []
+    monkeypatch.setattr(Serializer, "copy", lambda self, value: copied.append(value))
+    await step.put(*(("a", 1, number) for number in range(500)))
+    assert not copied and not step.dead
+    [result] = await step.advance(9)
+    assert len(result.value["all"]) == 500 and result.value["some"] == 7
+
+
+async def test_a_record_that_sessions_can_not_merge_for_leaves_them_as_they_are() -> None:
+    step = Step(windowing(sa.Session(milliseconds(5))), aggregating(Held()), on_error=DEAD)
+    await step.put(("a", 1, "bad"), ("a", 9, "bad"), ("a", 5, 0), ("a", 11, 1))
+    [letter] = step.dead
+    assert letter.value == ("a", 5, 0) and "not together" in letter.error
+    assert short(await step.advance(MAX_TIME)) == [("a", 1, 6, ["bad"]), ("a", 9, 16, ["bad", 1])]
+    assert not step.left()
+
+
+async def test_what_is_derived_from_a_built_in_aggregate_may_fail_where_that_can_not() -> None:
+    class Apart(sa.Collect[Any]):
+        def merge(self, left: list[Any], right: list[Any]) -> list[Any]:
+            raise ValueError("not together")
+
+    step = Step(windowing(sa.Session(milliseconds(5))), aggregating(Apart()), on_error=DEAD)
+    await step.put(("a", 1, 0), ("a", 9, 0), ("a", 5, 0))
+    assert [letter.value for letter in step.dead] == [("a", 5, 0)]
+    assert [each.value for each in await step.advance(MAX_TIME)] == [[("a", 1, 0)], [("a", 9, 0)]]
+
+
+async def test_sessions_that_can_not_merge_name_key_and_window() -> None:
+    step = Step(windowing(sa.Session(milliseconds(5))), aggregating(Held()))
+    await step.put(("a", 1, "bad"), ("a", 9, "bad"))
+    with pytest.raises(sa.RecordFailed, match=r"operator 'w' failed, key 'a': window \[1, 14\): ValueError: not tog"):
+        await step.put(("a", 5, 0))
+
+
+async def test_a_window_without_a_result_names_key_and_window_or_goes_to_the_dead_letters() -> None:
+    records = [("a", 1, "silent"), ("b", 1, 0)]
+    step = Step(windowing(TEN), aggregating(Held()))
+    await step.put(*records)
+    with pytest.raises(sa.RecordFailed, match=r"operator 'w' failed, key 'a': window \[0, 10\): ValueError: no result"):
+        await step.advance(9)
+    step = Step(windowing(TEN), aggregating(Held()), on_error=DEAD)
+    await step.put(*records)
+    assert short(await step.advance(9)) == [("b", 0, 10, [0])]
+    [letter] = step.dead
+    assert letter.value == sa.Windowed("a", 0, 10, None) and "ValueError: no result" in letter.error
+    assert not step.left()
+
+
+async def test_a_window_that_state_can_not_give_is_no_dead_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be gone, with all of its records."""
+
+    def unreadable(window: object) -> None:
+        raise sa.StorageFailed("the disk is gone")
+
+    step = Step(windowing(TEN), COUNT, on_error=DEAD)
+    await step.put(("a", 1, 0))
+    monkeypatch.setattr(step.link._contents, "read", unreadable)
+    with pytest.raises(sa.RecordFailed, match=r"key 'a': window \[0, 10\): StorageFailed: the disk is gone"):
+        await step.advance(9)
+    assert not step.dead
+
+
+@pytest.mark.parametrize("assigner", [TEN, sa.Session(milliseconds(5))])
+@pytest.mark.parametrize("on_error", ["fail", DEAD])
+async def test_a_window_beyond_the_end_of_time(assigner: Any, on_error: Any) -> None:
+    step = Step(windowing(assigner), COUNT, on_error=on_error)
+    if on_error == "fail":
+        with pytest.raises(sa.RecordFailed, match="operator 'w' failed, key 'a'"):
+            await step.put(("a", MAX_TIME, 0))
+        return
+    await step.put(("a", MAX_TIME, 0))
+    assert [letter.value for letter in step.dead] == [("a", MAX_TIME, 0)]
+    assert not step.left()
 
 
 async def test_a_record_without_a_time_stamp_is_named() -> None:
@@ -344,6 +513,10 @@ def numbers(*, timed: bool = True) -> sa.Stream[int]:
         ({"assigner": TEN, "trigger": "daily"}, "trigger='daily': give a Trigger"),
         ({"assigner": TEN, "late": "late"}, "late='late': give an OutputTag"),
         ({"assigner": sa.CountWindow(2), "allowed_lateness": dt.timedelta(1)}, "nothing is late for CountWindow"),
+        (
+            {"assigner": sa.CountWindow(2), "trigger": sa.Trigger.count(5)},
+            r"CountWindow\(2\) fires with its last record, and has no other trigger: .* GlobalWindow",
+        ),
     ],
 )
 def test_what_makes_no_window_is_refused_when_the_flow_is_built(options: dict[str, Any], match: str) -> None:
@@ -366,6 +539,9 @@ def test_wrong_uses_are_refused_when_the_flow_is_built() -> None:
         numbers().key_by(str).process("w", Numbered)  # type: ignore[arg-type]
     with pytest.raises(sa.InvalidDataflow, match="window_all 'w' has one subtask"):
         numbers().window_all("w", TEN).aggregate(sa.Count(), parallelism=2)
+    late = numbers().key_by(str).window("w", TEN, late=sa.OutputTag("aside", int))
+    with pytest.raises(sa.InvalidDataflow, match="late= and on_error= both send to the side output 'aside'"):
+        late.aggregate(sa.Count(), on_error=sa.OutputTag("aside", sa.DeadLetter))
     with pytest.raises(sa.InvalidDataflow, match="window needs a uid first"):
         numbers().key_by(str).window(TEN)  # type: ignore[call-arg, arg-type]
 
@@ -383,6 +559,15 @@ async def test_event_time_without_watermarks_is_refused_by_name_before_anything_
     counted = numbers(timed=False).key_by(lambda number: 0).window("w", sa.CountWindow(3)).reduce(max)
     [result] = await sa.collect(counted)
     assert result.value == 3
+
+
+async def test_late_records_that_nobody_reads_are_refused() -> None:
+    late = sa.OutputTag("aside", int)
+    windows = numbers().key_by(lambda number: number).window("w", TEN, late=late).aggregate(sa.Count())
+    with pytest.raises(
+        sa.InvalidDataflow, match="window 'w' sends records to side output 'aside' by late=, and nothing"
+    ):
+        await sa.collect(windows)
 
 
 async def test_a_whole_flow_over_all_records_with_late_ones_beside() -> None:

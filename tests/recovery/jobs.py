@@ -6,6 +6,7 @@ about the orders before it is enough to tell a lost, a doubled and a misplaced o
 
 import asyncio
 import datetime as dt
+import random
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
@@ -45,7 +46,11 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     mailbox_capacity: int = 4096
     flat: bool = False
     """Each order becomes two lines, by flat_map."""
+    waiting: bool = False
+    """The totals are kept by an AsyncKeyedOperator, which waits in the middle of each call."""
     rebalanced: bool = False
+    called: bool = False
+    """Each line is looked up, hundreds at once."""
     exchanged: bool = False
     """A second exchange by key, between the totals and the sink."""
     pace: float = 0.0
@@ -106,6 +111,27 @@ class Totals(sa.KeyedOperator[str, Line, Total]):
         ctx.emit(Total(line.id, line.customer, line.amount, after.count, after.total))
 
 
+class WaitingTotals(sa.AsyncKeyedOperator[str, Line, Total]):
+    """With the same state: it may come in the place of the other one, and go again."""
+
+    running = sa.ValueState(Running, default=None)
+    seen = sa.MapState(str, int)
+
+    def open(self, ctx: sa.OperatorContext, /) -> None:
+        print(OPENED, ctx.subtask, file=sys.stderr, flush=True)
+
+    async def process(self, line: Line, ctx: sa.Context[str, Total], /) -> None:
+        running = self.running.get() or Running()
+        running.count += 1  # a copy
+        await asyncio.sleep(random.random() * 0.002)
+        running.total += line.amount
+        if line.id in self.seen:
+            raise ValueError(f"{line} is in the restored state already: it was read twice")
+        self.seen[line.id] = running.count
+        self.running.set(running)
+        ctx.emit(Total(line.id, line.customer, line.amount, running.count, running.total))
+
+
 def whole(order: Order) -> list[Line]:
     return [Line(f"{order.id}", order.customer, order.amount)]
 
@@ -113,6 +139,11 @@ def whole(order: Order) -> list[Line]:
 def halves(order: Order) -> Iterator[Line]:
     yield Line(f"{order.id}a", order.customer, order.amount // 2)
     yield Line(f"{order.id}b", order.customer, order.amount - order.amount // 2)
+
+
+async def look_up(line: Line) -> Line:
+    await asyncio.sleep(random.random() * 0.05)
+    return line
 
 
 def paced(rate: float) -> Callable[[T], Any]:
@@ -166,9 +197,12 @@ def flow_of(settings: Settings) -> sa.Dataflow:
     streams = [stream.map(paced(rate), parallelism=width) for stream in streams]
     orders = streams[0].union(*streams[1:])
     lines: Any = orders.flat_map(halves if settings.flat else whole, parallelism=width)
+    if settings.called:
+        lines = lines.map_async("looked-up", look_up, capacity=500, parallelism=width)
     if settings.rebalanced:
         lines = lines.rebalance().map(lambda line: line, parallelism=settings.parallelism)
-    totals: Any = lines.key_by(lambda line: line.customer).process("totals", Totals)
+    operator = WaitingTotals if settings.waiting else Totals
+    totals: Any = lines.key_by(lambda line: line.customer).process("totals", operator)
     totals = totals.map(paced(settings.pace / settings.parallelism if settings.brake == "totals" else 0.0))
     if settings.exchanged:
         totals = totals.key_by(lambda total: total.customer)

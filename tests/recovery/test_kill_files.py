@@ -26,13 +26,14 @@ def unchanged(rng: random.Random) -> dict[str, Any]:
 
 
 def rescaled(rng: random.Random) -> dict[str, Any]:
-    """Another parallelism at every start, other chains and channels with it."""
+    """Another parallelism at every start, other chains and channels with it; and another kind of operator."""
     return {
         "source_parallelism": rng.randint(1, 3),
         "parallelism": rng.randint(1, 4),
         "brake": rng.choice(("orders", "totals")),
         "interval_ms": rng.choice((30, 80, 150)),
         "mailbox_capacity": rng.choice((64, 256, 1024)),
+        "waiting": rng.random() < 0.5,
     }
 
 
@@ -43,7 +44,7 @@ def overtaking(rng: random.Random) -> dict[str, Any]:
     return {**rescaled(rng), "alignment": alignment, "alignment_timeout_ms": patience}
 
 
-UNION: dict[str, Any] = {"flat": True, "exchanged": True, "mailbox_capacity": 256, "brake": "orders"}
+UNION: dict[str, Any] = {"flat": True, "called": True, "exchanged": True, "mailbox_capacity": 256, "brake": "orders"}
 
 
 @pytest.mark.parametrize("backends", [("heap",), ("rocksdb",)], ids=["heap", "rocksdb"])
@@ -51,7 +52,7 @@ UNION: dict[str, Any] = {"flat": True, "exchanged": True, "mailbox_capacity": 25
     ("folders", "shape", "scale"),
     [
         pytest.param(1, {"mailbox_capacity": 512}, unchanged, id="running totals"),
-        pytest.param(2, UNION, unchanged, id="union, flat_map and two exchanges"),
+        pytest.param(2, UNION, unchanged, id="union, flat_map, calls and two exchanges"),
         pytest.param(1, {"rebalanced": True}, rescaled, id="rebalanced, rescaled at every start"),
         pytest.param(3, UNION, rescaled, id="union, rescaled at every start"),
         pytest.param(1, {"rebalanced": True}, overtaking, id="rebalanced, unaligned, rescaled at every start"),

@@ -75,16 +75,17 @@ async def prepared(kafka: KafkaBroker, folder: Path, logs: Sequence[Sequence[Ord
     )
 
 
+CALLED: dict[str, Any] = {"flat": True, "called": True, "exchanged": True}
+
+
 @pytest.mark.parametrize("backend", ["heap", "rocksdb"])
 @pytest.mark.parametrize(
     ("shape", "scale"),
     [
         pytest.param({"source_parallelism": 2, "mailbox_capacity": 512}, unchanged, id="running totals"),
-        pytest.param({"flat": True, "exchanged": True}, rescaled, id="two exchanges, rescaled at every start"),
+        pytest.param(CALLED, rescaled, id="calls, two exchanges, rescaled at every start"),
         pytest.param({}, overtaking, id="running totals, unaligned, rescaled at every start"),
-        pytest.param(
-            {"flat": True, "exchanged": True}, overtaking, id="two exchanges, unaligned, rescaled at every start"
-        ),
+        pytest.param(CALLED, overtaking, id="calls, two exchanges, unaligned, rescaled at every start"),
     ],
 )
 async def test_killed_at_random_moments(

@@ -22,6 +22,7 @@ KEYS = 12
 LEG = 400
 DISORDER = 40
 TIMED_OUT: Any = sa.OutputTag("timed-out", sa.Match)
+DEAD = sa.OutputTag("dead", sa.DeadLetter)
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -35,7 +36,7 @@ def made_up(count: int) -> list[Event]:
     """Their times grow, but for a disorder within the bound."""
     draw = random.Random(7)
     return [
-        Event(number, draw.randrange(KEYS), draw.choice("aabcn"), 10 * number + DISORDER - draw.randrange(DISORDER))
+        Event(number, draw.randrange(KEYS), draw.choice("aabcnx"), 10 * number + DISORDER - draw.randrange(DISORDER))
         for number in range(count)
     ]
 
@@ -57,9 +58,21 @@ def async_of(kind: str) -> Any:
     return condition
 
 
+def broken(event: Event) -> bool:
+    if event.kind == "x":
+        raise ValueError("no rule")
+    return event.kind == "b"
+
+
+async def broken_later(event: Event) -> bool:
+    await asyncio.sleep(0)
+    return broken(event)
+
+
 def climbing(condition: Any) -> sa.Pattern[Event]:
-    """Much of everything: loops, a way around, something that must not come, a window."""
-    begun = sa.Pattern.begin("a", condition("a")).times(1, 3).followed_by("b", condition("b")).optional()
+    """Much of everything: loops, a way around, something that must not come, a window, a condition that may fail."""
+    second = broken if condition is of else broken_later
+    begun = sa.Pattern.begin("a", condition("a")).times(1, 3).followed_by("b", second).optional()
     return (
         begun.not_followed_by("n", condition("n"))
         .followed_by_any("c", condition("c"))
@@ -70,9 +83,10 @@ def climbing(condition: Any) -> sa.Pattern[Event]:
 def patterns(feed: Feed, sinks: list[ListSink[Any]], pattern: Any) -> sa.Dataflow:
     flow = sa.Dataflow("patterns")
     events = flow.source("events", feed, watermarks=WATERMARKS, parallelism=1)
-    found = events.key_by(lambda event: event.key).pattern("match", pattern, timed_out=TIMED_OUT)
+    found = events.key_by(lambda event: event.key).pattern("match", pattern, timed_out=TIMED_OUT, on_error=DEAD)
     found.sink("out", sinks[0])
     found.side_output(TIMED_OUT).sink("timed-out", sinks[1])
+    found.side_output(DEAD).sink("dead", sinks[2])
     return flow
 
 
@@ -86,13 +100,14 @@ def shown(matches: list[sa.Match[Event]]) -> list[Shown]:
 
 
 def expected(events: list[Event]) -> tuple[list[Shown], list[Shown]]:
-    """Matches, and what timed out."""
+    """Matches, and what timed out. Events on which a condition fails change nothing."""
     matches: list[Shown] = []
     timed_out: list[Shown] = []
     pattern = climbing(of)
     for key in range(KEYS):
         machine = Machine(pattern, asked(pattern))
-        own = sorted((event for event in events if event.key == key), key=lambda event: (event.time, event.number))
+        good = (event for event in events if event.key == key and event.kind != "x")
+        own = sorted(good, key=lambda event: (event.time, event.number))
         for found in [*machine.give_all((event, event.time) for event in own), *machine.end()]:
             numbers = tuple(event.number for event in found.values)
             (timed_out if found.timed_out else matches).append((found.path[0].timestamp, found.time, numbers))
@@ -119,7 +134,7 @@ async def test_crashed_rescaled_and_restored(
     tmp_path: Path, backends: tuple[str, ...], alignment: Any, condition: Any
 ) -> None:
     events = made_up(3 * LEG)
-    feed, sinks = Feed(chunk=16), [ListSink[Any](), ListSink[Any]()]
+    feed, sinks = Feed(chunk=16), [ListSink[Any](), ListSink[Any](), ListSink[Any]()]
     small = sa.RocksDB(memory=8 << 20, cache=16)
     pattern = climbing(condition)
     for leg, (backend, parallelism) in enumerate(zip(backends, (2, 3, 1), strict=True)):
@@ -140,11 +155,14 @@ async def test_crashed_rescaled_and_restored(
     assert len(matches) > 100 and len(timed_out) > 100
     assert shown(sinks[0].values) == matches
     assert shown(sinks[1].values) == timed_out
+    failed = [letter.value.number for letter in sinks[2].values]
+    assert len(failed) == len(set(failed)) > 50
+    assert set(failed) <= {event.number for event in events if event.kind == "x"}
 
 
 @pytest.mark.parametrize("backend", ["heap", "rocksdb"])
 async def test_partial_matches_of_another_pattern_are_refused(tmp_path: Path, backend: str) -> None:
-    feed, sinks = Feed(chunk=16), [ListSink[Any](), ListSink[Any]()]
+    feed, sinks = Feed(chunk=16), [ListSink[Any](), ListSink[Any](), ListSink[Any]()]
     before = sa.Pattern.begin("a", of("a")).next("b", of("b")).within(dt.timedelta(hours=1))
     after = sa.Pattern.begin("a", of("a")).followed_by("b", of("b")).within(dt.timedelta(hours=1))
     feed.put(Event(0, 1, "a", 10), Event(1, 2, "a", 2000))
@@ -169,7 +187,7 @@ async def test_partial_matches_of_another_pattern_are_refused(tmp_path: Path, ba
 @pytest.mark.parametrize("backend", ["heap", "rocksdb"])
 async def test_another_pattern_may_go_on_where_nothing_is_left_of_the_old_one(tmp_path: Path, backend: str) -> None:
     """Events that no watermark has come to are the new one's."""
-    feed, sinks = Feed(chunk=16), [ListSink[Any](), ListSink[Any]()]
+    feed, sinks = Feed(chunk=16), [ListSink[Any](), ListSink[Any](), ListSink[Any]()]
     before = sa.Pattern.begin("a", of("a")).next("b", of("b")).within(dt.timedelta(hours=1))
     after = sa.Pattern.begin("c", of("c")).next("b", of("b")).within(dt.timedelta(hours=1))
     feed.put(Event(0, 1, "a", 10), Event(1, 1, "n", 20), Event(2, 1, "c", 100))

@@ -37,6 +37,7 @@ class Feed(SplitSource[Any]):
         self.broken: BaseException | None = None
         """Raised by the next read."""
         self.completed: list[tuple[int, Mapping[str, Position]]] = []
+        self.released: list[Mapping[str, Position]] = []
         self._dead = dead
         self._news = asyncio.Event()
 
@@ -109,6 +110,9 @@ class FeedReader(SplitReader[Any]):
 
     async def checkpoint_completed(self, checkpoint: int, positions: Mapping[str, Position]) -> None:
         self._feed.completed.append((checkpoint, dict(positions)))
+
+    async def positions_released(self, positions: Mapping[str, Position]) -> None:
+        self._feed.released.append(dict(positions))
 
     async def close(self) -> None:
         self._feed.closed += 1

@@ -19,11 +19,19 @@ from tests.runtime.feeds import Feed, FeedReader, Undecodable, source_time, unti
 LOG: Any = None
 
 
-def open_input(feed: Feed, restored: Any = None, *, limit: Any = None, letters: list[Any] | None = None) -> SourceInput:
+def open_input(
+    feed: Feed, restored: Any = None, *, limit: Any = None, letters: list[Any] | None = None, retain: int = 1
+) -> SourceInput:
     context = SourceContext("flow", "source", 0, 1, True, LOG, MetricGroup())
     into = None if letters is None else lambda batch: letters.extend(letter.value for letter in batch.values)
     return SourceInput(
-        "source", feed.reader(context), restored, wake=lambda: None, limit=limit or (lambda: 3), dead_letters=into
+        "source",
+        feed.reader(context),
+        restored,
+        wake=lambda: None,
+        limit=limit or (lambda: 3),
+        dead_letters=into,
+        retain=retain,
     )
 
 
@@ -99,6 +107,25 @@ async def test_stop_gives_nothing_more_and_keeps_the_position() -> None:
     source.stop(drain=False)
     assert source.take() is None
     assert source.snapshot(1) == {"0": 3}
+    await source.close()
+
+
+async def test_positions_are_released_once_as_many_checkpoints_are_complete_as_are_retained() -> None:
+    """Of a savepoint never, nor of one that was aborted."""
+    feed = Feed()
+    feed.put(1, 2, 3, 4, 5, 6)
+    source = open_input(feed, limit=lambda: 1, retain=2)
+    await source.open()
+    for checkpoint, (savepoint, completes) in enumerate(
+        [(False, True), (True, True), (False, False), (False, True), (False, True)], start=1
+    ):
+        await next_of(source)
+        source.snapshot(checkpoint, savepoint=savepoint)
+        if completes:
+            await source.completed(checkpoint)
+        else:
+            source.aborted(checkpoint)
+    assert feed.released == [{"0": 1}, {"0": 4}]
     await source.close()
 
 

@@ -1,9 +1,11 @@
 """The external sort against Python's own, whatever has to be spilled; its memory, its files, and what it refuses."""
 
+import asyncio
 import datetime as dt
 import errno
 import os
 import random
+import threading
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -18,7 +20,9 @@ from streamactors.checkpoint.manifest import EdgeKey
 from streamactors.clock import SYSTEM
 from streamactors.elements import MIN_TIME, Batch
 from streamactors.errors import StorageFailed, UnserialisableValue
-from streamactors.runtime.bounded.gathering import MANY
+from streamactors.runtime.bounded.merging import merged
+from streamactors.runtime.bounded.ordering import MANY, RowOrder
+from streamactors.runtime.bounded.rows import KeyRows
 from streamactors.runtime.bounded.runs import RunFormat
 from streamactors.runtime.bounded.slices import SLICE, Slice
 from streamactors.runtime.bounded.sorter import FAN_IN, Sorter
@@ -156,6 +160,72 @@ async def test_a_key_with_many_rows_is_sorted_in_a_thread() -> None:
     assert not used.in_memory and not used.spilled_bytes
     assert by_key(await given_out(used)) == expected(rows, timed=True)
     await used.close()
+
+
+MANY_TIMES: dict[str, Any] = {
+    "random": lambda draw, row: draw.randrange(10**9),
+    "nearly in order": lambda draw, row: row * 10 + draw.randrange(500),
+    "one": lambda draw, row: 7,
+    "one, and some around it": lambda draw, row: 7 if row % 100 else draw.randrange(15),
+    "few": lambda draw, row: draw.choice([1, 2, 5, 10**12]),
+    "some without": lambda draw, row: None if row % 3 == 0 else draw.randrange(100),
+    "from afar": lambda draw, row: int(draw.paretovariate(0.05)) % 10**15,
+}
+
+
+@pytest.mark.parametrize("times", MANY_TIMES)
+@pytest.mark.parametrize("sided", [False, True])
+def test_many_rows_are_put_in_order_a_few_at_a_time(times: str, sided: bool) -> None:
+    draw, count = random.Random(5), 5 * MANY
+    stamps = [MANY_TIMES[times](draw, row) for row in range(count)]
+    sides = [draw.randrange(2) for _ in range(count)] if sided else None
+    side = (lambda row: sides[row]) if sides is not None else lambda row: 0
+    lists = list(RowOrder(stamps, sides).ordered(list(range(count))))
+    time = [MIN_TIME if stamp is None else stamp for stamp in stamps]
+    assert [row for each in lists for row in each] == sorted(range(count), key=lambda row: (time[row], side(row)))
+    assert all(len(each) <= MANY or len({time[row] for row in each}) == 1 for each in lists)
+    lists = list(RowOrder(None, sides).ordered(list(range(count))))
+    assert [row for each in lists for row in each] == sorted(range(count), key=side)
+
+
+def test_runs_of_one_key_are_merged_by_time_also_if_they_begin_without() -> None:
+    def run(name: str, time: int) -> list[KeyRows]:
+        return [KeyRows(0, b"k", "k", [f"{name} without"], None), KeyRows(0, b"k", "k", [f"{name} at {time}"], [time])]
+
+    found = merged([iter(run("a", 5)), iter(run("b", 1))])
+    assert [value for piece in found for value in piece.values] == ["a without", "b without", "b at 1", "a at 5"]
+
+
+class Watched(RunFormat):
+    """Waits for `go` once a block has been written."""
+
+    def __init__(self) -> None:
+        super().__init__(FrameCodec(), EDGE)
+        self.written = 0
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def encode(self, pieces: Sequence[KeyRows]) -> bytes:
+        self.written += 1
+        self.begun.set()
+        assert self.go.wait(60)
+        return super().encode(pieces)
+
+
+async def test_a_long_merge_gives_up_when_it_is_stopped() -> None:
+    """A thread can't be cancelled, so it has to look: else a cancelled job would wait for all the rest."""
+    watched = Watched()
+    used = Sorter(watched, SYSTEM, memory=1, folder=None, max_parallelism=GROUPS, sided=False)
+    rows: list[Row] = [(number % 50, number, 0, number) for number in range(5_000)]
+    for start in range(0, len(rows), 1000):
+        used.add(batch(rows[start : start + 1000]))
+    work = asyncio.create_task(used.spill())
+    await asyncio.to_thread(watched.begun.wait, 60)
+    used.stop()
+    work.cancel()
+    watched.go.set()
+    await asyncio.gather(work, return_exceptions=True)
+    await used.close()
+    assert work.cancelled() and watched.written <= 100  # what it had in hand: a hundred rows of one key, a block each
 
 
 async def test_two_inputs_make_few_batches() -> None:

@@ -68,6 +68,7 @@ async def test_what_is_in_flight_comes_back_at_any_parallelism(tmp_path: Path, p
     gate = Gate(100)
     info = await checkpoint_and_crash(gated(feed, gate, sink, chain=chain), feed, gate, config(tmp_path))
     assert info.inflight_bytes > 0
+    assert sum(part.inflight_bytes for part in info.subtasks) == info.inflight_bytes
     feed.end()
     gate = Gate(10**9)
     async with asyncio.timeout(PATIENCE):

@@ -1,5 +1,6 @@
 """Timers as keyed state, in every backend: unique, in order, snapshotted, restored by any of them."""
 
+import gc
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -312,6 +313,19 @@ def test_index_lets_go_of_what_comes_and_goes() -> None:
     assert len(index._order) < 100 and len(index._times) < 100 and len(index._spans) == 1
 
 
+def test_index_gives_the_garbage_collector_little_to_walk() -> None:
+    """A container for each time or span, of which there are as many as timers, would be walked again and again."""
+    index: Any = TimeIndex()
+    for number in range(1000):
+        for time in (number * 20_000, -number):  # each in a span of its own; all in one
+            index.add((time, 0, f"k{number}", ""))
+            index.add((time, 0, f"l{number}", ""))
+    gc.collect()
+    gc.collect()  # it may come to what is around a tuple before it comes to the tuple
+    held = [each for span in index._spans.values() for each in (span.values() if type(span) is dict else [span])]
+    assert len(held) > 1900 and not any(map(gc.is_tracked, held))
+
+
 def test_index_cut_takes_off_the_end() -> None:
     index = TimeIndex()
     rows: list[TimerRow] = [(time * 50_000, 0, "k", "") for time in range(100)]
@@ -320,3 +334,14 @@ def test_index_cut_takes_off_the_end() -> None:
     start, gone = index.cut(10) or (0, [])
     assert sorted(gone) == rows[90:] and rows[89][0] < start <= rows[90][0]
     assert index.take_first(10**9, 1000) == rows[:90] and index.cut(1) is None
+
+
+@each_backend
+def test_those_put_back_while_others_went_out_of_memory_come_again(name: str, opened: list[KeyedBackend]) -> None:
+    _, store = make(name, opened)
+    rows = [put(store, "a", time) for time in range(15)]
+    drawn = store.draw(100, 15)
+    assert drawn == rows and all(map(store.pending, drawn))
+    earlier = [put(store, "a", time) for time in range(-10, 0)]  # with those, more than a narrow one keeps
+    store.put_back(drawn)
+    assert fired(store, 100) == earlier + rows and not any(map(store.pending, rows))

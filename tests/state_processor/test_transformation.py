@@ -435,7 +435,7 @@ async def test_what_is_in_flight_is_carried_and_keeps_keys_where_they_are(tmp_pa
             (snapshot.transform().rename_operator("keep", "kept"), "operator 'keep' renamed"),
             (snapshot.transform().drop_operator("keep"), "operator 'keep' dropped"),
         ):
-            with pytest.raises(IncompatibleState, match=f"unaligned checkpoint with records in flight.*{named}"):
+            with pytest.raises(IncompatibleState, match=f"holds records in flight.*{named}"):
                 await change.write(str(tmp_path / "refused"))
         assert not (tmp_path / "refused").exists()
     made = await transformed(uri, tmp_path / "made", lambda t: t.edit("keep", "plain", lambda key, value: value + 0.5))

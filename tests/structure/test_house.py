@@ -92,7 +92,7 @@ def test_importing_streamactors_is_light() -> None:
     loaded = set(json.loads(printed.stdout))
     assert "streamactors" in loaded
     heavy = {"typer", "rich", "aiokafka", "starlette", "uvicorn", "ray", "rocksdict", "pyarrow", "pytest", "connectors"}
-    heavy |= {"fsspec", "s3fs"}
+    heavy |= {"prometheus_client", "fsspec", "s3fs"}
     assert not loaded & heavy
 
 
@@ -100,7 +100,7 @@ def test_connectors_is_a_namespace_package() -> None:
     """Others can then add `connectors.x`; each one says by itself that it is typed."""
     assert not (ROOT / "connectors" / "__init__.py").exists()
     packages = [path.parent for path in (ROOT / "connectors").glob("*/__init__.py")]
-    assert {package.name for package in packages} >= {"files", "kafka", "memory"}
+    assert {package.name for package in packages} >= {"files", "kafka", "memory", "queue"}
     assert [package.name for package in packages if not (package / "py.typed").is_file()] == []
     assert (ROOT / "streamactors" / "py.typed").is_file()
 

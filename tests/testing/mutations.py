@@ -1,7 +1,7 @@
 """Mutants of the protocols: barriers, data in flight, event time, coordinator, storage, sinks."""
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Final
 
@@ -17,6 +17,9 @@ from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.checkpoint.storage.uris import is_temporary
 from streamactors.checkpoint.store import CheckpointStore
 from streamactors.elements import Barrier, Batch, Element
+from streamactors.operators.async_io.held import Held, OrderedQueue
+from streamactors.operators.async_io.keyed import AsyncKeyedLink
+from streamactors.operators.async_io.link import AsyncLink
 from streamactors.runtime import inflight, restore, restore_in_flight, restore_time
 from streamactors.runtime.attempt import Attempt
 from streamactors.runtime.backlog import All
@@ -178,6 +181,51 @@ def unsent_batches_forgotten(patch: pytest.MonkeyPatch) -> None:
 def capture_not_ended_at_the_barrier(patch: pytest.MonkeyPatch) -> None:
     """But when the checkpoint is acknowledged: what came behind the barrier is restored, and read again."""
     patch.setattr(inflight, "_ends", lambda element, checkpoint: False)
+
+
+@mutant("called aligned", "called unaligned", symptom=LOST)
+def inputs_of_calls_forgotten(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Barriers, "_capture_held", lambda self, checkpoint: None)
+
+
+@mutant("called aligned", symptom=LOST)
+def results_that_wait_for_their_turn_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """Of calls that are over, but not handed on."""
+    original = OrderedQueue.elements
+
+    def elements(self: OrderedQueue) -> Iterator[Any]:
+        return (element for element in original(self) if not (isinstance(element, Held) and element.done))
+
+    patch.setattr(OrderedQueue, "elements", elements)
+
+
+@mutant("called-in-any-order aligned", symptom="became late")
+def watermarks_pass_calls(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(AsyncLink, "hold", lambda self, mark: False)
+
+
+@mutant("called-by-key aligned", "called-by-key unaligned", symptom="before their time|counted amiss|not the fold")
+def state_of_a_call_shows_before_its_output(patch: pytest.MonkeyPatch) -> None:
+    original = AsyncKeyedLink.over
+
+    def over(self: AsyncKeyedLink, invocation: Any) -> None:
+        invocation.records[0].owner.context.call.apply()
+        original(self, invocation)
+
+    patch.setattr(AsyncKeyedLink, "over", over)
+
+
+@mutant("called-by-key aligned", "called-by-key unaligned", symptom="timers are lost")
+def timer_gone_when_its_call_begins(patch: pytest.MonkeyPatch) -> None:
+    original = AsyncKeyedLink._context
+
+    def context(self: AsyncKeyedLink, held: Any, part: Any) -> Any:
+        if part.timer is not None and self.timers is not None:
+            time, group, key, name = part.row
+            self.timers.stores[part.timer.domain].delete(key, group, time, name)
+        return original(self, held, part)
+
+    patch.setattr(AsyncKeyedLink, "_context", context)
 
 
 @mutant("marked-in-place unaligned", symptom="changed before they were stored")

@@ -175,7 +175,13 @@ def test_windows_without_time_hold_all_of_it(assigner: GlobalWindow | CountWindo
         (lambda: Tumbling(SECOND, tz="Europe/Zurich"), "with a time zone, give whole days"),
         (lambda: Sliding(SECOND, dt.timedelta(0)), "Sliding(slide=0:00:00): give a time above zero"),
         (lambda: Session(dt.timedelta(0)), "Session(gap=0:00:00): give a time above zero"),
+        (lambda: Tumbling(DAY, tz=5), "Tumbling(tz=5): no such time zone"),  # type: ignore[arg-type]
         (lambda: CountWindow(0), "CountWindow(size=0): give a whole number of records"),
+        (lambda: CountWindow("a"), "CountWindow(size='a'): give a whole"),  # type: ignore[arg-type]
+        (lambda: CountWindow(None), "CountWindow(size=None): give a whole"),  # type: ignore[arg-type]
+        (lambda: CountWindow(float("inf")), "CountWindow(size=inf): give a whole"),  # type: ignore[arg-type]
+        (lambda: CountWindow(2.0), "CountWindow(size=2.0): give a whole"),  # type: ignore[arg-type]
+        (lambda: CountWindow(True), "CountWindow(size=True): give a whole"),
     ],
 )
 def test_what_makes_no_windows_is_refused(make: Callable[[], object], says: str) -> None:

@@ -1,13 +1,17 @@
 """A whole program as users write it, with typed connectors at both ends. Checked, never run."""
 
 import datetime as dt
-from typing import assert_type
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, assert_type
 
 import msgspec
 
 import streamactors as sa
 from connectors.files import FileSink, FileSource
 from connectors.kafka import KafkaRecord, KafkaSink, KafkaSource
+from streamactors.runtime.info import Incident
+from streamactors.service import ControlEndpoint, Served, control_app, served
 
 
 class Order(msgspec.Struct):
@@ -68,3 +72,17 @@ config = sa.Config(
     restart=sa.Restart.fixed(dt.timedelta(seconds=1), attempts=3),
 )
 assert_type(flow.explain(config), str)
+
+
+async def service() -> None:
+    async with sa.start(flow, config, resources={"http": object()}) as job:
+        assert_type(await job.query("totals", RunningTotal.total, "alice"), float)
+        assert_type(await job.query("totals", "total", "alice"), Any)
+        assert_type(job.subscribe("totals"), AbstractAsyncContextManager[AsyncIterator[Any]])
+        async with job.subscribe("orders", tag=bad, buffer=10) as letters:
+            assert_type(letters, AsyncIterator[Any])
+        assert_type(control_app(job, token="sixteen characters"), ControlEndpoint)
+        async with served(job, "127.0.0.1:0", hosts=["streams"], savepoints=["/var/lib/saved"]) as where:
+            assert_type(where, Served)
+        assert_type(job.incidents, Sequence[Incident])
+        assert_type(job.checkpoints[-1].subtasks[0].state_bytes, dict[str, int])

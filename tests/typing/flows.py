@@ -2,13 +2,14 @@
 
 import datetime as dt
 import functools
-from collections.abc import Awaitable, Iterable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from typing import Any, assert_type
 
 import msgspec
 
 import streamactors as sa
 from connectors.memory import ListSink, ListSource
+from connectors.queue import QueuePosition, QueueSource
 
 
 class Order(msgspec.Struct):
@@ -75,6 +76,7 @@ class RunningTotal(sa.KeyedOperator[str, Order, Total]):
         self.stats.add(order)
         assert_type(ctx.key, str)
         assert_type(ctx.timestamp, int | None)
+        assert_type(ctx.record_id, str)
         self.total.set(self.total.get() + order.amount)
         ctx.emit(Total(ctx.key, self.total.get()))
         ctx.emit_to(late, order)
@@ -274,6 +276,8 @@ assert_type(whole, sa.Pattern[Order])
 timed_out: sa.OutputTag[sa.Match[Order]] = sa.OutputTag("timed-out", sa.Match)
 matches = keyed.pattern("matches", whole, timed_out=timed_out, late=late, max_partial_matches=1000, parallelism=2)
 assert_type(matches, sa.Stream[sa.Match[Order]])
+dead_events = sa.OutputTag("dead-events", sa.DeadLetter)
+assert_type(keyed.pattern("checked", whole, on_error=dead_events), sa.Stream[sa.Match[Order]])
 assert_type(matches.map(lambda match: match["small"]), sa.Stream[list[Order]])
 
 # Joins.
@@ -289,6 +293,39 @@ assert_type(keyed.as_of_join("as-of", by_total, name="rates"), sa.Stream[tuple[O
 assert_type(keyed.window_join("window", by_total, sa.Tumbling(minute), late=late), sa.Stream[tuple[Order, Total]])
 assert_type(keyed.deduplicate("once", by=lambda order: order.ts, within=minute), sa.Stream[Order])
 assert_type(keyed.deduplicate("newest", keep="last"), sa.Stream[Order])
+
+
+async def look_up(order: Order) -> Total:
+    return Total(order.customer, order.amount)
+
+
+async def look_up_many(orders: list[Order]) -> list[Total]:
+    return [Total(order.customer, order.amount) for order in orders]
+
+
+assert_type(sa.record_id(), str)
+assert_type(sa.record_ids(), Sequence[str])
+retry = sa.Retry(3, initial=dt.timedelta(seconds=1), on=(TimeoutError,))
+assert_type(orders.map_async("totals", look_up, capacity=10, timeout=minute, retry=retry), sa.Stream[Total])
+assert_type(orders.map_async("many", look_up_many, batch=sa.BatchOf(10, minute), ordered=False), sa.Stream[Total])
+
+
+class Scored(sa.AsyncKeyedOperator[str, Order, Total]):
+    capacity = 20
+    total = sa.ValueState(float, default=0.0)
+
+    async def process(self, order: Order, ctx: sa.Context[str, Total], /) -> None:
+        found = await look_up(order)
+        self.total.set(self.total.get() + found.total)
+        assert_type(ctx.record_id, str)
+        ctx.emit(Total(ctx.key, self.total.get()))
+
+    async def on_timer(self, timer: sa.Timer, ctx: sa.Context[str, Total], /) -> None:
+        ctx.emit(Total(ctx.key, self.total.get()))
+
+
+assert_type(keyed.process("scored", Scored, parallelism=2), sa.Stream[Total])
+assert_type(Scored.capacity, int)
 assert_type(keyed.top_n("dearest", 3, amount_of, ttl=sa.Ttl(minute)), sa.Stream[list[Order]])
 
 sink: ListSink[Total] = ListSink()
@@ -302,3 +339,15 @@ def a_step_of_ones_own(stream: sa.Stream[Order]) -> sa.Stream[Iterable[float]]:
     """Steps compose in functions with declared types."""
     amounts: sa.Stream[Iterable[float]] = stream.map(lambda order: [order.amount])
     return amounts
+
+
+queue = QueueSource("/var/lib/orders", value=sa.Json(Order), partitions=2, key=lambda order: order.customer)
+assert_type(queue, QueueSource[Order])
+assert_type(sa.Dataflow("queued").source("queue", queue), sa.Stream[Order])
+
+
+async def put(order: Order) -> None:
+    assert_type(await queue.put(order), QueuePosition)
+    assert_type(await queue.put_nowait(order), QueuePosition)
+    async with queue as opened:
+        assert_type(opened, QueueSource[Order])

@@ -114,6 +114,11 @@ keyed.window_join("joined", texts.key_by(str), minute)  # refused
 keyed.top_n("best", 3)  # refused
 keyed.deduplicate("once", keep="newest")  # refused
 
+# Async steps.
+orders.map_async("lengths", len)  # refused
+sa.Retry(3, initial=1)  # refused
+sa.BatchOf(3, 0.5)  # refused
+
 # A uid, and a class or factory.
 keyed.process(Totals)  # refused
 orders.process(Unkeyed)  # refused

@@ -42,7 +42,7 @@ both_checkers = pytest.mark.parametrize("check", [mypy, pyright])
 
 @pytest.mark.slow
 @both_checkers
-@pytest.mark.parametrize("name", ["flows.py", "example.py", "windows.py"])
+@pytest.mark.parametrize("name", ["flows.py", "example.py", "testing.py", "windows.py"])
 def test_types_are_inferred(check: Callable[[Path], Errors], name: str) -> None:
     assert check(HERE / name) == {}
 

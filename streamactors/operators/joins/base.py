@@ -6,6 +6,7 @@ to the side output `late`, if there is one, and is counted as `late_records`.
 """
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,10 @@ class JoinSpec(OperatorSpec):
     @property
     def needs_watermarks(self) -> bool:
         return True
+
+    @property
+    def beside(self) -> Mapping[str, OutputTag[Any]]:
+        return {} if self.late is None else {"late": self.late}
 
     def validate(self, uid: str) -> None:
         if self.late is not None and not isinstance(self.late, OutputTag):

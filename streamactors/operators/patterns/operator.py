@@ -9,14 +9,23 @@ State holds events, and what has been taken by which stage; never a condition.
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, TypeVar
 
-from streamactors.elements import OutputTag
-from streamactors.errors import InvalidDataflow, TooManyPartialMatches
+from streamactors.elements import DeadLetter, OutputTag
+from streamactors.errors import InvalidDataflow, StreamactorsError, TooManyPartialMatches
 from streamactors.metrics import Counter
-from streamactors.operators.base import Context, KeyedOperator, Link, LinkContext, OperatorContext, OperatorSpec
+from streamactors.operators.base import (
+    Context,
+    KeyedOperator,
+    Link,
+    LinkContext,
+    OperatorContext,
+    OperatorSpec,
+    dead_letter,
+    refuse_one_tag,
+)
 from streamactors.operators.patterns.nfa import Found, Nfa, Question, Steps
 from streamactors.operators.patterns.pattern import Match, Pattern
 from streamactors.operators.patterns.runs import Run, Runs
@@ -36,7 +45,7 @@ class Matching(Generic[T]):
 
     def __init__(self, pattern: Pattern[T], runs: Runs, key: Any) -> None:
         self._stages = pattern.stages
-        self._runs = runs
+        self.runs = runs
         self._key = key
         self._value: Any = None
         self._answers: dict[int, bool] = {}
@@ -65,8 +74,8 @@ class Matching(Generic[T]):
         return self._stages[question.stage].is_async
 
     def _match(self, run: int) -> Match[T]:
-        path = self._runs.path(run)
-        values = tuple(self._runs.value(each.event) for each in path)
+        path = self.runs.path(run)
+        values = tuple(self.runs.value(each.event) for each in path)
         return self.match(Found(path, values, path[-1].timestamp if path else 0))
 
     def match(self, found: Found) -> Match[T]:
@@ -78,11 +87,13 @@ class Matching(Generic[T]):
 
 @dataclass(frozen=True)
 class Settings(Generic[T]):
-    """Beside the pattern. `timed`: whether there are watermarks."""
+    """Beside the pattern. `on_error`: where events go on which a condition fails; None: the job fails. `timed`: whether
+    there are watermarks."""
 
     timed_out: OutputTag[Match[T]] | None = None
     late: OutputTag[T] | None = None
     max_partial_matches: int | None = None
+    on_error: OutputTag[DeadLetter] | None = None
     timed: bool = True
 
 
@@ -112,9 +123,13 @@ class PatternOperator(KeyedOperator[Any, Any, Match[Any]]):
         self._nfa = Nfa(pattern)
         self._settings = settings
         self._late = Counter()
+        self._dead = Counter()
+        self._uid = ""
 
     def open(self, ctx: OperatorContext, /) -> None:
+        self._uid = ctx.uid
         self._late = ctx.metrics.counter("late_records")
+        self._dead = ctx.metrics.counter("dead_letters")
 
     # ------------------------------------------------------------------------------------------------ with watermarks
     def _wait(self, value: Any, ctx: Context[Any, Match[Any]]) -> None:
@@ -131,11 +146,11 @@ class PatternOperator(KeyedOperator[Any, Any, Match[Any]]):
         self.waiting[time] = [*self.waiting.get(time, ()), value]
         ctx.timers.event(time)
 
-    def _begin(self, ctx: Context[Any, Any]) -> tuple[Runs, Matching[Any]]:
-        runs = Runs(self.partial_matches, self.events)
-        return runs, Matching(self._pattern, runs, ctx.key)
+    def _begin(self, ctx: Context[Any, Any]) -> Matching[Any]:
+        return Matching(self._pattern, Runs(self.partial_matches, self.events), ctx.key)
 
-    def _end(self, runs: Runs, found: Iterable[Found], matching: Matching[Any], ctx: Context[Any, Match[Any]]) -> None:
+    def _end(self, found: Iterable[Found], matching: Matching[Any], ctx: Context[Any, Match[Any]]) -> None:
+        runs = matching.runs
         self._set_timers(runs, ctx)
         runs.settle()
         timed_out = self._settings.timed_out
@@ -154,6 +169,22 @@ class PatternOperator(KeyedOperator[Any, Any, Match[Any]]):
                 f"{runs.live_count} partial matches of one key, and max_partial_matches={bound}: let fewer begin or "
                 "go on (within, followed_by instead of followed_by_any, bounded times, a skip strategy), or allow more"
             )
+
+    def _kept(self, matching: Matching[Any]) -> Runs | None:
+        """What the partial matches are before an event, if they may have to become that again."""
+        return None if self._settings.on_error is None else matching.runs.copy()
+
+    def _give_up(
+        self, value: Any, error: Exception, kept: Runs | None, matching: Matching[Any], ctx: Context[Any, Any]
+    ) -> None:
+        """An event on which a condition has failed is as if it had not come; what streamactors itself refuses, or can't
+        read, is no condition's. To be called while `error` is handled."""
+        tag = self._settings.on_error
+        if tag is None or kept is None or isinstance(error, StreamactorsError):
+            raise error
+        matching.runs = kept
+        self._dead.inc()
+        ctx.emit_to(tag, dead_letter(self._uid, value, None, error))
 
     def _set_timers(self, runs: Runs, ctx: Context[Any, Any]) -> None:
         """For the ends of the windows of what is live, and no others."""
@@ -175,31 +206,36 @@ class SyncPatternOperator(PatternOperator):
         if self._settings.timed:
             self._wait(value, ctx)
             return
-        runs, matching = self._begin(ctx)
-        self._end(runs, self._step(runs, matching, value, ctx.timestamp or 0), matching, ctx)
+        matching = self._begin(ctx)
+        self._end(self._take(matching, value, ctx.timestamp or 0, ctx), matching, ctx)
 
     def on_timer(self, timer: Timer, ctx: Context[Any, Match[Any]], /) -> None:
         time = timer.timestamp
-        runs, matching = self._begin(ctx)
+        matching = self._begin(ctx)
         found: list[Found] = []
         for value in self.waiting.pop(time, ()):
-            found += self._step(runs, matching, value, time)
-        found += self._nfa.pass_time(runs, time)
-        self._end(runs, found, matching, ctx)
+            found += self._take(matching, value, time, ctx)
+        found += self._nfa.pass_time(matching.runs, time)
+        self._end(found, matching, ctx)
 
-    def _step(self, runs: Runs, matching: Matching[Any], value: Any, time: int) -> Sequence[Found]:
-        matching.take(value)
-        steps = self._nfa.step(runs, value, time)
-        answer: Any = None
+    def _take(self, matching: Matching[Any], value: Any, time: int, ctx: Context[Any, Any]) -> Sequence[Found]:
+        kept = self._kept(matching)
         try:
-            while True:
-                question = steps.send(answer)
-                answer = matching.known(question)
-                if answer is None:
-                    answer = matching.note(question, _plain(matching.ask(question)))
-        except StopIteration as stop:
-            self._check_bound(runs)
-            return _found(stop)
+            return self._step(matching, value, time)
+        except Exception as error:
+            self._give_up(value, error, kept, matching, ctx)
+            return ()
+
+    def _step(self, matching: Matching[Any], value: Any, time: int) -> Sequence[Found]:
+        matching.take(value)
+        steps = self._nfa.step(matching.runs, value, time)
+        answer: Any = None
+        while not isinstance(asked := _next(steps, answer), list):
+            answer = matching.known(asked)
+            if answer is None:
+                answer = matching.note(asked, _plain(matching.ask(asked)))
+        self._check_bound(matching.runs)
+        return asked
 
 
 class AsyncPatternOperator(PatternOperator):
@@ -207,39 +243,47 @@ class AsyncPatternOperator(PatternOperator):
         if self._settings.timed:
             self._wait(value, ctx)
             return
-        runs, matching = self._begin(ctx)
-        self._end(runs, await self._step(runs, matching, value, ctx.timestamp or 0), matching, ctx)
+        matching = self._begin(ctx)
+        self._end(await self._take(matching, value, ctx.timestamp or 0, ctx), matching, ctx)
 
     async def on_timer(self, timer: Timer, ctx: Context[Any, Match[Any]], /) -> None:
         time = timer.timestamp
-        runs, matching = self._begin(ctx)
+        matching = self._begin(ctx)
         found: list[Found] = []
         for value in self.waiting.pop(time, ()):
-            found += await self._step(runs, matching, value, time)
-        found += self._nfa.pass_time(runs, time)
-        self._end(runs, found, matching, ctx)
+            found += await self._take(matching, value, time, ctx)
+        found += self._nfa.pass_time(matching.runs, time)
+        self._end(found, matching, ctx)
 
-    async def _step(self, runs: Runs, matching: Matching[Any], value: Any, time: int) -> Sequence[Found]:
-        matching.take(value)
-        steps: Steps = self._nfa.step(runs, value, time)
-        answer: Any = None
+    async def _take(self, matching: Matching[Any], value: Any, time: int, ctx: Context[Any, Any]) -> Sequence[Found]:
+        kept = self._kept(matching)
         try:
-            while True:
-                question = steps.send(answer)
-                answer = matching.known(question)
-                if answer is None:
-                    result = matching.ask(question)
-                    answer = matching.note(
-                        question, bool(await result) if inspect.isawaitable(result) else bool(result)
-                    )
-        except StopIteration as stop:
-            self._check_bound(runs)
-            return _found(stop)
+            return await self._step(matching, value, time)
+        except Exception as error:
+            self._give_up(value, error, kept, matching, ctx)
+            return ()
+
+    async def _step(self, matching: Matching[Any], value: Any, time: int) -> Sequence[Found]:
+        matching.take(value)
+        steps = self._nfa.step(matching.runs, value, time)
+        answer: Any = None
+        while not isinstance(asked := _next(steps, answer), list):
+            answer = matching.known(asked)
+            if answer is None:
+                result = matching.ask(asked)
+                answer = matching.note(asked, bool(await result) if inspect.isawaitable(result) else bool(result))
+        self._check_bound(matching.runs)
+        return asked
 
 
-def _found(stop: StopIteration) -> Sequence[Found]:
-    found: Sequence[Found] = stop.value
-    return found
+def _next(steps: Steps, answer: Any) -> Question | list[Found]:
+    """The next question, or at the end what was found. Apart from the conditions, one of which may raise StopIteration
+    as well."""
+    try:
+        return steps.send(answer)
+    except StopIteration as stop:
+        found: list[Found] = stop.value
+        return found
 
 
 def _plain(answer: Any) -> bool:
@@ -281,6 +325,15 @@ class PatternSpec(OperatorSpec, Generic[T]):
     def keyed_state(self) -> bool:
         return True
 
+    @property
+    def error_tag(self) -> OutputTag[DeadLetter] | None:
+        return self.settings.on_error
+
+    @property
+    def beside(self) -> Mapping[str, OutputTag[Any]]:
+        told = {"timed_out": self.settings.timed_out, "late": self.settings.late}
+        return {option: tag for option, tag in told.items() if tag is not None}
+
     def validate(self, uid: str) -> None:
         _check(self.pattern, self.settings, uid)
 
@@ -290,6 +343,8 @@ class PatternSpec(OperatorSpec, Generic[T]):
                 f"pattern {ctx.uid!r}: within(…) is about event time, and no source of this stream gives watermarks: "
                 "give one by flow.source(…, watermarks=sa.Watermarks.…), or leave within out"
             )
+        if self.settings.on_error is not None and ctx.watermarks:  # for records that can't wait for their time
+            ctx = replace(ctx, on_error=self.settings.on_error)
         return PatternLink(ctx, self.operator(timed=ctx.watermarks), self.pattern)
 
     def operator(self, *, timed: bool = True) -> PatternOperator:
@@ -307,6 +362,7 @@ def _check(pattern: object, settings: Settings[Any], uid: str) -> None:
     _check_tag(uid, "late", settings.late)
     if settings.timed_out is not None and pattern.window is None:
         raise InvalidDataflow(f"pattern {uid!r}: nothing times out without within(…): add it, or leave timed_out out")
+    refuse_one_tag(f"pattern {uid!r}", timed_out=settings.timed_out, late=settings.late, on_error=settings.on_error)
     _check_bound(uid, settings.max_partial_matches)
 
 

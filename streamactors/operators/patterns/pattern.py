@@ -294,8 +294,10 @@ def _check_times(stage: str, at_least: object, at_most: object) -> None:
 
 
 def _check_window(duration: object) -> None:
-    if not isinstance(duration, dt.timedelta) or duration < _MILLISECOND:
-        raise InvalidDataflow(f"within({duration!r}): give a timedelta, of a millisecond at least")
+    if not isinstance(duration, dt.timedelta) or duration < _MILLISECOND or duration % _MILLISECOND:
+        raise InvalidDataflow(
+            f"within({duration!r}): give a timedelta of a millisecond at least, in whole milliseconds"
+        )
 
 
 def _is_count(number: object) -> bool:

@@ -5,6 +5,7 @@ each event is there once. A run is live while it may take another event; one tha
 descends from it. What no live run reaches is dropped: nothing is left of partial matches that can't be completed.
 """
 
+import copy
 from collections.abc import Iterator, MutableMapping
 from typing import Any, Final
 
@@ -100,6 +101,12 @@ class Runs:
             run = self._runs[number]
             yield run
             number = run.parent
+
+    def copy(self) -> "Runs":
+        """For taking back what a step has changed, as long as nothing is settled."""
+        made = copy.copy(self)
+        made._runs, made._values, made._changed = self._runs.copy(), self._values.copy(), self._changed.copy()
+        return made
 
     # ------------------------------------------------------------------------------------------------------- storing
     def settle(self) -> None:

@@ -4,13 +4,13 @@ Invariant: a window is there if and only if something has been added to it and i
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Final
 
 from streamactors.errors import StreamactorsError
-from streamactors.state.aggregates import Aggregate, accumulator_type, changes_in_place
+from streamactors.state.aggregates import Aggregate, accumulator_type, changes_in_place, takes_evenly
 from streamactors.state.backend import KeyedBackend
 from streamactors.state.descriptors import MapState
 from streamactors.state.serialisation.serializers import serializer_for
@@ -49,11 +49,16 @@ class Contents(ABC):
     def __contains__(self, window: Window) -> bool: ...
 
     @abstractmethod
-    def windows(self) -> list[Window]:
-        """In order."""
+    def windows(self, start: int, end: int) -> list[Window]:
+        """Those that meet [start, end], in order."""
 
     @abstractmethod
-    def culprit(self, values: Sequence[Any]) -> int:
+    def check(self, windows: Sequence[Window], value: Any) -> None:
+        """Raise what merging those of `windows` that are there, and then adding `value`, would raise; nothing
+        changes."""
+
+    @abstractmethod
+    def culprit(self, span: Span, values: Sequence[Any]) -> int:
         """Which of them could not be added, after `add` has raised."""
 
 
@@ -73,10 +78,12 @@ class ContentsSpec(ABC):
 @dataclass(frozen=True)
 class Folding(ContentsSpec):
     """One accumulator, of type `type`, for each window. `first` makes it of values, `fold` adds more of them.
-    `in_place`: the accumulator that `fold` gets may be changed by it."""
+    `in_place`: the accumulator that `fold` gets may be changed by it. `even`: what `first` takes `fold` takes too,
+    whatever is in the accumulator, and any two can be merged."""
 
     type: Any
     in_place: bool
+    even: bool
     first: Callable[[Sequence[Any]], Any]
     fold: Callable[[Any, Sequence[Any]], Any]
     merge: Callable[[Any, Any], Any]
@@ -94,6 +101,7 @@ def aggregating(aggregate: Aggregate[Any, Any, Any]) -> Folding:
     return Folding(
         accumulator_type(aggregate),
         changes_in_place(aggregate),
+        takes_evenly(aggregate),
         lambda values: add_many(create(), values),
         add_many,
         aggregate.merge,
@@ -105,11 +113,19 @@ def reducing(fn: Callable[[Any, Any], Any], element_type: Any) -> Folding:
     return Folding(
         element_type,
         True,
+        False,
         lambda values: reduce(fn, values),
         lambda before, values: reduce(fn, values, before),
         fn,
         _itself,
     )
+
+
+_NOTHING: Final[Any] = object()
+
+
+def _meeting(spans: Iterable[Span], start: int, end: int) -> list[Window]:
+    return sorted(Window(*span) for span in spans if span[1] >= start and span[0] <= end)
 
 
 def _itself(value: Any) -> Any:
@@ -119,8 +135,10 @@ def _itself(value: Any) -> Any:
 class _Folded(Contents):
     def __init__(self, spec: Folding, backend: KeyedBackend) -> None:
         self._spec = spec
+        self._type = serializer_for(spec.type)
         self._held: MapState[Span, Any] = backend.bind(CONTENTS, spec.states()[CONTENTS])
         self._fold = self._held.folder(spec.first, spec.fold, in_place=spec.in_place)
+        self.add = self._fold  # type: ignore[method-assign, assignment]  # a call less on the hot path
 
     def add(self, span: Span, values: Sequence[Any]) -> bool:
         return self._fold(span, values)
@@ -138,14 +156,29 @@ class _Folded(Contents):
     def __contains__(self, window: Window) -> bool:
         return (window.start, window.end) in self._held
 
-    def windows(self) -> list[Window]:
-        return sorted(Window(start, end) for start, end in self._held)
+    def windows(self, start: int, end: int) -> list[Window]:
+        return _meeting(self._held, start, end)
 
-    def culprit(self, values: Sequence[Any]) -> int:
-        """Tried one by one: nearly always it is the value that can't be added, whatever to."""
+    def check(self, windows: Sequence[Window], value: Any) -> None:
+        spec, accept = self._spec, self._type.accept
+        accept(spec.first([value]))
+        if spec.even:
+            return
+        found = [self._held.get((window.start, window.end), _NOTHING) for window in windows]
+        copies = [self._copy(each) for each in found if each is not _NOTHING]
+        if copies:
+            accept(spec.fold(reduce(spec.merge, copies), [value]))
+
+    def _copy(self, accumulator: Any) -> Any:
+        return self._type.copy(accumulator) if self._spec.in_place else accumulator
+
+    def culprit(self, span: Span, values: Sequence[Any]) -> int:
+        """Tried one by one, by themselves and then on top of what is there."""
+        held = self._held.get(span, _NOTHING)
         for index, value in enumerate(values):
             try:
-                self._spec.first([value])
+                first = self._spec.first([value])
+                held = first if held is _NOTHING else self._spec.fold(held, [value])
             except Exception:
                 return index
         return len(values) - 1
@@ -218,10 +251,13 @@ class _Kept(Contents):
     def __contains__(self, window: Window) -> bool:
         return (window.start, window.end) in self._pieces
 
-    def windows(self) -> list[Window]:
-        return sorted(Window(start, end) for start, end in self._pieces)
+    def windows(self, start: int, end: int) -> list[Window]:
+        return _meeting(self._pieces, start, end)
 
-    def culprit(self, values: Sequence[Any]) -> int:
+    def check(self, windows: Sequence[Window], value: Any) -> None:
+        self._accepted([value])
+
+    def culprit(self, span: Span, values: Sequence[Any]) -> int:
         for index, value in enumerate(values):
             try:
                 self._accepted([value])

@@ -2,8 +2,9 @@
 
 Invariants. A record is late for a window if the watermark, for its key, has come to the window's last millisecond plus
 the allowed lateness: by then nothing of the window is left. A record that is late for all its windows goes to the late
-output, or is dropped and counted, and is in no window; any other is in every window that it is not late for. That is
-judged record by record, so it does not depend on how records came in batches.
+output, or is dropped and counted, and is in no window; any other is in every window that it is not late for, or, if
+one of them can't take it, in none. That is judged record by record, so it does not depend on how records came in
+batches.
 
 A window with an end has one event timer: for its end while that is to come and the trigger waits for it, else for when
 its time is over. A window that is forgotten leaves no entry and no timer.
@@ -40,11 +41,13 @@ from streamactors.time.windows import Window, WindowAssigner, merge_window
 _SPAN: Final[Any] = tuple[int, int]
 UNFIRED: Final = "window.unfired"
 TICKS: Final = "window.ticks"
+_start: Final = attrgetter("start")
 _end: Final = attrgetter("end")
 _NO_TIMESTAMP: Final = (
     "the record has no time-stamp, so it belongs to no window: give its source "
     "watermarks=sa.Watermarks.bounded(timestamp, …)"
 )
+_BEYOND: Final = "the record's window ends after the last moment there is"
 _NO_TIMERS: Final = "a WindowOperator has no timers: when it is called is for the trigger to say"
 
 
@@ -118,27 +121,59 @@ class WindowLink(Link):
                 for window in self._take(batch):
                     self._give(window)
         except RecordRefused as culprit:
-            index = next(index for index, value in enumerate(batch.values) if value is culprit.value)
-            raise self.failed(_cause_of(culprit), batch, index) from culprit.__cause__
+            raise self.failed(_cause_of(culprit), batch, self._place_of(culprit, batch)) from culprit.__cause__
         finally:
             context.clear()
         self.sides = context.take_sides()
         return context.take()
 
+    def _place_of(self, culprit: RecordRefused, batch: Batch) -> int:
+        """Values may be equal where keys are not: its key is the one in hand."""
+        assert batch.keys is not None
+        rows = enumerate(zip(batch.values, batch.keys, strict=True))
+        return next(row for row, (value, key) in rows if value is culprit.value and key == self._context.key)
+
     async def _one_by_one(self, batch: Batch) -> None:
         """So that a barrier need not wait for many calls, and a record that fails can be told from the others."""
         for index in range(len(batch)):
             one = batch.slice(index, index + 1)
-            try:
+            if self.ctx.on_error == "fail" or self._passes(one):
                 for window in self._take(one):
                     await self._give_awaiting(window)
-            except RecordRefused as culprit:
-                if self.ctx.on_error == "fail":
-                    raise
-                self._to_dead_letters(one.values[0], one.origin(0), _cause_of(culprit))
             if self.ctx.interrupted() and index + 1 < len(batch):
                 self.rest = batch.slice(index + 1, len(batch))
                 return
+
+    def _passes(self, one: Batch) -> bool:
+        """Whether its windows can take a record, each of them. If not, it is among the dead letters now, and nothing
+        has changed."""
+        try:
+            self._check(one)
+        except RecordRefused as culprit:
+            self._to_dead_letters(one.values[0], one.origin(0), _cause_of(culprit))
+            return False
+        return True
+
+    def _check(self, one: Batch) -> None:
+        assert one.keys is not None and one.groups is not None
+        context, value = self._context, one.values[0]
+        [context.key], [context.group] = one.keys, one.groups
+        windows = self._assigned(one)[0] if self._assigner.timed else self._assigner.assign(0)
+        try:
+            for window in windows:
+                self._check_window(window, value)
+        except Exception as error:
+            raise RecordRefused(value) from error
+
+    def _check_window(self, window: Window, value: Any) -> None:
+        taken: Sequence[Window] = [window]
+        if self._assigner.merging:
+            window, taken = merge_window(self._contents.windows(*window), window)
+        if self._assigner.timed and self._over_at(window) <= self._context.watermark:
+            return
+        if window.end - 1 > MAX_TIME:
+            raise InvalidTimestamp(_BEYOND, window.end)
+        self._contents.check(taken, value)
 
     def _to_dead_letters(self, value: Any, origin: str | None, error: Exception) -> None:
         route = self.ctx.on_error
@@ -148,20 +183,21 @@ class WindowLink(Link):
 
     # ------------------------------------------------------------------------------------------------------- results
     def _give(self, window: Window) -> None:
-        windowed = self._windowed(window)
         context = self._context
-        if self._operator is None:
-            context.emit(windowed)
-            return
         try:
-            self._operator.process(windowed, context)
+            windowed = self._windowed(window)
+            if self._operator is None:
+                context.emit(windowed)
+            else:
+                self._operator.process(windowed, context)
         except Exception as error:
-            raise self._window_failed(windowed, error) from error
+            raise self._window_failed(window, error) from error
 
     async def _give_awaiting(self, window: Window) -> None:
-        windowed = self._windowed(window)
+        windowed = empty = Windowed[Any, Any](self._context.key, window.start, window.end, None)
         mark = self._context.mark()
         try:
+            windowed = self._windowed(window)
             if self._operator is None:
                 self._context.emit(windowed)
             elif self._async:
@@ -169,24 +205,22 @@ class WindowLink(Link):
             else:
                 self._operator.process(windowed, self._context)
         except Exception as error:
-            if self.ctx.on_error == "fail":
-                raise self._window_failed(windowed, error) from error
+            # What state can't give is no dead letter: the window's records would be lost.
+            unread = windowed is empty and isinstance(error, StreamactorsError)
+            if unread or self.ctx.on_error == "fail":
+                raise self._window_failed(window, error) from error
             self._context.roll_back(mark)
             self._to_dead_letters(windowed, None, error)
 
     def _windowed(self, window: Window) -> Windowed[Any, Any]:
         if self._assigner.timed:
             self._context.timestamp = window.end - 1
-        key = self._context.key
-        try:
-            return Windowed(key, window.start, window.end, self._contents.read(window))
-        except Exception as error:
-            raise self._window_failed(Windowed(key, window.start, window.end, None), error) from error
+        return Windowed(self._context.key, window.start, window.end, self._contents.read(window))
 
-    def _window_failed(self, windowed: Windowed[Any, Any], error: Exception) -> RecordFailed:
-        what = f"window [{windowed.start}, {windowed.end}): {type(error).__name__}: {error}"
+    def _window_failed(self, window: Window, error: Exception) -> RecordFailed:
+        what = f"window [{window.start}, {window.end}): {type(error).__name__}: {error}"
         retryable = not isinstance(error, StreamactorsError) or error.retryable
-        return RecordFailed(self.uid, what, key=windowed.key, name=self.ctx.name, retryable=retryable)
+        return RecordFailed(self.uid, what, key=self._context.key, name=self.ctx.name, retryable=retryable)
 
     # --------------------------------------------------------------------------------------------- records to windows
     def _take(self, batch: Batch) -> Iterator[Window]:
@@ -201,20 +235,22 @@ class WindowLink(Link):
         try:
             return self._assigner.assign_many(stamps)
         except Exception:  # then one by one, to see which it was
-            times = [None] * len(batch) if stamps is None else stamps
-            return [self._assign(value, stamp) for value, stamp in zip(batch.values, times, strict=True)]
+            return [self._assign(batch, index) for index in range(len(batch))]
 
-    def _assign(self, value: Any, stamp: int | None) -> Sequence[Window]:
+    def _assign(self, batch: Batch, index: int) -> Sequence[Window]:
+        assert batch.keys is not None
+        self._context.key = batch.keys[index]
+        stamp = None if batch.timestamps is None else batch.timestamps[index]
         try:
             if stamp is None:
                 raise InvalidTimestamp(_NO_TIMESTAMP, 0)
             return self._assigner.assign(stamp)
         except Exception as error:
-            raise RecordRefused(value) from error
+            raise RecordRefused(batch.values[index]) from error
 
     def _take_timed(self, batch: Batch, windows: Sequence[Sequence[Window]]) -> Iterator[Window]:
         assert batch.groups is not None
-        reached = max(map(self._time.at, set(batch.groups)))
+        reached = self._time.latest(batch.groups)
         if reached >= self._over_at(self._earliest(batch)):
             batch, windows = self._without_late(batch, windows)
         assert batch.keys is not None and batch.groups is not None
@@ -267,7 +303,7 @@ class WindowLink(Link):
                 if add(span, values):
                     self._set_timer(window)
         except Exception as error:
-            raise self._culprit(values) from error
+            raise self._culprit(span, values) from error
 
     def _add_each(self, window: Window, found: dict[Any, list[Any]], groups: dict[Any, int]) -> Iterator[Window]:
         context, over_at = self._context, self._over_at(window)
@@ -294,8 +330,7 @@ class WindowLink(Link):
         while done < len(values):
             room = self._room(window, over=over)
             some = values[done:] if room is None else values[done : done + room]
-            if self._added(window, some):
-                self._set_timer(window)
+            self._add_some(window, some)
             done += len(some)
             if room == len(some):
                 self._context.timestamp = None if stamps is None else stamps[done - 1]
@@ -303,14 +338,15 @@ class WindowLink(Link):
             else:
                 self._wait(window, len(some), over=over)
 
-    def _added(self, window: Window, values: Sequence[Any]) -> bool:
+    def _add_some(self, window: Window, values: Sequence[Any]) -> None:
         try:
-            return self._contents.add(_span(window), values)
+            if self._contents.add(_span(window), values):
+                self._set_timer(window)
         except Exception as error:
-            raise self._culprit(values) from error
+            raise self._culprit(_span(window), values) from error
 
-    def _culprit(self, values: Sequence[Any]) -> RecordRefused:
-        return RecordRefused(values[self._contents.culprit(values)])
+    def _culprit(self, span: Span, values: Sequence[Any]) -> RecordRefused:
+        return RecordRefused(values[self._contents.culprit(span, values)])
 
     def _is_over(self, window: Window) -> bool:
         return window.end - 1 <= self._context.watermark
@@ -355,7 +391,8 @@ class WindowLink(Link):
     ) -> Iterator[Window]:
         """Each record as if it came alone; but what does not fire goes into state at the end, all at once."""
         reached = self._context.watermark
-        live = self._contents.windows()
+        new_ones = [windows[index][0] for index in indices]
+        live = self._contents.windows(min(map(_start, new_ones)), max(map(_end, new_ones)))
         parts: dict[Window, _Part] = {}  # those that a record of this batch touches
         for index in indices:
             [new] = windows[index]
@@ -388,7 +425,7 @@ class WindowLink(Link):
         try:
             self._contents.merge(windows, into)
         except Exception as error:
-            raise self._window_failed(Windowed(self._context.key, into.start, into.end, None), error) from error
+            raise self._window_failed(into, error) from error
         unfired = sum(self._unfired.pop(_span(window), 0) for window in windows)
         if unfired:
             self._unfired[_span(into)] = unfired
@@ -503,12 +540,17 @@ def _by_window_and_key(
     tables: dict[Window, dict[Any, list[Any]]] = {}
     current: Any = None
     targets: list[dict[Any, list[Any]]] = []
+    only: dict[Any, list[Any]] | None = None
     for found, key, value in zip(windows, keys, values, strict=True):
         if found is not current:
             current = found
             targets = [tables.get(window) or tables.setdefault(window, defaultdict(list)) for window in found]
-        for target in targets:
-            target[key].append(value)
+            only = targets[0] if len(targets) == 1 else None
+        if only is not None:
+            only[key].append(value)
+        else:
+            for target in targets:
+                target[key].append(value)
     return tables.items()
 
 

@@ -1,19 +1,27 @@
 """The steps as nodes of a graph: `reduce`, `aggregate` and `process` of a windowed stream."""
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from streamactors.elements import DeadLetter, ErrorRoute, OutputTag
 from streamactors.errors import InvalidDataflow
-from streamactors.operators.base import Link, LinkContext, OperatorSpec, check_usage, make_operator, refuse_instance
+from streamactors.operators.base import (
+    Link,
+    LinkContext,
+    OperatorSpec,
+    check_usage,
+    make_operator,
+    refuse_instance,
+    refuse_one_tag,
+)
 from streamactors.operators.windows.base import WindowOperator
 from streamactors.operators.windows.contents import ContentsSpec
 from streamactors.operators.windows.link import WindowLink, waiting_states
 from streamactors.state.descriptors import Declaration, declared_states
 from streamactors.time.triggers import Trigger, trigger_of
-from streamactors.time.windows import WindowAssigner
+from streamactors.time.windows import CountWindow, WindowAssigner
 
 _MILLISECOND: Final = dt.timedelta(milliseconds=1)
 
@@ -45,6 +53,10 @@ class Windowing:
                 raise InvalidDataflow(f"late={late!r}: give an OutputTag(name, type)")
             if not assigner.timed and (lateness or late is not None):
                 raise InvalidDataflow(f"nothing is late for {assigner!r}: leave out allowed_lateness and late")
+            if trigger is not None and isinstance(assigner, CountWindow):
+                raise InvalidDataflow(
+                    f"{assigner!r} fires with its last record, and has no other trigger: take GlobalWindow with it"
+                )
             return cls(assigner, trigger_of(assigner, trigger), lateness, late)
         except InvalidDataflow as error:
             raise InvalidDataflow(f"window {uid!r}: {error}") from error
@@ -90,7 +102,12 @@ class WindowSpec(OperatorSpec):
     def error_tag(self) -> OutputTag[DeadLetter] | None:
         return None if self.on_error == "fail" else self.on_error
 
+    @property
+    def beside(self) -> Mapping[str, OutputTag[Any]]:
+        return {} if self.windowing.late is None else {"late": self.windowing.late}
+
     def validate(self, uid: str) -> None:
+        refuse_one_tag(f"window {uid!r}", late=self.windowing.late, on_error=self.error_tag)
         if self.factory is None:
             return
         refuse_instance(self.factory, (WindowOperator,), uid)

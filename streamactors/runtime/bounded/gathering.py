@@ -7,20 +7,19 @@ from itertools import islice
 from typing import Any, Final
 
 from streamactors.elements import Batch
-from streamactors.runtime.bounded.rows import PIECE, KeyRows, time_of
+from streamactors.runtime.bounded.ordering import MANY, RowOrder
+from streamactors.runtime.bounded.rows import PIECE, KeyRows
 from streamactors.state.key_groups import KeyGrouper
 
 ROW_BYTES: Final = 96
 """About what a row takes beside its value: its number, and its places in the columns."""
 KEY_BYTES: Final = 400
 """About what a key takes beside its rows."""
-MANY: Final = 8192
-"""Rows that take about a millisecond to sort."""
 
 
 class Gathered:
     """Adding is a dict look-up per record; nothing is sorted before `sorted`, and then key by key, so that no step
-    takes long, unless a key has many rows."""
+    takes long, unless a key has many rows: these take a while, in small steps."""
 
     def __init__(self, grouper: KeyGrouper, order: Callable[[Any], bytes], *, sided: bool, timed: bool = True) -> None:
         """`timed` False: the order of arrival is kept."""
@@ -32,6 +31,7 @@ class Gathered:
         self._values: list[Any] = []
         self._stamps: list[int | None] | None = None
         self._origins: list[int] | None = None
+        self._ids: list[str | None] | None = None
         self._sides: list[int] | None = [] if sided else None
         self._rows: defaultdict[Any, list[int]] = defaultdict(list)
         self._keys: defaultdict[int, list[tuple[bytes, Any]]] = defaultdict(list)
@@ -63,6 +63,11 @@ class Gathered:
         if self._stamps is not None or batch.timestamps is not None:
             self._stamps = [None] * first if self._stamps is None else self._stamps
             self._stamps += batch.timestamps or [None] * len(batch)
+        if batch.ids is not None:
+            self._ids = [None] * first if self._ids is None else self._ids
+            self._ids += batch.ids
+        elif self._ids is not None:
+            self._ids += [None] * len(batch)
         if batch.origins is None:
             self._origins = None
         elif first == 0:
@@ -84,20 +89,12 @@ class Gathered:
                 yield from self._pieces(group, order, key, self._rows.pop(key))
 
     def _pieces(self, group: int, order: bytes, key: Any, rows: list[int]) -> Iterator[KeyRows]:
-        self._sort(rows)
-        for start in range(0, len(rows), PIECE):
-            yield self._piece(group, order, key, rows[start : start + PIECE] if len(rows) > PIECE else rows)
-
-    def _sort(self, rows: list[int]) -> None:
-        """By time and side; what arrived first goes first."""
-        sides, stamps = self._sides, self._stamps
-        if sides is not None:
-            rows.sort(key=sides.__getitem__)
-        if stamps is not None and self._timed:
-            rows.sort(key=lambda row: time_of(stamps[row]))
+        for some in RowOrder(self._stamps if self._timed else None, self._sides).ordered(rows):
+            for start in range(0, len(some), PIECE):
+                yield self._piece(group, order, key, some[start : start + PIECE] if len(some) > PIECE else some)
 
     def _piece(self, group: int, order: bytes, key: Any, rows: list[int]) -> KeyRows:
-        values, stamps, sides, origins = self._values, self._stamps, self._sides, self._origins
+        values, stamps, sides, origins, ids = self._values, self._stamps, self._sides, self._origins, self._ids
         taken = [values[row] for row in rows]
         for row in rows:  # nothing is freed all at once
             values[row] = None
@@ -109,4 +106,5 @@ class Gathered:
             None if stamps is None else [stamps[row] for row in rows],
             None if sides is None else [sides[row] for row in rows],
             None if origins is None else [origins[row] for row in rows],
+            None if ids is None else [ids[row] for row in rows],
         )

@@ -52,23 +52,26 @@ class SortedInput(MailboxInput):
         self._ready: deque[tuple[int, Element]] = deque()
         self.take = self._next
 
-    def _next(self) -> tuple[int, Element] | None:
+    def _next(self, *, full: bool = False) -> tuple[int, Element] | None:
+        """It goes on taking in, whether its step is `full` or not."""
         if self._ready:
-            return self._ready.popleft()
+            return None if full and isinstance(self._ready[0][1], Batch) else self._ready.popleft()
         if self._work is None and (self._open or self._ended):
-            return self._take_in() if self._open else None
+            return self._take_in(full=full) if self._open else None
         if self._work is None:
             self._give()
-            return self._next()
+            return self._next(full=full)
         if not self._work.done():
             return None
         slices, self._work = self._work.result(), None
         if slices is not None:
             self._receive(slices)
-        return self._next()
+        return self._next(full=full)
 
     # ------------------------------------------------------------------------------------------------------ taking in
-    def _take_in(self) -> tuple[int, Element] | None:
+    def _take_in(self, *, full: bool) -> tuple[int, Element] | None:
+        if full:
+            self._direct = 0  # the rest is sorted, all of it: a later record of a key must not go on ahead of one
         taken = self._mailbox.take()
         if taken is None:
             return None
@@ -139,6 +142,7 @@ class SortedInput(MailboxInput):
         return batch if self._keyed else batch.unplaced()
 
     async def close(self) -> None:
+        self._sorter.stop()
         if self._work is not None:
             self._work.cancel()
             await asyncio.gather(self._work, return_exceptions=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 from streamactors.runtime.bounded.rows import PIECE, KeyRows, time_of
 
-_Row = tuple[int, int, Any, int | None, int | None]
-"""(time, side, value, time-stamp, origin)."""
+_Row = tuple[int, int, Any, int | None, int | None, str | None]
+"""(time, side, value, time-stamp, origin, name)."""
 
 
 def merged(runs: Sequence[Iterator[KeyRows]], *, timed: bool = True) -> Iterator[KeyRows]:
@@ -66,7 +66,7 @@ def _by_time(sources: Sequence[Iterator[KeyRows]], timed: bool) -> Iterator[KeyR
     firsts = [next(source) for source in sources]
     first = firsts[0]
     whole = [chain([head], rest) for head, rest in zip(firsts, sources, strict=True)]
-    if first.sides is None and not (timed and any(head.stamps is not None for head in firsts)):
+    if first.sides is None and not timed:
         yield from chain.from_iterable(whole)
         return
     rows = heapq.merge(*(_rows(pieces, timed) for pieces in whole), key=itemgetter(0, 1))
@@ -77,12 +77,13 @@ def _by_time(sources: Sequence[Iterator[KeyRows]], timed: bool) -> Iterator[KeyR
 def _rows(pieces: Iterable[KeyRows], timed: bool) -> Iterator[_Row]:
     for piece in pieces:
         stamps, sides, origins = piece.stamps or repeat(None), piece.sides or repeat(0), piece.origins or repeat(None)
-        for value, stamp, side, origin in zip(piece.values, stamps, sides, origins, strict=False):
-            yield time_of(stamp) if timed else 0, side, value, stamp, origin
+        ids = piece.ids or repeat(None)
+        for value, stamp, side, origin, id in zip(piece.values, stamps, sides, origins, ids, strict=False):
+            yield time_of(stamp) if timed else 0, side, value, stamp, origin, id
 
 
 def _regathered(like: KeyRows, rows: Sequence[_Row]) -> KeyRows:
-    _, sides, values, stamps, origins = (list(column) for column in zip(*rows, strict=True))
+    _, sides, values, stamps, origins, ids = (list(column) for column in zip(*rows, strict=True))
     return KeyRows(
         like.group,
         like.order,
@@ -91,4 +92,5 @@ def _regathered(like: KeyRows, rows: Sequence[_Row]) -> KeyRows:
         None if all(stamp is None for stamp in stamps) else stamps,
         None if like.sides is None else sides,
         None if None in origins else origins,
+        None if all(id is None for id in ids) else ids,
     )

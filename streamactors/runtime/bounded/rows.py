@@ -23,6 +23,7 @@ class KeyRows(NamedTuple):
     stamps: Sequence[int | None] | None = None
     sides: Sequence[int] | None = None
     origins: Sequence[int] | None = None
+    ids: Sequence[str | None] | None = None
 
     @property
     def place(self) -> tuple[int, bytes]:
@@ -34,6 +35,7 @@ class KeyRows(NamedTuple):
             stamps=None if self.stamps is None else self.stamps[start:stop],
             sides=None if self.sides is None else self.sides[start:stop],
             origins=None if self.origins is None else self.origins[start:stop],
+            ids=None if self.ids is None else self.ids[start:stop],
         )
 
 

@@ -57,10 +57,12 @@ class RunFormat:
     def _block(self, pieces: Sequence[KeyRows]) -> _Block:
         stamped = any(piece.stamps is not None for piece in pieces)
         known = all(piece.origins is not None for piece in pieces)
+        named = any(piece.ids is not None for piece in pieces)
         rows = Batch(
             _joined([piece.values for piece in pieces]),
             _joined([piece.stamps or [None] * len(piece.values) for piece in pieces]) if stamped else None,
             origins=_joined([piece.origins or () for piece in pieces]) if known else None,
+            ids=_joined([piece.ids or [None] * len(piece.values) for piece in pieces]) if named else None,
         )
         keys = Batch([piece.key for piece in pieces], groups=[piece.group for piece in pieces])
         return _Block(
@@ -75,7 +77,7 @@ class RunFormat:
         where = f"a sorted run of {self._edge.downstream!r}"
         block = self._decoder.decode(data)
         keys, rows = self._codec.decode(block.keys, where), self._codec.decode(block.rows, where)
-        whole = KeyRows(0, b"", None, rows.values, rows.timestamps, block.sides, rows.origins)
+        whole = KeyRows(0, b"", None, rows.values, rows.timestamps, block.sides, rows.origins, rows.ids)
         bounds = pairwise(accumulate(block.counts, initial=0))
         for key, group, (start, stop) in zip(keys.values, keys.groups or (), bounds, strict=True):
             yield whole.part(start, stop)._replace(group=group, order=self.order(key), key=key)

@@ -50,6 +50,7 @@ def _batches(pieces: Sequence[KeyRows], split: str | None) -> list[tuple[int, Ba
         return _by_side(pieces)
     counts = [len(piece.values) for piece in pieces]
     stamped = any(piece.stamps is not None for piece in pieces)
+    named = any(piece.ids is not None for piece in pieces)
     origins = split is not None and all(piece.origins is not None for piece in pieces)
     batch = Batch(
         list(chain.from_iterable([piece.values for piece in pieces])),
@@ -58,12 +59,17 @@ def _batches(pieces: Sequence[KeyRows], split: str | None) -> list[tuple[int, Ba
         _repeated([piece.group for piece in pieces], counts),
         list(chain.from_iterable(piece.origins or () for piece in pieces)) if origins else None,
         split if split is not None and origins else "",
+        ids=_ids(pieces) if named else None,
     )
     return [(0, batch)]
 
 
 def _stamps(pieces: Sequence[KeyRows]) -> list[int | None]:
     return list(chain.from_iterable(piece.stamps or [None] * len(piece.values) for piece in pieces))
+
+
+def _ids(pieces: Sequence[KeyRows]) -> list[str | None]:
+    return list(chain.from_iterable(piece.ids or [None] * len(piece.values) for piece in pieces))
 
 
 def _repeated(items: Sequence[Any], counts: Sequence[int]) -> list[Any]:
@@ -78,10 +84,12 @@ class _Run:
         self.stamps: list[int | None] = []
         self.keys: list[Any] = []
         self.groups: list[int] = []
+        self.ids: list[str | None] = []
 
     def batch(self) -> Batch:
         stamps = None if all(stamp is None for stamp in self.stamps) else self.stamps
-        return Batch(self.values, stamps, self.keys, self.groups)
+        ids = None if all(id is None for id in self.ids) else self.ids
+        return Batch(self.values, stamps, self.keys, self.groups, ids=ids)
 
 
 def _by_side(pieces: Sequence[KeyRows]) -> list[tuple[int, Batch]]:
@@ -91,7 +99,8 @@ def _by_side(pieces: Sequence[KeyRows]) -> list[tuple[int, Batch]]:
     for piece in pieces:
         if piece.place != last:
             number, last = 0, piece.place
-        for value, stamp, side in zip(piece.values, piece.stamps or repeat(None), piece.sides or (), strict=False):
+        stamps, ids = piece.stamps or repeat(None), piece.ids or repeat(None)
+        for value, stamp, side, id in zip(piece.values, stamps, piece.sides or (), ids, strict=False):
             if number % 2 != side:
                 number += 1
             while number >= len(runs):
@@ -101,4 +110,5 @@ def _by_side(pieces: Sequence[KeyRows]) -> list[tuple[int, Batch]]:
             run.stamps.append(stamp)
             run.keys.append(piece.key)
             run.groups.append(piece.group)
+            run.ids.append(id)
     return [(number % 2, run.batch()) for number, run in enumerate(runs) if run.values]

@@ -57,6 +57,7 @@ class Sorter:
         self._one_split = True
         self._slices: Iterator[Slice] | None = None
         self._hot = False
+        self._stopped = False
 
     def _new(self) -> Gathered:
         return Gathered(self._grouper, self._format.order, sided=self._sided, timed=self._timed)
@@ -87,7 +88,7 @@ class Sorter:
     def _spill(self, gathered: Gathered) -> None:
         rows = self._block_rows(gathered)
         self._write(gathered.sorted(), 0, rows)
-        while (level := self._ripe()) is not None:
+        while not self._stopped and (level := self._ripe()) is not None:
             old = self._runs[-FAN_IN:]
             self._write(merged([run.read() for run in old], timed=self._timed), level, rows, replacing=old)
 
@@ -100,7 +101,7 @@ class Sorter:
     def _write(self, pieces: Iterator[KeyRows], level: int, rows: int, replacing: Sequence[SpilledRun] = ()) -> None:
         run = SpilledRun(self._format, self._folder, level)
         self._runs.append(run)  # closed with the others, whatever happens
-        run.write(pieces, rows)
+        run.write(self._until_stopped(pieces), rows)
         self.spilled_bytes += run.size
         for old in replacing:
             self._runs.remove(old)
@@ -137,9 +138,20 @@ class Sorter:
             gathered, self._gathered = self._gathered, self._new()
             runs = [run.read() for run in self._runs] + ([gathered.sorted()] if len(gathered) else [])
             split = self._split if self._one_split else None
-            pieces = merged(runs, timed=self._timed) if runs else iter(())
+            pieces = self._until_stopped(merged(runs, timed=self._timed) if runs else iter(()))
             self._slices = slices(pieces, split, last_group=self._last_group, by_group=self._by_group)
         return self._slices
+
+    # --------------------------------------------------------------------------------------------------------- ending
+    def stop(self) -> None:
+        """What works in a thread ends soon, having done a part of it; only `close` is of use then."""
+        self._stopped = True
+
+    def _until_stopped(self, pieces: Iterator[KeyRows]) -> Iterator[KeyRows]:
+        for piece in pieces:
+            if self._stopped:
+                return
+            yield piece
 
     async def close(self) -> None:
         """Nothing is left on disk."""

@@ -65,6 +65,9 @@ class HeapTimers(Store):
             if row in self.table(row[1]):
                 self._index.add(row)
 
+    def pending(self, row: TimerRow) -> bool:
+        return row in self.table(row[1])
+
     def take(self, row: TimerRow) -> bool:
         return drop(self.tables[row[1]], row)
 

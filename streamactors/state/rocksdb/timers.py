@@ -140,6 +140,14 @@ class RocksTimers:
             self.dirty[row] = _GONE
             self._write_behind()
 
+    def pending(self, row: TimerRow) -> bool:
+        if row in self._near:
+            return True
+        state = self.dirty.get(row)
+        if state is not None or self._is_near(row):
+            return state is not None and state != _GONE
+        return self._database.get(self._prefixes[row[1]] + self._row(row)) is not None
+
     def take(self, row: TimerRow) -> bool:
         self._check_open()
         if row not in self._near:
@@ -223,8 +231,18 @@ class RocksTimers:
 
     # --------------------------------------------------------------------------------------------------------- reading
     async def bring(self, limit: int) -> None:
-        while groups := [group for group in self._short(limit) if self._near_counts[group] < self._portion]:
+        while groups := self._wanting(limit):
             await self._read(groups)
+
+    def _wanting(self, limit: int) -> list[int]:
+        """The groups of which more has to be read for `draw` to give what comes next. Of a group whose horizon has come
+        closer while some of its timers were drawn, those that were put back lie behind it, however many they are."""
+        near, first = self._near_counts, self._index.earliest()
+        return [
+            group
+            for group in self._short(limit)
+            if near[group] < self._portion or first is None or self._horizons[group].time < first
+        ]
 
     def _short(self, limit: int) -> list[int]:
         """The groups that may have timers up to `limit` behind their horizon."""

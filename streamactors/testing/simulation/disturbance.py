@@ -12,6 +12,7 @@ from random import Random
 from typing import Any, Final
 
 from streamactors.graph.logical import Forward, LogicalGraph, Node
+from streamactors.operators.async_io.keyed import AsyncKeyedOperator
 from streamactors.operators.base import KeyedOperator, is_async
 from streamactors.operators.process import ProcessSpec, ReduceSpec
 from streamactors.operators.stateless import FunctionSpec
@@ -76,8 +77,9 @@ def _around(fn: Callable[..., Any], process: Process, uid: str, *, suspended: bo
 
 
 def _has_keys(operator: Any, hook: str) -> bool:
-    """Whether this hook is called for records with a key."""
-    return isinstance(operator, KEYED) and hook != "process_broadcast"
+    """Whether this hook is called for records with a key, one after another: those of calls that run side by side get
+    copies of what is stored, so that changing it in place changes nothing."""
+    return isinstance(operator, KEYED) and not isinstance(operator, AsyncKeyedOperator) and hook != "process_broadcast"
 
 
 def _watch(uid: str, operator: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from streamactors.api.dataflow import Dataflow, KeyedStream
+from streamactors.api.dataflow import Dataflow, KeyedStream, Stream
 from streamactors.operators.base import Context, KeyedOperator
 from streamactors.state.descriptors import ValueState
 from streamactors.testing.simulation.result import Outcome
@@ -52,11 +52,14 @@ def timed_events(world: World) -> list[Timed]:
     return [Timed(number, f"k{draw.randrange(12)}", time) for number, time in enumerate(times)]
 
 
-def timed_by_key(world: World, flow: Dataflow) -> KeyedStream[str, Timed]:
+def timed_source(world: World, flow: Dataflow) -> Stream[Timed]:
     """One source, since with several the slowest would decide."""
     watermarks = Watermarks.bounded(_time_of, dt.timedelta(milliseconds=50))
-    source = flow.source("events", world.source([timed_events(world)]), watermarks=watermarks, parallelism=1)
-    return source.key_by(_key_of)
+    return flow.source("events", world.source([timed_events(world)]), watermarks=watermarks, parallelism=1)
+
+
+def timed_by_key(world: World, flow: Dataflow) -> KeyedStream[str, Timed]:
+    return timed_source(world, flow).key_by(_key_of)
 
 
 def event_time(world: World) -> Dataflow:

@@ -7,6 +7,8 @@ from streamactors.api.dataflow import Dataflow
 from streamactors.operators.base import Context, KeyedOperator, Operator, OperatorContext
 from streamactors.state.descriptors import ListState, MapState, ValueState
 from streamactors.testing.simulation.alarms import alarms, rang_once
+from streamactors.testing.simulation.called import READ, called, called_in_any_order
+from streamactors.testing.simulation.called_by_key import called_by_key, remembered
 from streamactors.testing.simulation.checks import counted, no_loss, nothing_twice, passed_on
 from streamactors.testing.simulation.connected import connected, joined_once, ruled, ruled_alike
 from streamactors.testing.simulation.events import Copy, Event, Update, bucket_of, events, inputs, key_of, named
@@ -167,6 +169,9 @@ TOPOLOGIES: Final[dict[str, tuple[Callable[[World], Dataflow], Check]]] = {
     "windowed": (windowed, windowed_once),
     "pattern": (pattern, matched_once),
     "joined": (joined, paired_once),
+    "called": (called(Count), counted(inputs(READ), "count", keyed_sink=True)),
+    "called-in-any-order": (called_in_any_order, judged_as_ever),
+    "called-by-key": (called_by_key, remembered),
 }
 
 

@@ -208,6 +208,80 @@ async def test_a_condition_that_fails_names_the_operator_and_the_key() -> None:
         await matched(events("x a 1"), sa.Pattern.begin("a", broken), watermarks=bounded(0))
 
 
+DEAD = sa.OutputTag("dead", sa.DeadLetter)
+
+
+def a_or_bad(event: Event) -> bool:
+    return event.kind in ("a", "bad")
+
+
+def b_unless_bad(event: Event, match: sa.Match[Event]) -> bool:
+    if event.kind == "bad" and match["a"][0].time == 2:  # when it has gone into partial matches that began before
+        raise ValueError("no rule")
+    return event.kind == "b"
+
+
+async def awaited_b(event: Event, match: sa.Match[Event]) -> bool:
+    await asyncio.sleep(0)
+    return b_unless_bad(event, match)
+
+
+@either_backend
+@pytest.mark.parametrize("condition", [b_unless_bad, awaited_b])
+@pytest.mark.parametrize("watermarks", [bounded(5), None])
+async def test_an_event_on_which_a_condition_fails_may_go_to_the_dead_letters(
+    backend: Any, condition: Any, watermarks: Any
+) -> None:
+    """As if it had not come: what the conditions before had let it begin is taken back."""
+    pattern = sa.Pattern.begin("a", a_or_bad).one_or_more().followed_by("b", condition)
+    values = events("x a 1", "x a 2", "x bad 3", "x a 3", "y a 2", "y bad 3", "x bad 4", "x b 4", "y b 4")
+    good = [event for event in values if event.kind != "bad"]
+    expected, _, _ = await matched(good, pattern, watermarks=watermarks)
+    out, dead, flow = ListSink[Any](), ListSink[Any](), sa.Dataflow("patterns")
+    source = flow.source("events", ListSource(values), watermarks=watermarks, parallelism=1)
+    found = source.key_by(lambda event: event.key).pattern("match", pattern, on_error=DEAD)
+    found.sink("out", out)
+    found.side_output(DEAD).sink("dead", dead)
+    async with asyncio.timeout(PATIENCE):
+        await sa.run(flow, sa.Config(state_backend=backend, parallelism=1))
+    assert shown(out.values) == shown(expected) and len(expected) == 7
+    letters = sorted((letter.value.key, letter.value.time, letter.uid) for letter in dead.values)
+    assert letters == [("x", 3, "match"), ("x", 4, "match"), ("y", 3, "match")]
+    assert all(letter.error == "ValueError: no rule" and "b_unless_bad" in letter.traceback for letter in dead.values)
+
+
+async def test_too_many_partial_matches_are_an_error_wherever_dead_letters_go() -> None:
+    pattern = sa.Pattern.begin("a", of("a")).followed_by_any("b", of("b"))
+    for watermarks in (bounded(0), None):
+        flow = sa.Dataflow("patterns")
+        source = flow.source("events", ListSource(events(*["x a 1"] * 5)), watermarks=watermarks, parallelism=1)
+        found = source.key_by(lambda event: event.key).pattern("m", pattern, on_error=DEAD, max_partial_matches=4)
+        found.side_output(DEAD).sink("dead", ListSink[Any]())
+        with pytest.raises(sa.JobFailed, match="5 partial matches of one key"):
+            async with asyncio.timeout(PATIENCE):
+                await sa.run(flow)
+
+
+async def test_a_condition_that_stops_an_iteration_fails_by_its_name() -> None:
+    def broken(event: Event) -> bool:
+        return bool(next(iter([])))
+
+    with pytest.raises(sa.JobFailed, match="operator 'match' failed, key 'x'.*StopIteration"):
+        await matched(events("x a 1"), sa.Pattern.begin("a", broken))
+
+
+async def test_what_times_out_and_nobody_reads_is_refused() -> None:
+    flow = sa.Dataflow("patterns")
+    source = flow.source("events", ListSource(events("x a 1")), watermarks=bounded(0))
+    pattern = A_THEN_B.within(10 * MS)
+    found = source.key_by(lambda event: event.key).pattern("match", pattern, timed_out=TIMED_OUT)
+    found.sink("out", ListSink[Any]())
+    with pytest.raises(
+        sa.InvalidDataflow, match="pattern 'match' sends records to side output 'timed-out' by timed_ou"
+    ):
+        await sa.run(flow)
+
+
 async def test_any_type_of_event(tmp_path: Any) -> None:
     """Of streams whose type is not known, too."""
     sink, flow = ListSink[Any](), sa.Dataflow("patterns")

@@ -38,8 +38,9 @@ BEGIN: Any = Pattern.begin("a", yes)
         (lambda: BEGIN.one_or_more().allow_combinations().greedy(), r"greedy\(\) with allow_combinations\(\)"),
         (lambda: BEGIN.not_next("n", yes).optional(), r"stage 'n' of the pattern: optional\(\) makes no sense"),
         (lambda: BEGIN.not_next("n", yes).times(2), r"stage 'n' of the pattern: times\(2, None\) makes no sense"),
-        (lambda: BEGIN.within(dt.timedelta(0)), r"give a timedelta, of a millisecond at least"),
+        (lambda: BEGIN.within(dt.timedelta(0)), r"give a timedelta of a millisecond at least"),
         (lambda: BEGIN.within(5), r"within\(5\): give a timedelta"),
+        (lambda: BEGIN.within(dt.timedelta(microseconds=1900)), r"give a timedelta .* whole milliseconds"),
         (lambda: BEGIN.within(MINUTE).within(MINUTE), r"give it once"),
         (lambda: BEGIN.skip("all"), r"skip\('all'\): one of none, past-last"),
         (lambda: BEGIN.skip("to-first"), r"to-first and to-last take a stage, others none"),
@@ -77,6 +78,10 @@ def test_what_can_not_match_is_refused_by_the_step(pattern: Any, refused: str) -
     [
         ({"timed_out": sa.OutputTag("out", sa.Match)}, "nothing times out without within"),
         ({"late": "late"}, "late= takes an OutputTag, not 'late'"),
+        (
+            {"late": sa.OutputTag("aside", int), "on_error": sa.OutputTag("aside", sa.DeadLetter)},
+            "late= and on_error= both send to the side output 'aside'",
+        ),
         ({"max_partial_matches": 0}, "max_partial_matches=0 is no whole number from 1 up"),
     ],
 )

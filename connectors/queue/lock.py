@@ -1,0 +1,80 @@
+"""One owner per folder: a lock on a file in it, which the system frees with the process however that ends."""
+
+import os
+import socket
+import sys
+from typing import IO
+
+from connectors.queue.errors import QueueInUse, WriteFailed
+from streamactors import forks
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+_NAME = "owner.lock"
+
+
+class FolderLock:
+    """Blocks. Who has it is noted in the file, for whoever is refused."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._file: IO[bytes] | None = None
+
+    def acquire(self) -> None:
+        """Raises QueueInUse naming who has it."""
+        path = os.path.join(self._folder, _NAME)
+        try:
+            file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise WriteFailed(f"can't open {path!r}: {error.strerror}") from error
+        try:
+            self._take(file)
+        except BaseException:
+            file.close()
+            raise
+        self._file = file
+        forks.let_go_in_child(self)
+
+    def _take(self, file: IO[bytes]) -> None:
+        this = f"process {os.getpid()} on {socket.gethostname()}"
+        if not _try_lock(file):
+            who = file.read().decode(errors="replace").strip() or "a process that is just starting"
+            who = f"another QueueSource of this process ({this})" if who == this else who
+            raise QueueInUse(
+                f"the queue in {self._folder!r} is in use by {who}: stop that one, or give this one a folder of its own"
+            )
+        file.truncate(0)
+        file.write(f"{this}\n".encode())
+
+    def let_go(self) -> None:
+        """No matter if it is not held."""
+        forks.keep_in_child(self)
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+
+if sys.platform == "win32":
+    _LOCKED_BYTE = 1 << 30  # locks are mandatory there: one far behind the note, which others must be able to read
+
+    def _try_lock(file: IO[bytes]) -> bool:
+        file.seek(_LOCKED_BYTE)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        finally:
+            file.seek(0)
+        return True
+
+else:
+
+    def _try_lock(file: IO[bytes]) -> bool:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True

@@ -1,0 +1,14 @@
+"""What metrics are made of."""
+
+from dataclasses import dataclass
+
+from streamactors.observe import model
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Of one job. `last`: its latest complete checkpoint."""
+
+    status: model.JobStatus
+    checkpoints: model.Checkpoints
+    last: model.CheckpointDetail | None = None

@@ -1,0 +1,1 @@
+"""Steps whose calls wait for something outside: many at once, in one subtask."""
