@@ -1,7 +1,7 @@
 # `make` lists the targets. Everything runs in .venv, which each target sets up when it has to.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo demo-kafka test test-fast simulate check format bench nexmark docs build lock clean python kafka
+.PHONY: help install demo demo-kafka test test-fast simulate check format bench nexmark docs build lock clean python kafka browser
 
 PYTHON ?= python3
 VENV := .venv
@@ -20,13 +20,13 @@ help: ## list the targets
 
 install: $(INSTALLED) ## set up .venv with everything a contributor needs (PYTHON=python3.12 to choose)
 
-demo: $(INSTALLED) ## the main example: a job is killed by SIGKILL, and nothing is lost or doubled
-	$(BIN)/python -m streamactors demo
+demo: $(INSTALLED) ## the main example: a job is killed by SIGKILL, and nothing is lost or doubled (DASHBOARD=1: and goes on)
+	$(BIN)/python -m streamactors demo $(if $(DASHBOARD),--dashboard)
 
 demo-kafka: $(INSTALLED) kafka ## the same on a real Kafka broker, which it starts (Java 17, Maven)
 	$(BIN)/python -m examples.kafka_totals
 
-test: $(INSTALLED) kafka ## all tests, on a real Kafka broker too (Java 17, Maven)
+test: $(INSTALLED) kafka browser ## all tests, on a real Kafka broker (Java 17, Maven) and in a real browser (Chromium) too
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not kafka and not kill"
 	$(BIN)/python -m pytest -m "kafka or kill"
 
@@ -58,8 +58,9 @@ NEXMARK ?= 100000
 nexmark: $(INSTALLED) ## the queries of Nexmark: records per second, each beside an oracle (NEXMARK=1000000 events for more)
 	$(BIN)/python -m benchmarks.nexmark --events $(NEXMARK)
 
-docs: $(INSTALLED) ## check that links in the documents lead somewhere and that their Python parses
+docs: $(INSTALLED) ## check the documents, and make the site of them: build/site/index.html
 	$(BIN)/python -m pytest -q tests/structure/test_docs.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 build: $(INSTALLED) ## the wheel and the source archive, into dist/
 	$(BIN)/python -m build
@@ -95,3 +96,12 @@ endif
 # Before the tests rather than in the middle of them: what is missing is said at once, and the jars are fetched.
 kafka: $(INSTALLED)
 	@$(BIN)/python -c 'from streamactors.testing.kafka_jars import main; main()'
+
+# The same for Chromium, in which the tests look at the dashboard. CHROMIUM=/path names another one.
+browser:
+	@test -n "$(CHROMIUM)" || command -v chromium >/dev/null || command -v chromium-browser >/dev/null || { \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+		else \
+			echo "the tests of the dashboard need Chromium: apt install chromium" >&2; exit 1; \
+		fi; }

@@ -43,11 +43,21 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 @asynccontextmanager
 async def harnesses() -> AsyncIterator[Any]:
     """Opens harnesses; on leaving, closes them all."""
+    import asyncio
+
+    from streamactors.errors import InvalidConfig
     from streamactors.testing import OperatorHarness
 
+    loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
 
         async def open_harness(factory: Any, *, snapshot: Any = None, **options: Any) -> Any:
+            if asyncio.get_running_loop() is not loop:  # nor could it be closed there: that would hang
+                raise InvalidConfig(
+                    "the test and its fixture operator_harness run in different event loops: give "
+                    "asyncio_default_fixture_loop_scope the loop_scope of the test, or use "
+                    "`async with OperatorHarness(…)` in the test"
+                )
             made = OperatorHarness[Any]
             harness = made(factory, **options) if snapshot is None else made.restore(factory, snapshot, **options)
             return await stack.enter_async_context(harness)

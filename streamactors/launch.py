@@ -22,7 +22,14 @@ from streamactors.graph.logical import LogicalGraph
 from streamactors.graph.physical import PhysicalPlan, SubtaskId
 from streamactors.graph.planner import plan
 from streamactors.listsink import ListSink
-from streamactors.runtime.info import ChannelFill, CheckpointGivenUp, CheckpointInfo, CheckpointUnderWay, Incident
+from streamactors.runtime.info import (
+    ChannelFill,
+    CheckpointGivenUp,
+    CheckpointInfo,
+    CheckpointUnderWay,
+    Incident,
+    Restoring,
+)
 from streamactors.runtime.job import Job, JobSpec, Status
 from streamactors.runtime.taps import check_buffer
 from streamactors.state.backends import require_installed
@@ -88,6 +95,11 @@ class JobHandle:
     @property
     def checkpoints_under_way(self) -> Sequence[CheckpointUnderWay]:
         return tuple(self._job.checkpoints_under_way)
+
+    @property
+    def restoring(self) -> Restoring | None:
+        """None where no checkpoint is being restored."""
+        return self._job.restoring
 
     @property
     def checkpoints_given_up(self) -> Sequence[CheckpointGivenUp]:

@@ -6,7 +6,6 @@ A layer is one place that gives settings (a TOML file, the environment, flags), 
 
 import difflib
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -37,6 +36,8 @@ Layer = dict[str, Given]
 
 def layer_of_toml(path: str | PathLike[str], environ: Mapping[str, str]) -> Layer:
     """Raises InvalidConfig for a file that can't be read, and for a `${env:NAME}` that is not set."""
+    import tomllib  # by most programs never needed
+
     try:
         with open(path, "rb") as file:
             tables = tomllib.load(file)

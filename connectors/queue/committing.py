@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
-from connectors.queue.errors import QueueClosed, WriteFailed
+from connectors.queue.errors import QueueClosed
 from connectors.queue.log import PartitionLog
 from connectors.queue.segments import RECORD_BYTES
 from streamactors.clock import uninterrupted
@@ -77,15 +77,20 @@ class GroupCommit:
             while self._queued or self._needed is not None:
                 if self._queued:
                     await self._commit(self._next_group())
-                elif (needed := self._needed) is not None:
-                    self._needed = None
-                    await uninterrupted(asyncio.to_thread(self.log.trim, needed))
+                if self._needed is not None:
+                    await self._trim(self._needed)
         except BaseException as error:
             self._refuse(self._queued, error if isinstance(error, Exception) else QueueClosed(_STOPPED))
             self._queued.clear()
             raise
         finally:
             self._task = None  # here, and not in a callback: what is submitted from now on needs another
+
+    async def _trim(self, needed: int) -> None:
+        """One segment: whoever puts waits for no more, and a log that is put into without a pause is trimmed too."""
+        more = await uninterrupted(asyncio.to_thread(self.log.trim, needed, 1))
+        if not more and self._needed == needed:
+            self._needed = None
 
     def _next_group(self) -> list[Submitted]:
         group = [self._queued.popleft()]
@@ -101,10 +106,10 @@ class GroupCommit:
         records = [(record.payload, record.timestamp) for record in group]
         try:
             first = await uninterrupted(asyncio.to_thread(self.log.append, records))
-        except WriteFailed as error:
+        except Exception as error:  # whatever it was, those who put are told, and others may go on
             self._refuse(group, error)
-        except BaseException as error:
-            self._refuse(group, error if isinstance(error, Exception) else QueueClosed(_STOPPED))
+        except BaseException:
+            self._refuse(group, QueueClosed(_STOPPED))
             raise
         else:
             self._answer(group, first)

@@ -2,20 +2,22 @@
 
 Invariant: what `append` has returned for is on the disk for good, and nothing is in front of `end` that is not. After a
 refusal the file is cut back to there before anything else is written; whatever fsync said of it, a segment whose write
-was refused gets no more records.
+was refused gets no more records. `close` waits for what is being written: a file's number may be another file's next.
 """
 
 import contextlib
 import datetime as dt
 import logging
 import os
+import sys
+import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from connectors.queue import disk
-from connectors.queue.errors import CorruptQueue, PositionGone, WriteFailed
+from connectors.queue.errors import CorruptQueue, PositionGone, QueueClosed, WriteFailed
 from connectors.queue.segments import (
     GROUP_BYTES,
     HEADER_BYTES,
@@ -72,6 +74,7 @@ class PartitionLog:
         """Replaced as a whole, never changed: a read beside it goes on with what it has."""
         self._descriptor = -1
         self._refused = False
+        self._writing = threading.Lock()
 
     @property
     def begin(self) -> int:
@@ -97,6 +100,10 @@ class PartitionLog:
         self._recover(found[-1])
 
     def close(self) -> None:
+        with self._writing:
+            self._close_file()
+
+    def _close_file(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -186,7 +193,13 @@ class PartitionLog:
     # --------------------------------------------------------------------------------------------------------- writing
     def append(self, records: Sequence[tuple[bytes, int]]) -> int:
         """Payload and time-stamp of each; the number of the first. They are durable when this returns. Raises
-        WriteFailed, and has written nothing then."""
+        WriteFailed, and has written nothing then; QueueClosed."""
+        with self._writing:
+            if self._descriptor < 0:
+                raise QueueClosed(f"{self.folder!r} was closed before the record was written")
+            return self._append(records)
+
+    def _append(self, records: Sequence[tuple[bytes, int]]) -> int:
         if self._refused:
             self._mend()
         if self.end - self._segments[-1].base >= self._segment_bytes:
@@ -194,7 +207,7 @@ class PartitionLog:
         data = encode_group(self._seed, self.next_number, records)
         try:
             disk.append(self._descriptor, data, self._segments[-1].path)
-        except WriteFailed:
+        except BaseException:
             self._refused = True
             with contextlib.suppress(WriteFailed):  # the next append tries again, and tells
                 self._mend()
@@ -224,7 +237,7 @@ class PartitionLog:
             with contextlib.suppress(OSError):  # what is left is no whole header, or holds no record
                 os.unlink(path)
             raise
-        self.close()
+        self._close_file()
         self._descriptor = descriptor
         self._segments = (*self._segments, Segment(path, header))
 
@@ -234,8 +247,14 @@ class PartitionLog:
 
     # --------------------------------------------------------------------------------------------------------- reading
     def read(self, at: int, until: int) -> list[Group]:
-        """Some groups from offset `at` on, at least one; `until` is an end that is durable. Raises CorruptQueue."""
+        """Some groups from offset `at` on, at least one; `until` is an end that is durable. Raises CorruptQueue,
+        PositionGone."""
         segments = self._segments
+        if at < segments[0].base:
+            raise PositionGone(
+                f"the log in {self.folder!r} begins with record {segments[0].header.first} by now: what was to be read "
+                "was deleted at an earlier job's wish. Start the job again"
+            )
         following = bisect_right(segments, at, key=lambda segment: segment.base)
         segment = segments[following - 1]
         limit = until if following == len(segments) else min(until, segments[following].base)
@@ -275,22 +294,35 @@ class PartitionLog:
             )
 
     # -------------------------------------------------------------------------------------------------------- deletion
-    def trim(self, needed: int) -> None:
-        """Delete the segments that end at `needed` or before, the oldest first, but what is to be retained."""
-        while len(self._segments) > 1 and self._segments[1].base <= needed and not self._retained():
-            oldest = self._segments[0]
-            try:
-                self._remove(oldest.path)
-                self._segments = self._segments[1:]
-                disk.sync_folder(self.folder)  # one by one: no gap can be left by a power failure
-            except WriteFailed as error:
-                _log.warning("%s is left for the next time: %s", oldest.path, error)
-                return
+    def trim(self, needed: int, most: int = sys.maxsize) -> bool:
+        """Delete the segments that end at `needed` or before, the oldest first, but what is to be retained; `most` of
+        them. Whether there are more."""
+        with self._writing:
+            while most and self._descriptor >= 0 and self._deletable(needed):
+                if not self._delete_oldest():
+                    return False
+                most -= 1
+            return self._descriptor >= 0 and self._deletable(needed)
+
+    def _deletable(self, needed: int) -> bool:
+        return len(self._segments) > 1 and self._segments[1].base <= needed and not self._retained()
+
+    def _delete_oldest(self) -> bool:
+        oldest = self._segments[0]
+        try:
+            self._remove(oldest.path)
+            self._segments = self._segments[1:]
+            disk.sync_folder(self.folder)  # one by one: no gap can be left by a power failure
+        except WriteFailed as error:
+            _log.warning("%s is left for the next time: %s", oldest.path, error)
+            return False
+        return True
 
     def _retained(self) -> bool:
-        following = self._segments[1]
+        following, time = self._segments[1], self._retention.time
         age = dt.timedelta(milliseconds=self._clock.time_ms() - following.header.created)
-        return self.end - following.base < self._retention.size or age < self._retention.time
+        # Without a time nothing is too young, not even what was made before the clock was set back.
+        return self.end - following.base < self._retention.size or (bool(time) and age < time)
 
 
 def _size_of(path: str) -> int:

@@ -112,7 +112,7 @@ class PartitionCursor(Generic[T]):
             begin = self._number - group.first
             stop = _stop(group.payloads, begin, begin + room, size)
             taken.add(group, begin, stop)
-            room, size = BATCH - len(taken.payloads), BATCH_BYTES - sum(map(len, taken.payloads))
+            room, size = room - (stop - begin), size - sum(map(len, group.payloads[begin:stop]))
             self._number, self._offset = group.first + stop, group.offset
             if stop == len(group.payloads):
                 self._offset = group.end

@@ -3,13 +3,13 @@
 import asyncio
 import os
 import re
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from connectors.queue import disk
-from connectors.queue.committing import GroupCommit, Submitted
+from connectors.queue.committing import GroupCommit, QueuePosition, Submitted
 from connectors.queue.errors import CorruptQueue, QueueInUse
 from connectors.queue.lock import FolderLock
 from connectors.queue.log import PartitionLog, Retention
@@ -58,7 +58,7 @@ class Session:
     partitions: dict[int, Partition] = field(default_factory=dict)
     ended: bool = False
     holders: int = 0
-    _waiting: deque[tuple[int, Submitted]] = field(default_factory=deque)
+    _waiting: "OrderedDict[asyncio.Future[QueuePosition], tuple[int, Submitted]]" = field(default_factory=OrderedDict)
     _listeners: set[Callable[[], None]] = field(default_factory=set)
 
     @classmethod
@@ -80,12 +80,16 @@ class Session:
         return session
 
     async def close(self) -> None:
-        """Once all that was submitted is durable, or refused."""
+        """Once all that was submitted is durable, or refused. Not to be cancelled."""
         try:
-            for partition in self.partitions.values():
-                await partition.commit.settle()
+            await self.settle()
         finally:
             self.abandon()
+
+    async def settle(self) -> None:
+        """Until all that was submitted is durable, or refused."""
+        for partition in self.partitions.values():
+            await partition.commit.settle()
 
     def abandon(self) -> None:
         """Let go of the files, at once."""
@@ -107,8 +111,12 @@ class Session:
         self.partitions[partition].commit.submit(record)
 
     def wait_for_room(self, partition: int, record: Submitted) -> None:
-        """It is submitted as soon as it fits, in turn, unless whoever put it has gone by then."""
-        self._waiting.append((partition, record))
+        """It is submitted as soon as it fits, in turn."""
+        self._waiting[record.answer] = partition, record
+
+    def leave(self, record: Submitted) -> None:
+        """Whoever put it has gone. No matter if it does not wait for room."""
+        self._waiting.pop(record.answer, None)
 
     @property
     def quiet(self) -> bool:
@@ -117,9 +125,9 @@ class Session:
 
     def refuse_waiting(self, error: Exception) -> None:
         while self._waiting:
-            _, record = self._waiting.popleft()
-            if not record.answer.done():
-                record.answer.set_exception(error)
+            answer, _ = self._waiting.popitem(last=False)
+            if not answer.done():
+                answer.set_exception(error)
 
     def _fits(self) -> bool:
         if self.pending >= self.max_pending:
@@ -129,8 +137,8 @@ class Session:
 
     def _admit(self) -> None:
         while self._waiting and self._fits():
-            partition, record = self._waiting.popleft()
-            if not record.answer.done():
+            answer, (partition, record) = self._waiting.popitem(last=False)
+            if not answer.done():  # cancelled just now
                 self.submit(partition, record)
 
     # --------------------------------------------------------------------------------------------------------- reading

@@ -12,7 +12,7 @@ from connectors.queue.errors import QueueClosed, QueueFull, QueueInUse, RecordTo
 from connectors.queue.log import Retention
 from connectors.queue.reader import QueueReader
 from connectors.queue.session import Layout, Session
-from streamactors.clock import SYSTEM
+from streamactors.clock import SYSTEM, uninterrupted
 from streamactors.elements import DeadLetter, ErrorRoute, OutputTag
 from streamactors.errors import InvalidConfig, InvalidTimestamp
 from streamactors.sources import SourceContext, SplitReader, SplitSource
@@ -102,7 +102,11 @@ class QueueSource(SplitSource[T]):
             session.submit(partition, record)
         else:
             session.wait_for_room(partition, record)
-        return await record.answer
+        try:
+            return await record.answer
+        except asyncio.CancelledError:
+            session.leave(record)
+            raise
 
     def put_nowait(self, value: T) -> "asyncio.Future[QueuePosition]":
         """Raises QueueFull where `put` would wait for room. The future is done when `value` is durable; the queue must
@@ -127,6 +131,8 @@ class QueueSource(SplitSource[T]):
 
     def _record(self, value: T) -> tuple[int, Submitted]:
         payload = self.value.encode(value)
+        if not isinstance(payload, bytes):
+            raise TypeError(f"{self._where}: value={self.value!r}: encode() gave {type(payload).__name__!r}, not bytes")
         if len(payload) > LARGEST_RECORD:
             raise RecordTooLarge(f"{self._where}: a record of {len(payload)} bytes; {LARGEST_RECORD} are the most")
         answer = asyncio.get_running_loop().create_future()
@@ -153,8 +159,10 @@ class QueueSource(SplitSource[T]):
         self._check_accepting()
         session = self._session
         if session is None or session.loop is not answer.get_loop() or not self._kept:
-            session = await self._open()
-            self._check_accepting()
+            async with self._turn():
+                self._check_accepting()  # it may have been closed meanwhile, and is not to be opened again then
+                session = await self._kept_open()
+                self._check_accepting()
         return session
 
     def _check_accepting(self) -> None:
@@ -167,17 +175,22 @@ class QueueSource(SplitSource[T]):
     async def open(self) -> None:
         """Raises QueueInUse naming who has it, CorruptQueue, WriteFailed. Needed only for `put_nowait`, and to see such
         errors early."""
-        self._closed = False
-        await self._open()
+        async with self._turn():
+            self._closed = False
+            await self._kept_open()
 
     async def close(self) -> None:
         """Take no more; return when what was put is durable. Puts that wait for room raise QueueClosed. A job that
         reads goes on, and waits for more; see `end`."""
+        await uninterrupted(self._close())
+
+    async def _close(self) -> None:
         async with self._turn():
+            session = self._session_of_this_loop()
             self._kept, self._closed = False, True
-            session = self._session
-            if session is not None and session.loop is asyncio.get_running_loop():
+            if session is not None:
                 session.refuse_waiting(QueueClosed(f"{self._where} was closed while a put waited for room"))
+                await session.settle()
             await self._shut_if_unused()
 
     def end(self) -> None:
@@ -202,27 +215,35 @@ class QueueSource(SplitSource[T]):
             return session
 
     async def release(self) -> None:
+        await uninterrupted(self._release())
+
+    async def _release(self) -> None:
         async with self._turn():
             if self._session is not None:
                 self._session.holders -= 1
                 await self._shut_if_unused()
 
-    async def _open(self) -> Session:
-        async with self._turn():
-            session = await self._session_here()
-            self._kept = True
+    async def _kept_open(self) -> Session:
+        session = await self._session_here()
+        self._kept = True
+        return session
+
+    def _session_of_this_loop(self) -> Session | None:
+        """What another one left behind that is closed by now is let go of. Raises QueueInUse if it is not."""
+        session = self._session
+        if session is None or session.loop is asyncio.get_running_loop():
             return session
+        if not session.loop.is_closed():
+            raise QueueInUse(
+                f"{self._where} is open on another event loop: use it from there (asyncio.run_coroutine_threadsafe)"
+            )
+        session.abandon()
+        self._session = None
+        return None
 
     async def _session_here(self) -> Session:
-        """On this event loop. What another one left behind that is closed by now is let go of."""
-        session = self._session
-        if session is not None and session.loop is not asyncio.get_running_loop():
-            if not session.loop.is_closed():
-                raise QueueInUse(
-                    f"{self._where} is open on another event loop: put from there (asyncio.run_coroutine_threadsafe)"
-                )
-            session.abandon()
-            session = self._session = None
+        """On this event loop."""
+        session = self._session_of_this_loop()
         if session is None:
             session = await Session.open(self._layout, self._max_pending, self._max_pending_bytes)
             session.ended = self._ended

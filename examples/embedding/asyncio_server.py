@@ -40,20 +40,33 @@ class Conversation:
                 count = await self._job.query("count", Count.visits, page)
                 await self._tell(str(count))
             case ["feed"]:
-                feeding = asyncio.create_task(self._feed())
-                try:
-                    await self._reader.read()  # until the client goes
-                finally:
-                    feeding.cancel()
-                    await asyncio.wait([feeding])
+                await self._feed_until_it_goes()
             case _:
                 await self._tell("visit <page>, count <page> or feed")
+
+    async def _feed_until_it_goes(self) -> None:
+        """Or until there is nothing more to come."""
+        tasks = [asyncio.create_task(self._feed()), asyncio.create_task(self._gone())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._writer.close()
+
+    async def _gone(self) -> None:
+        while await self._reader.read(1024):
+            pass  # whatever it says meanwhile
 
     async def _feed(self) -> None:
         async with self._job.subscribe("count") as counts:
             await self._tell("connected")
-            async for line in counts:
-                await self._tell(line)
+            try:
+                async for line in counts:
+                    await self._tell(line)
+            except sa.StreamactorsError as error:  # it reads too slowly, or the job has failed
+                await self._tell(f"no more: {error}")
 
     async def _tell(self, line: str) -> None:
         self._writer.write(f"{line}\n".encode())

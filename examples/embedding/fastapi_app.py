@@ -1,4 +1,4 @@
-"""In FastAPI. `uvicorn --factory examples.embedding.fastapi_app:create_app`"""
+"""In FastAPI. `uvicorn --timeout-graceful-shutdown 5 --factory examples.embedding.fastapi_app:create_app`"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

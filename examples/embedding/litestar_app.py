@@ -1,4 +1,4 @@
-"""In Litestar. `uvicorn --factory examples.embedding.litestar_app:create_app`"""
+"""In Litestar. `uvicorn --timeout-graceful-shutdown 5 --factory examples.embedding.litestar_app:create_app`"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,4 +1,4 @@
-"""In Starlette. `uvicorn --factory examples.embedding.starlette_app:create_app`"""
+"""In Starlette. `uvicorn --timeout-graceful-shutdown 5 --factory examples.embedding.starlette_app:create_app`"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

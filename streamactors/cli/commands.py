@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from streamactors.cli import demo_view, graph_view, inspection, project, serving, state_rows, steering
+from streamactors.cli import demo_live, demo_view, graph_view, inspection, project, serving, state_rows, steering
 from streamactors.cli.doctor import command as doctor
 from streamactors.cli.durations import seconds_of
 from streamactors.cli.failure import refusals, show
@@ -32,6 +32,7 @@ from streamactors.cli.running import RunOptions, run_reporting
 from streamactors.config import Setting, resolve
 from streamactors.errors import CorruptCheckpoint
 from streamactors.launch import EXIT_FAILED, run_loop
+from streamactors.observe.network import DEFAULT
 
 EXIT_CODES = (
     "Exit codes: 0 finished or stopped (SIGINT, SIGTERM, `streamactors stop`) with a last checkpoint; 1 failed; "
@@ -97,6 +98,9 @@ def run(
         str | None,
         typer.Option(metavar="ADDRESS:PORT", help="Serve the REST API and the metrics there, such as 127.0.0.1:8077."),
     ] = None,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help=f"Serve the web dashboard too: at --listen, else at {DEFAULT}.")
+    ] = False,
     hosts: serving.AllowHost = None,
     savepoints: serving.Savepoints = None,
     json: Annotated[bool, typer.Option("--json", help="The same as --log-format json.")] = False,
@@ -128,13 +132,13 @@ def run(
             log_format == "json",
             None if report_every is None else seconds_of("--report-every", report_every),
             target if control else None,
-            serving.ServeOptions(listen, hosts or (), savepoints or ()),
+            serving.serve_options(listen, hosts, savepoints, dashboard=dashboard),
         )
         code = run_loop(run_reporting(flow, config, options))
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(epilog=graph_view.EXIT_CODES)
 def explain(
     target: Target,
     config_file: ConfigFile = None,
@@ -216,13 +220,20 @@ def demo(
     events: Annotated[int, typer.Option(min=1000, help="How many orders.")] = 1_000_000,
     keep: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Leave all files there: a new folder.")] = None,
     json: Annotated[bool, typer.Option("--json", help="For programs: an object for each scene, one a line.")] = False,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Then go on until Ctrl-C, with the web dashboard to look at it.")
+    ] = False,
+    listen: Annotated[str, typer.Option(metavar="ADDRESS:PORT", help="Where the dashboard is.")] = DEFAULT,
 ) -> None:
     """Kill a job in the middle, let another process go on, and count what came out.
 
     Exit codes: 0 if every result is there exactly once; 1 if not, and the files are kept.
     """
     with refusals(False):
-        equal = demo_view.show(events, keep, as_json=json)
+        if dashboard:
+            equal = demo_view.show(events, keep, as_json=json, then=lambda folder: demo_live.run_on(folder, listen))
+        else:
+            equal = demo_view.show(events, keep, as_json=json)
     raise typer.Exit(0 if equal else EXIT_FAILED)
 
 

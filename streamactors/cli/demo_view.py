@@ -4,7 +4,7 @@ import contextlib
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,30 +24,35 @@ from streamactors.errors import InvalidConfig
 SECONDS_BETWEEN_LINES = 1.0
 
 
-def show(events: int, keep: Path | None, *, as_json: bool = False) -> bool:
-    """Whether every result was there exactly once. `keep`: a new folder for all files, which otherwise are removed."""
+def show(
+    events: int, keep: Path | None, *, as_json: bool = False, then: Callable[[Path], object] = lambda _: None
+) -> bool:
+    """Whether every result was there exactly once. `keep`: a new folder for all files, which otherwise are removed.
+    `then` goes on in it, if so."""
     if keep is not None:
         if keep.exists() and any(keep.iterdir()):
             raise InvalidConfig(f"--keep {keep}: the folder is not empty; name a new one")
         keep.mkdir(parents=True, exist_ok=True)
-        return _show(keep.absolute(), events, as_json=as_json)
+        return _show(keep.absolute(), events, then, as_json=as_json)
     folder = Path(tempfile.mkdtemp(prefix="streamactors-demo-"))
     equal = True
     try:
-        equal = _show(folder, events, as_json=as_json)
+        equal = _show(folder, events, then, as_json=as_json)
     finally:
         if equal:
             shutil.rmtree(folder, ignore_errors=True)
     return equal
 
 
-def _show(folder: Path, events: int, *, as_json: bool) -> bool:
+def _show(folder: Path, events: int, then: Callable[[Path], object], *, as_json: bool) -> bool:
     stage = _stage(Console(highlight=False), as_json=as_json)
     equal = False
     with stage, contextlib.closing(play(folder, events)) as scenes:
         for scene in scenes:
             stage.show(scene)
             equal = isinstance(scene, Verdict) and scene.equal
+    if equal:
+        then(folder)
     return equal
 
 

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from streamactors.cli.progress import Progress, ProgressMeter, Snapshotting, as_line, as_words, fill
+from streamactors.cli.progress import Progress, ProgressMeter, as_line, as_words, fill, in_bytes
 from streamactors.clock import Clock
 from streamactors.launch import JobHandle
 
@@ -79,17 +79,23 @@ def table(progress: Progress) -> Group:
         )
     status = Text(progress.status, style=COLOURS.get(progress.status, ""))
     title = Text.assemble((progress.flow, "bold"), " ", status, f" · {as_words(progress)}")
-    return Group(title, *([rows] if progress.operators else []), *_bar(progress.under_way))
+    return Group(title, *([rows] if progress.operators else []), *_bars(progress))
 
 
-def _bar(under_way: Snapshotting | None) -> Iterator[Table]:
-    """Of a checkpoint that takes long; others would only flicker."""
-    if under_way is None or under_way.seconds < LONG_SECONDS:
-        return
-    words = f"checkpoint {under_way.id}: {under_way.done} of {under_way.subtasks} subtasks, {under_way.seconds:.0f} s"
+def _bars(progress: Progress) -> Iterator[Table]:
+    """Of a restore, and of a checkpoint that takes long: others would only flicker."""
+    if (restored := progress.restored) is not None:
+        words = f"{in_bytes(restored.done)} of {in_bytes(restored.total)} restored"
+        yield _bar(words, restored.done, restored.total)
+    if (taken := progress.under_way) is not None and taken.seconds >= LONG_SECONDS:
+        words = f"checkpoint {taken.id}: {taken.done} of {taken.subtasks} subtasks, {taken.seconds:.0f} s"
+        yield _bar(words, taken.done, taken.subtasks)
+
+
+def _bar(words: str, done: int, total: int) -> Table:
     row = Table.grid(padding=(0, 2, 0, 0))
-    row.add_row(Text(words), ProgressBar(total=under_way.subtasks, completed=under_way.done, width=BAR))
-    yield row
+    row.add_row(Text(words), ProgressBar(total=max(total, 1), completed=done, width=BAR))
+    return row
 
 
 async def follow(handle: JobHandle, meter: ProgressMeter, display: Display, every: float, clock: Clock) -> None:
@@ -97,4 +103,5 @@ async def follow(handle: JobHandle, meter: ProgressMeter, display: Display, ever
     meter.measure(handle.metrics(), clock.monotonic())  # where the first rates count from
     while True:
         await clock.sleep(every)
-        display.show(meter.measure(handle.metrics(), clock.monotonic(), handle.checkpoints_under_way))
+        now = clock.monotonic()
+        display.show(meter.measure(handle.metrics(), now, handle.checkpoints_under_way, handle.restoring))

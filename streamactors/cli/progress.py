@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from streamactors.runtime.info import CheckpointInfo, CheckpointUnderWay
+from streamactors.runtime.info import CheckpointInfo, CheckpointUnderWay, Restoring
 
 ENDED = ("finished", "failed", "cancelled")
 
@@ -41,6 +41,13 @@ class Snapshotting(msgspec.Struct, frozen=True):
     subtasks: int
 
 
+class Restored(msgspec.Struct, frozen=True):
+    """Of a checkpoint that is being restored, in bytes."""
+
+    done: int
+    total: int
+
+
 class Progress(msgspec.Struct, frozen=True):
     flow: str
     status: str
@@ -48,6 +55,7 @@ class Progress(msgspec.Struct, frozen=True):
     checkpoint: CheckpointProgress | None
     operators: tuple[OperatorProgress, ...]
     under_way: Snapshotting | None = None
+    restored: Restored | None = None
 
 
 class ProgressMeter:
@@ -61,7 +69,13 @@ class ProgressMeter:
         self._checkpoint: tuple[int, float] | None = None
         self._operators: tuple[OperatorProgress, ...] = ()
 
-    def measure(self, metrics: Mapping[str, Any], now: float, under_way: Sequence[CheckpointUnderWay] = ()) -> Progress:
+    def measure(
+        self,
+        metrics: Mapping[str, Any],
+        now: float,
+        under_way: Sequence[CheckpointUnderWay] = (),
+        restoring: Restoring | None = None,
+    ) -> Progress:
         """`metrics` as from `JobHandle.metrics()`; `now` in seconds. Between attempts it repeats the last counts; at
         the end it has none rather than old ones."""
         if metrics["subtasks"]:
@@ -72,8 +86,15 @@ class ProgressMeter:
         elif metrics["status"] in ENDED:
             self._operators = ()
         checkpoint = self._checkpointed(metrics["last_checkpoint"], now)
-        snapshotting = _oldest(under_way, len(metrics["subtasks"]))
-        return Progress(self._flow, metrics["status"], metrics["restarts"], checkpoint, self._operators, snapshotting)
+        return Progress(
+            self._flow,
+            metrics["status"],
+            metrics["restarts"],
+            checkpoint,
+            self._operators,
+            _oldest(under_way, len(metrics["subtasks"])),
+            None if restoring is None else Restored(restoring.done, restoring.total),
+        )
 
     def _operator(self, uid: str, counts: "_Counts", elapsed: float) -> OperatorProgress:
         before = self._before.get(uid, (0, 0))
@@ -140,7 +161,9 @@ def _rates(operator: OperatorProgress) -> str:
 def as_words(progress: Progress) -> str:
     """The last checkpoint, and restarts if there were any."""
     words = ["no checkpoint"]
-    if (last := progress.checkpoint) is not None:
+    if (restored := progress.restored) is not None:
+        words = [f"restoring, {in_bytes(restored.done)} of {in_bytes(restored.total)}"]
+    elif (last := progress.checkpoint) is not None:
         words = [f"checkpoint {last.id} ({last.seconds:.3f} s, {in_bytes(last.bytes)}, {last.age:.0f} s ago)"]
     if progress.restarts:
         words.append(f"{progress.restarts} restart{'s' if progress.restarts > 1 else ''}")

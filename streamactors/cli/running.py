@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -48,10 +48,13 @@ async def run_reporting(flow: Dataflow, config: Config, options: RunOptions) -> 
     with contextlib.ExitStack() as stack:
         display, every = _display(options, stack)
 
-        def watch(handle: JobHandle) -> None:
-            handles.append(handle)
+        @contextlib.asynccontextmanager
+        async def reported(handle: JobHandle) -> AsyncIterator[None]:
+            """From before it starts: a restore may take long."""
             task = asyncio.ensure_future(follow(handle, meter, display, options.every or every, SYSTEM))
             reporting.append(task)
+            async with beside(options.steered_as, options.serve)(handle):
+                yield
 
         try:
             code = await run_until_signalled(
@@ -61,9 +64,9 @@ async def run_reporting(flow: Dataflow, config: Config, options: RunOptions) -> 
                 fresh=options.fresh,
                 drop_state=options.drop_state,
                 claim=options.claim,
-                watch=watch,
+                watch=handles.append,
                 on_failure=failures.append,
-                beside=beside(options.steered_as, options.serve),
+                beside=reported,
             )
         finally:
             for task in reporting:

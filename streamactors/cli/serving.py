@@ -38,6 +38,13 @@ class ServeOptions:
     savepoints: Sequence[str] = ()
 
 
+def serve_options(
+    listen: str | None, hosts: Sequence[str] | None = None, savepoints: Sequence[str] | None = None, *, dashboard: bool
+) -> ServeOptions:
+    """A dashboard that no address is named for has its own."""
+    return ServeOptions(listen or (DEFAULT if dashboard else None), hosts or (), savepoints or ())
+
+
 def beside(steered_as: str | None, options: ServeOptions) -> Beside:
     """What is open while `streamactors run` runs a job. `steered_as`: see `RunOptions`."""
     return functools.partial(_beside, steered_as=steered_as, options=options)
@@ -66,7 +73,7 @@ def serve(
     savepoints: Savepoints = None,
     json: Annotated[bool, typer.Option("--json", help="For programs: where it serves, as one object a line.")] = False,
 ) -> None:
-    """Serve the REST API and the metrics of all jobs of this user on this machine, until SIGINT or SIGTERM.
+    """Serve dashboard, REST API and metrics of all jobs of this user on this machine, until SIGINT or SIGTERM.
 
     Changes need the token in the environment variable STREAMACTORS_TOKEN; without it, one is made up and printed. At
     other addresses than loopback there must be one, and reading needs it too.
@@ -78,7 +85,8 @@ def serve(
 async def _serve(listen: str, options: ServeOptions, *, as_json: bool) -> int:
     async with serving_all(listen, hosts=options.hosts, savepoints=options.savepoints) as told:
         if as_json:
-            print_json_line({"rest": f"{told.url}/api/v1/jobs", "metrics": f"{told.url}/metrics"})
+            places = {"rest": "/api/v1/jobs", "metrics": "/metrics", "dashboard": "/dashboard/"}
+            print_json_line({name: told.url + place for name, place in places.items()})
         _print(told)
         await _signalled()
     return 0
@@ -96,5 +104,6 @@ async def _signalled() -> None:
 def _print(told: Served) -> None:
     """On stderr: a token is for whoever sits here, and not for what reads the output."""
     typer.echo(f"REST API: {told.url}/api/v1/jobs  metrics: {told.url}/metrics", err=True)
+    typer.echo(f"Dashboard: {told.url}/dashboard/", err=True)
     if told.generated:
         typer.echo(f"Token for changes, shown once (set {TOKEN} to choose it): {told.token}", err=True)

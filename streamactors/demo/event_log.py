@@ -13,12 +13,12 @@ _FIRST = 1_764_000_000_000
 _APART = 250
 
 
-def made_up_orders(events: int, seed: int = SEED) -> Iterator[str]:
-    """JSON lines. Some customers order often, most of them now and then."""
+def made_up_orders(events: int, seed: int = SEED, *, first: int = _FIRST, apart: float = _APART) -> Iterator[str]:
+    """JSON lines. Some customers order often, most of them now and then. `first`, `apart`: in milliseconds."""
     chance = random.Random(seed).random
     for number in range(events):
         customer = int(CUSTOMERS * chance() ** 2)
-        at = _FIRST + _APART * number
+        at = first + int(apart * number)
         yield f'{{"id":{number},"customer":"c{customer:05}","cents":{1 + int(chance() * 20_000)},"at":{at}}}\n'
 
 

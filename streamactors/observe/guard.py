@@ -50,26 +50,28 @@ class Access:
 
 
 class Guard:
-    """An ASGI application in front of another."""
+    """An ASGI application in front of another. `public`: paths that may be read without a token where it is closed."""
 
-    def __init__(self, app: App, access: Access) -> None:
+    def __init__(self, app: App, access: Access, public: Collection[str] = ()) -> None:
         self._app = app
         self._access = access
+        self._public = frozenset(public)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return  # neither web sockets nor a lifespan of its own
-        refused = self._refused(scope["method"], Headers(scope=scope))
+        public = scope["path"].removeprefix(scope.get("root_path", "")) in self._public
+        refused = self._refused(scope["method"], Headers(scope=scope), public=public)
         app: App = self._app if refused is None else refused
         await app(scope, receive, _with_headers(send))
 
-    def _refused(self, method: str, headers: Headers) -> Response | None:
+    def _refused(self, method: str, headers: Headers, *, public: bool) -> Response | None:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not _may_be(hosts[0], self._access.hosts):
             return refusal("unknown-host", "the Host of this request is not allowed: name it, by --allow-host", 403)
         if _is_foreign(headers, hosts[0]):
             return refusal("foreign-origin", "pages of other sites may ask nothing here", 403)
-        if method in _READING and not self._access.closed:
+        if method in _READING and (public or not self._access.closed):
             return None
         return self._unauthorized(headers)
 

@@ -1,6 +1,7 @@
 """The control API and the metrics over the network: one ASGI application for a program's own jobs.
 
-`/api/v1/…` is the API of `control`, `/api/v1/openapi.json` its description, `/metrics` for Prometheus.
+`/api/v1/…` is the API of `control`, `/api/v1/openapi.json` its description, `/metrics` for Prometheus,
+`/dashboard/` for people.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from starlette.routing import Mount
 
 from streamactors.clock import SYSTEM
 from streamactors.errors import MissingExtra
-from streamactors.observe import openapi
+from streamactors.observe import dashboard, openapi
 from streamactors.observe.control import SteeredJob, control_app, route, unrouted
 from streamactors.observe.guard import Access, App, Guard
 from streamactors.observe.reading import Reading
@@ -59,8 +60,10 @@ def web_app(control: App, read: Callable[[], Awaitable[Sequence[Reading]]], acce
         route("GET", "/api/v1/openapi.json", describe),
         route("GET", "/metrics", metrics),
         Mount("/api", app=control),
+        *dashboard.routes(),
     ]
-    return Guard(Starlette(routes=routes, exception_handlers={HTTPException: unrouted}), access)
+    app = Starlette(routes=routes, exception_handlers={HTTPException: unrouted})
+    return Guard(app, access, dashboard.PUBLIC)
 
 
 def _exposition() -> Callable[[Sequence[Reading], str], tuple[bytes, str]]:

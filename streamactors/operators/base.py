@@ -17,7 +17,15 @@ from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar
 
 from streamactors.clock import SYSTEM, Clock
 from streamactors.elements import Batch, DeadLetter, ErrorRoute, OutputTag, TimeMark
-from streamactors.errors import InvalidDataflow, NotBound, RecordFailed, StateAccessError, StreamactorsError
+from streamactors.errors import (
+    CorruptCheckpoint,
+    InvalidDataflow,
+    NotBound,
+    RecordFailed,
+    StateAccessError,
+    StorageFailed,
+    StreamactorsError,
+)
 from streamactors.metrics import MetricGroup
 from streamactors.operators import record_ids
 from streamactors.operators.read_ahead import ReadAhead
@@ -363,6 +371,12 @@ def refuse_one_tag(where: str, **tags: OutputTag[Any] | None) -> None:
 def done_of(iterator: Any, total: int) -> int:
     """How many of `total` items a list iterator has handed out: finds the failing record without counting each."""
     return total - int(iterator.__length_hint__())
+
+
+def blames_the_record(error: Exception) -> bool:
+    """Whether it may be routed to the dead letters. Where state could not be read or written, the record is not to
+    blame: the step fails, and a restart may mend it."""
+    return not isinstance(error, StorageFailed | CorruptCheckpoint)
 
 
 def dead_letter(uid: str, value: Any, origin: str | None, error: BaseException) -> DeadLetter:

@@ -16,6 +16,7 @@ from streamactors.operators.base import (
     Operator,
     OperatorSpec,
     RecordContext,
+    blames_the_record,
     call_hook,
     check_usage,
     dead_letter,
@@ -184,6 +185,8 @@ class ProcessLink(Link):
                 else:
                     self._run_grouped(iter(one.values), one)
             except Exception as error:
+                if not blames_the_record(error):
+                    raise self.failed(error, one, 0) from error
                 context.roll_back(mark)
                 self._to_dead_letters(one, error)
             if (self._async and self.ctx.interrupted()) or self._timer_due():

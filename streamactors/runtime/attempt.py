@@ -52,7 +52,7 @@ from streamactors.graph.physical import PhysicalPlan, SubtaskId
 from streamactors.operators.sink import SinkSpec
 from streamactors.runtime.assembly import AttemptSpec
 from streamactors.runtime.figures import SnapshotFigures, SubtaskCheckpoint
-from streamactors.runtime.info import ChannelFill, CheckpointGivenUp, CheckpointInfo, CheckpointUnderWay
+from streamactors.runtime.info import ChannelFill, CheckpointGivenUp, CheckpointInfo, CheckpointUnderWay, Restoring
 from streamactors.runtime.messages import (
     AttachTap,
     CheckpointAborted,
@@ -107,6 +107,7 @@ class StoredSnapshots:
         self._restored = restored
         self._clock = clock
         self.writers: dict[int, CheckpointWriter] = {}
+        self.bytes_read = 0
 
     def _writer(self, barrier: Barrier) -> CheckpointWriter:
         writer = self.writers.get(barrier.checkpoint)
@@ -125,18 +126,23 @@ class StoredSnapshots:
     async def fetch(self, part: NativeFileHandle, receive: Callable[[bytes], None]) -> None:
         assert self._restored is not None
         await native_files.fetch(self._restored, part, receive, self._clock)
+        self.bytes_read += part.size
 
     async def read(self, handle: KeyedHandle, blocks: Sequence[BlockRef]) -> list[bytes]:
         assert self._restored is not None
-        return await self._restored.read_blocks(handle, blocks)
+        return self._counted(await self._restored.read_blocks(handle, blocks))
 
     async def read_lists(self, handle: ListsHandle, blocks: Sequence[ListRef]) -> list[bytes]:
         assert self._restored is not None
-        return await self._restored.read_lists(handle, blocks)
+        return self._counted(await self._restored.read_lists(handle, blocks))
 
     async def read_frames(self, handle: InFlightHandle, frames: Sequence[FrameRef]) -> list[bytes]:
         assert self._restored is not None
-        return await self._restored.read_frames(handle, frames)
+        return self._counted(await self._restored.read_frames(handle, frames))
+
+    def _counted(self, read: list[bytes]) -> list[bytes]:
+        self.bytes_read += sum(map(len, read))
+        return read
 
 
 class Attempt:
@@ -329,7 +335,8 @@ class Attempt:
         self._send(self._emitting(subscription.uid), AttachTap(subscription.uid, subscription.tag, tap))
 
     def _emitting(self, uid: str) -> list[SubtaskId]:
-        return list(self._plan.node[uid][0].subtasks())
+        """Those that may emit yet: nobody would take what is sent to one that has ended."""
+        return [subtask for subtask in self._plan.node[uid][0].subtasks() if subtask not in self._stopped]
 
     def metrics(self) -> dict[str, Any]:
         return {} if self._deployed is None else self._deployed.metrics()
@@ -401,6 +408,14 @@ class Attempt:
         if started is not None:
             part = SubtaskCheckpoint.of(str(subtask), self._clock.monotonic() - started, figures, state)
             self._parts.setdefault(checkpoint, []).append(part)
+
+    @property
+    def restoring(self) -> Restoring | None:
+        """None where nothing is, or nothing is any more."""
+        if self._restored is None or self._running:
+            return None
+        total = self._restored.manifest.state_bytes
+        return Restoring(min(self._storage.bytes_read, total), total)
 
     @property
     def under_way(self) -> list[CheckpointUnderWay]:

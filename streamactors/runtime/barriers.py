@@ -212,7 +212,8 @@ class Barriers:
         """In whatever mode, and for savepoints too: nobody waits for a call."""
         for route, element in self._chain.held_by_calls():
             if (capture := self._capture(checkpoint)) is not None:
-                capture.add(route, element, unsent=False)
+                # Nobody shares what a link keeps, so that it need not be encoded at once.
+                capture.add(dataclasses.replace(route, shared=False), element, unsent=False)
 
     def _capture_in_hand(self, checkpoint: int) -> None:
         if (capture := self._capture(checkpoint)) is not None:

@@ -50,6 +50,14 @@ class CheckpointUnderWay:
 
 
 @dataclass(frozen=True, slots=True)
+class Restoring:
+    """What has been read of a checkpoint that is being restored, in bytes. Some may be read twice, or not at all."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointGivenUp:
     """`time_ms`: when, in milliseconds since the epoch."""
 

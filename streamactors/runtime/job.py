@@ -34,7 +34,14 @@ from streamactors.graph.physical import PhysicalPlan, SubtaskId
 from streamactors.operators.sink import SinkSpec
 from streamactors.runtime.assembly import AttemptSpec
 from streamactors.runtime.attempt import Attempt, Deploy
-from streamactors.runtime.info import ChannelFill, CheckpointGivenUp, CheckpointInfo, CheckpointUnderWay, Incident
+from streamactors.runtime.info import (
+    ChannelFill,
+    CheckpointGivenUp,
+    CheckpointInfo,
+    CheckpointUnderWay,
+    Incident,
+    Restoring,
+)
 from streamactors.runtime.restart import RestartPolicy
 from streamactors.runtime.restore import Restores, plan_restore, stored_max_parallelism
 from streamactors.runtime.restore_in_flight import Backlogs, plan_backlogs
@@ -381,6 +388,10 @@ class Job:
     @property
     def checkpoints_under_way(self) -> list[CheckpointUnderWay]:
         return [] if self._attempt is None else self._attempt.under_way
+
+    @property
+    def restoring(self) -> Restoring | None:
+        return None if self._attempt is None else self._attempt.restoring
 
     def channels(self, subtask: SubtaskId) -> list[ChannelFill]:
         """What waits on the inputs of a subtask; nothing between two attempts."""

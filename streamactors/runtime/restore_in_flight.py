@@ -1,13 +1,14 @@
 """From a manifest to the in-flight records that each subtask gets back: a pure function.
 
-Invariants. Every stored record reaches exactly one subtask of today's plan (on a broadcast edge: each of today's
-subtasks gets one old subtask's copies), whatever the parallelism then and now; what has nowhere to go is refused by
-name. Records of one old channel that reach the same subtask do so in their old order: what lay with the receiver, then
-what its senders had not sent.
+Invariants. Every stored record reaches exactly one subtask of today's plan (on a broadcast edge, and behind it up to
+the next exchange: each of today's subtasks gets one old subtask's copies), whatever the parallelism then and now; what
+has nowhere to go is refused by name. Records of one old channel that reach the same subtask do so in their old order:
+what lay with the receiver, then what its senders had not sent.
 
 Where the receiving step's parallelism is what it was, everything goes back to where it lay. Else: keyed edges by stored
 key group; forward edges by the key group that travelled with the records, or between a source and the first exchange by
-their split, or else by old index in contiguous blocks; rebalance, now or then, in turn.
+their split, or behind a broadcast as this one, or else by old index in contiguous blocks; rebalance, now or then, in
+turn.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -24,7 +25,7 @@ from streamactors.checkpoint.manifest import (
 )
 from streamactors.errors import IncompatibleState
 from streamactors.graph.edges import PlanEdge, edge_keys
-from streamactors.graph.logical import SourceSpec
+from streamactors.graph.logical import Broadcast, Forward, SourceSpec
 from streamactors.graph.physical import PhysicalPlan, SubtaskId, Vertex
 from streamactors.runtime.backlog import All, Backlog, BacklogFrame, EveryNth, OfGroups, Pick
 from streamactors.runtime.restore_time import overlap, same_steps, takes_over_groups
@@ -40,7 +41,8 @@ def plan_backlogs(manifest: Manifest, plan: PhysicalPlan, drop_state: Collection
     stored = _in_order(manifest)
     targets = _Targets(manifest, plan, stored, drop_state).by_edge
     told = _Told(manifest, plan)
-    owners = {key: _owners(target, plan) for key, target in targets.items()}
+    copied = _copied(plan)
+    owners = {key: _owners(target, plan, copied) for key, target in targets.items()}
     backlogs: dict[SubtaskId, list[BacklogFrame]] = {}
     for handle, edge, ref in stored:
         if edge.key in targets:
@@ -150,8 +152,8 @@ class _Targets:
     def _refused(self, key: EdgeKey, why: str) -> IncompatibleState:
         return IncompatibleState(
             f"the checkpoint holds {self._records[key]} records in flight on the edge {key}, {why}. Run the flow as it "
-            "was once more and take a savepoint (it holds nothing in flight but the inputs of calls), or let it finish, "
-            "and then change it; "
+            "was once more and take a savepoint (it holds nothing in flight but the inputs of calls), or let it "
+            "finish, and then change it; "
             f"to give these records up, say so: drop_state=[{key.downstream!r}] (--drop-state {key.downstream})."
         )
 
@@ -169,15 +171,30 @@ Owners = Callable[[FrameRef], Iterable[tuple[int, Pick]]]
 """The subtasks (by index) that get records of a frame. Called for the frames of one edge in their order."""
 
 
-def _owners(target: _Target, plan: PhysicalPlan) -> Owners:
+def _owners(target: _Target, plan: PhysicalPlan, copied: Collection[str]) -> Owners:
     before, after = target.before, target.after
-    if target.kind == "broadcast":
+    copies = target.kind == target.today.kind == "forward" and target.today.key.upstream in copied
+    if target.kind == "broadcast" or copies:
         return lambda ref: [(index, All()) for index in range(ref.receiver, after, before)]
     if before == after:
         return lambda ref: [(ref.receiver, All())]
     if target.kind == "rebalance" or target.today.kind == "rebalance":
         return _InTurn(after)
     return lambda ref: _by_group(ref, ref.groups, target) if ref.groups else [(_by_split(ref, target, plan), All())]
+
+
+def _copied(plan: PhysicalPlan) -> set[str]:
+    """The uids of the nodes each of whose subtasks gets all records: behind a broadcast, up to the next exchange."""
+    found: set[str] = set()
+    for vertex in plan.vertices:  # in topological order
+        entering = [edge for edge in plan.edges if edge.downstream == vertex.uid]
+        if entering and all(
+            isinstance(edge.partitioning, Broadcast)
+            or (isinstance(edge.partitioning, Forward) and plan.vertex[edge.upstream].nodes[edge.link].uid in found)
+            for edge in entering
+        ):
+            found.update(node.uid for node in vertex.nodes)
+    return found
 
 
 class _Told:

@@ -26,7 +26,18 @@ from streamactors.checkpoint.protocol import (
     ChannelEnded,
     Triggered,
 )
-from streamactors.elements import END, MAX_TIME, Barrier, Batch, Element, EndOfData, EndOfKeys, TimeMark, Watermark
+from streamactors.elements import (
+    END,
+    MAX_TIME,
+    Barrier,
+    Batch,
+    Element,
+    EndOfData,
+    EndOfKeys,
+    Idle,
+    TimeMark,
+    Watermark,
+)
 from streamactors.errors import StateAccessError
 from streamactors.graph.physical import SubtaskId
 from streamactors.operators.sink import SinkLink
@@ -139,6 +150,8 @@ class Subtask:
             edge = restored.edge
             route = Route(edge.stored, self.id.index, self.id.index)
             if isinstance(restored, RestoredMark):
+                if isinstance(restored.mark, Idle) and restored.mark.merged:
+                    self.chain.slots[edge.place].time.idle = False  # its inputs are; the step itself is yet to be told
                 for mark in self._lanes.take(edge.key, restored.ref, restored.mark):
                     self.chain.push_backlog(edge.place, route, mark)
             else:

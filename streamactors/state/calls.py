@@ -5,12 +5,14 @@ calls that run side by side do not meet. What it reads shares nothing with what 
 own `writes`, which its later reads see, and to the store only by `KeyedCall.apply`, which does not pause: all of it,
 or, if that is never called, nothing. So a snapshot between two `apply` holds whole calls. Of one key there is one call
 at a time; who starts them sees to that. Once ended, a call is dead: whatever still has it in its context gets
-StateAccessError.
+StateAccessError. So does another thread, which may have the call in its context too (`asyncio.to_thread`): where the
+cursor stands, the loop's own thread decides, and between two of its steps.
 
 Time to live: reading judges by the time when the call began, so that what was there stays there during the call; what
 it wrote, and what it read where reading refreshes, is stamped when it takes effect.
 """
 
+from asyncio import _get_running_loop
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
@@ -56,7 +58,7 @@ class _Written(Protocol):
 class KeyedCall:
     """One call: its key, and what it has changed so far. `began_ms` in milliseconds of processing time."""
 
-    __slots__ = ("alive", "began_ms", "calls", "group", "key", "writes")
+    __slots__ = ("alive", "began_ms", "calls", "group", "key", "loop", "writes")
 
     def __init__(self, calls: "KeyedCalls", key: Any, group: int, began_ms: int) -> None:
         self.calls = calls
@@ -64,6 +66,7 @@ class KeyedCall:
         self.group = group
         self.began_ms = began_ms
         self.alive = True
+        self.loop = _get_running_loop()
         self.writes: dict[_Written, Any] = {}
 
     def enter(self) -> Token["KeyedCall | None"]:
@@ -112,6 +115,11 @@ class KeyedCalls:
             raise StateAccessError(
                 f"operator {self.uid!r}: the call for the key {call.key!r} has ended, and with it the use of its "
                 "state, its timers and its context; await what the call has started before it returns"
+            )
+        if _get_running_loop() is not call.loop:
+            raise StateAccessError(
+                f"operator {self.uid!r}: another thread reaches for the state, the timers or the context of the call "
+                f"for the key {call.key!r}: read what the thread needs before, hand it in, and write what it returns"
             )
 
     def reading_since(self) -> int:
@@ -234,7 +242,7 @@ class CallCell:
             call = self._calls.in_hand()
             before = self._own(call)
             after = first(more) if before is _ABSENT else fold(before, more)
-            call.writes[self] = self._accept(after)
+            call.writes[self] = self._take(after) if after is more else self._accept(after)  # others may have it
 
         return add
 

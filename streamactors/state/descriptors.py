@@ -168,7 +168,7 @@ class _SubtaskListState(ListState[T]):
 
 
 class OperatorListState(_SubtaskListState[T]):
-    """A list per subtask, without a key: usable from `open` on, on any operator.
+    """A list per subtask, without a key: usable from `open` on, on any operator but an AsyncKeyedOperator.
 
     A restore at the same parallelism gives each subtask its own list back; at another one the items of all subtasks,
     in order, are dealt out anew: contiguous, and as evenly as can be.
@@ -176,7 +176,7 @@ class OperatorListState(_SubtaskListState[T]):
 
 
 class UnionListState(_SubtaskListState[T]):
-    """A list per subtask, without a key: usable from `open` on, on any operator.
+    """A list per subtask, without a key: usable from `open` on, on any operator but an AsyncKeyedOperator.
 
     After a restore every subtask has the items of all, in the order of the subtasks. Keep what is yours in `open`: what
     stays in the list is stored again by every subtask.

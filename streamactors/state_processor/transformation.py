@@ -257,8 +257,8 @@ class Transformation:
             raise IncompatibleState(
                 f"{self._restorable.uri} holds records in flight "
                 f"({', '.join(sorted(edges))}), which are on their way to what would be changed "
-                f"({', '.join(changes)}): take a savepoint, which has none but the inputs of calls that async steps are "
-                "making, and transform that"
+                f"({', '.join(changes)}): take a savepoint, which has none but the inputs of calls that async steps "
+                "are making, and transform that"
             )
 
     # --------------------------------------------------------------------------------------------------------- subtasks

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Generic, TypeVar, overload
 
+from streamactors import state_processor
 from streamactors.api.dataflow import Dataflow, Stream, graph_with_sink
 from streamactors.config import Checkpoints, Config, Restart
 from streamactors.elements import DeadLetter, OutputTag
@@ -22,6 +23,15 @@ from streamactors.graph.logical import LogicalGraph
 from streamactors.launch import JobHandle, _job
 from streamactors.listsink import ListSink
 from streamactors.sources import CRASH
+from streamactors.state.descriptors import (
+    AggregatingState,
+    Declaration,
+    ListState,
+    MapState,
+    ReducingState,
+    ValueState,
+)
+from streamactors.state_processor.stored_states import KeyedRows
 from streamactors.testing.feed import CHECKPOINT, At, Feed
 from streamactors.testing.rewiring import (
     at_parallelism,
@@ -35,9 +45,15 @@ from streamactors.testing.rewiring import (
 
 T = TypeVar("T")
 U = TypeVar("U")
+K = TypeVar("K")
+V = TypeVar("V")
+R = TypeVar("R")
 
 Inputs = Mapping[str, Iterable[Any] | Mapping[str, Iterable[Any]]]
 """By the uid of a source: what it gives; or that by the names of its splits."""
+State = Declaration | str
+Tags = Mapping[str, OutputTag[Any] | Sequence[OutputTag[Any]]]
+States = Mapping[str, State | Sequence[State]]
 OUTPUT: Final = "output"
 """The sink of a stream that is run without one of its own."""
 NEVER: Final = dt.timedelta(days=10_000)
@@ -53,6 +69,8 @@ class FlowResult(Generic[T]):
     restarts: int = 0
     checkpoints: int = 0
     """Those that were completed, the final one among them."""
+    states: Mapping[tuple[str, str], dict[Any, Any]] = field(default_factory=dict)
+    """By the uid of the step and the name of the state: what each key held at the end."""
 
     def __getitem__(self, uid: str) -> list[Any]:
         if uid not in self.outputs:
@@ -74,6 +92,25 @@ class FlowResult(Generic[T]):
             )
         return self.sides[uid, tag.name]
 
+    @overload
+    def state(self, uid: str, state: ValueState[V]) -> dict[Any, V]: ...
+    @overload
+    def state(self, uid: str, state: ListState[V]) -> dict[Any, list[V]]: ...
+    @overload
+    def state(self, uid: str, state: MapState[K, V]) -> dict[Any, dict[K, V]]: ...
+    @overload
+    def state(self, uid: str, state: ReducingState[V]) -> dict[Any, V]: ...
+    @overload
+    def state(self, uid: str, state: AggregatingState[Any, R]) -> dict[Any, R]: ...
+    @overload
+    def state(self, uid: str, state: State) -> dict[Any, Any]: ...
+    def state(self, uid: str, state: State) -> dict[Any, Any]:
+        """What each key held at the end, by key; only of those that `run_flow` was told."""
+        name = _stored_name(state)
+        if (uid, name) not in self.states:
+            raise KeyError(f"step {uid!r}, state {name!r} was not looked at: run_flow(…, states={{{uid!r}: {name!r}}})")
+        return self.states[uid, name]
+
 
 @overload
 async def run_flow(
@@ -82,7 +119,8 @@ async def run_flow(
     *,
     config: Config | None = None,
     parallelism: int | Sequence[int] | None = None,
-    tags: Mapping[str, OutputTag[Any] | Sequence[OutputTag[Any]]] | None = None,
+    tags: Tags | None = None,
+    states: States | None = None,
     resources: Mapping[str, Any] | None = None,
     timeout: float = 60.0,
 ) -> FlowResult[Any]: ...
@@ -93,7 +131,8 @@ async def run_flow(
     *,
     config: Config | None = None,
     parallelism: int | Sequence[int] | None = None,
-    tags: Mapping[str, OutputTag[Any] | Sequence[OutputTag[Any]]] | None = None,
+    tags: Tags | None = None,
+    states: States | None = None,
     resources: Mapping[str, Any] | None = None,
     timeout: float = 60.0,
 ) -> FlowResult[T]: ...
@@ -103,7 +142,8 @@ async def run_flow(
     *,
     config: Config | None = None,
     parallelism: int | Sequence[int] | None = None,
-    tags: Mapping[str, OutputTag[Any] | Sequence[OutputTag[Any]]] | None = None,
+    tags: Tags | None = None,
+    states: States | None = None,
     resources: Mapping[str, Any] | None = None,
     timeout: float = 60.0,
 ) -> FlowResult[Any]:
@@ -113,14 +153,18 @@ async def run_flow(
     which takes the place of the flow's own watermarks; `CHECKPOINT`, and `CRASH`.
     `parallelism`: also of the steps that set their own, unless that is 1; several numbers: that of each restart.
     `config`: its storage is replaced by a temporary one. `tags`: side outputs to look at, by the uid of their step.
+    `states`: keyed states to look at when it has ended, likewise, as they are declared or by their names.
     `timeout` in seconds. Raises JobFailed; InvalidConfig where inputs and sources do not match.
     """
     graph = flow.graph() if isinstance(flow, Dataflow) else graph_with_sink(flow, OUTPUT, ListSink[Any]())
     test = _FlowTest(graph, _feeds(graph, inputs), config or Config(), _widths(parallelism), tags or {}, resources)
+    asked = _asked(graph, states or {}, config or Config())
     with tempfile.TemporaryDirectory(prefix="streamactors-flow-") as folder:
         try:
             async with asyncio.timeout(timeout):
-                return await test.run(folder)
+                result = await test.run(folder)
+                held = {(uid, _stored_name(state)): await _held(folder, graph, uid, state) for uid, state in asked}
+                return replace(result, states=held)
         except TimeoutError as error:
             raise TimeoutError(f"flow {graph.name!r} has not come to its end in {timeout:g} s") from error
 
@@ -132,7 +176,7 @@ class _FlowTest:
         feeds: Mapping[str, Feed],
         config: Config,
         widths: Sequence[int],
-        tags: Mapping[str, OutputTag[Any] | Sequence[OutputTag[Any]]],
+        tags: Tags,
         resources: Mapping[str, Any] | None,
     ) -> None:
         self._feeds = feeds
@@ -208,6 +252,36 @@ class _FlowTest:
             self._restarts,
             self._checkpoints,
         )
+
+
+# ---------------------------------------------------------------------------------------------------------------- state
+def _asked(graph: LogicalGraph, states: States, config: Config) -> list[tuple[str, State]]:
+    if states and config.execution == "batch":
+        raise InvalidConfig("states: execution = 'batch' takes no checkpoints, so that none is left at the end")
+    known = [node.uid for node in graph.nodes if node.named]
+    if unknown := [uid for uid in states if uid not in known]:
+        raise InvalidConfig(f"states: the flow has no step {unknown[0]!r}; it has: {', '.join(known)}")
+    return [(uid, state) for uid, each in states.items() for state in _several_states(each)]
+
+
+async def _held(folder: str, graph: LogicalGraph, uid: str, state: State) -> dict[Any, Any]:
+    """As the last checkpoint has it."""
+    declaration = state if isinstance(state, Declaration) else None
+    async with state_processor.open(folder, flow=graph.name) as snapshot:
+        rows = snapshot.state(uid, _stored_name(state), declaration)
+        if not isinstance(rows, KeyedRows):
+            raise InvalidConfig(f"states: step {uid!r}, state {rows.info.name!r} is no keyed state")
+        if rows.info.kind == "map":
+            return {key: content async for key, content in rows.entries()}
+        return {key: content async for key, content in rows}
+
+
+def _stored_name(state: State) -> str:
+    return state if isinstance(state, str) else state.stored or state.name
+
+
+def _several_states(states: State | Sequence[State]) -> Sequence[State]:
+    return [states] if isinstance(states, Declaration | str) else states
 
 
 # --------------------------------------------------------------------------------------------------------------- inputs

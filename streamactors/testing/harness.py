@@ -26,7 +26,14 @@ from streamactors.config import Checkpoints, Config, Restart, StateBackend
 from streamactors.elements import MAX_TIME, ErrorRoute, OutputTag
 from streamactors.errors import InvalidConfig, StateAccessError
 from streamactors.state.backend import KeyedBackend
-from streamactors.state.descriptors import Declaration, ListState, MapState, ReducingState, ValueState
+from streamactors.state.descriptors import (
+    AggregatingState,
+    Declaration,
+    ListState,
+    MapState,
+    ReducingState,
+    ValueState,
+)
 from streamactors.state.key_groups import key_group
 from streamactors.testing.engine import Engine, HeldClock, OpenBackends
 from streamactors.testing.in_place import InPlaceWatch
@@ -90,7 +97,7 @@ class OperatorHarness(Generic[U]):
         parallelism: int = 1,
         max_parallelism: int | None = None,
         resources: Mapping[str, Any] | None = None,
-        tags: Collection[OutputTag[Any]] = (),
+        tags: Collection[OutputTag[Any]] | OutputTag[Any] = (),
         on_error: ErrorRoute = "fail",
         now: int = 0,
         watermarks: bool = True,
@@ -103,8 +110,9 @@ class OperatorHarness(Generic[U]):
         self._parallelism = parallelism
         self._max_parallelism = max_parallelism
         self._resources = resources
+        asked = [tags] if isinstance(tags, OutputTag) else tags
         routed = [on_error, self._step.windowing.late]
-        self._sides = {tag.name: Collector() for tag in [*tags, *routed] if isinstance(tag, OutputTag)}
+        self._sides = {tag.name: Collector() for tag in [*asked, *routed] if isinstance(tag, OutputTag)}
         self._main = Collector()
         self._watermarks = watermarks
         self._clock = HeldClock(now)
@@ -298,6 +306,8 @@ class OperatorHarness(Generic[U]):
     @overload
     def read(self, state: ReducingState[V], key: Any) -> V | None: ...
     @overload
+    def read(self, state: AggregatingState[Any, V], key: Any) -> V: ...
+    @overload
     def read(self, state: str | Declaration, key: Any) -> Any: ...
     def read(self, state: str | Declaration, key: Any) -> Any:
         """A copy of what a key holds in a state, given by its name or as it is declared: `RunningTotal.total`."""
@@ -330,9 +340,15 @@ class OperatorHarness(Generic[U]):
         return list(self._step.operators)
 
     def _name_of(self, state: str | Declaration) -> str:
-        if isinstance(state, Declaration):
-            return state.stored or state.name
-        return self._step.stored_name(state)
+        declared = self._step.declared(state) if isinstance(state, str) else state
+        if declared is None:
+            return str(state)
+        if not declared.keyed:
+            raise StateAccessError(
+                f"operator {self.uid!r}, state {declared.name!r}: no keyed state; look at it in `operators`, for "
+                "each subtask"
+            )
+        return declared.stored or declared.name
 
     def _open(self) -> list[tuple[KeyedBackend, int]]:
         self._check_open()

@@ -14,7 +14,7 @@ from streamactors.operators.base import KeyedOperator, Lifecycle, Operator
 from streamactors.operators.record_ids import uses_record_id
 from streamactors.operators.two_inputs import CoOperator, KeyedBroadcastOperator, KeyedCoOperator
 from streamactors.operators.windows.base import WindowOperator
-from streamactors.state.descriptors import declared_states
+from streamactors.state.descriptors import Declaration, declared_states
 from streamactors.time.triggers import Trigger
 from streamactors.time.windows import WindowAssigner
 
@@ -82,9 +82,8 @@ class OperatorStep(Generic[U]):
             return []
         return [operator for operator in self.operators if isinstance(operator, KEYED)]
 
-    def stored_name(self, attribute: str) -> str:
-        declared = declared_states(self.cls).get(attribute)
-        return attribute if declared is None else declared.stored or attribute
+    def declared(self, attribute: str) -> Declaration | None:
+        return declared_states(self.cls).get(attribute)
 
     def add(self, inputs: Sequence[Stream[Any]]) -> Stream[Any]:
         """The operator behind these inputs. Raises InvalidConfig where something is missing that its kind needs."""

@@ -61,7 +61,7 @@ def kafka_broker(kafka: KafkaBroker) -> KafkaBroker:
     return kafka
 
 
-ALONE = ["test_total", "test_silence", "test_it_goes_on", "test_nothing_is_lost_or_doubled"]
+ALONE = ["test_total", "test_silence", "test_it_goes_on", "test_nothing_is_lost_or_doubled", "test_what_is_stored"]
 OTHERS = ["test_with_fixtures", "test_on_kafka", "test_whatever_goes_wrong"]
 
 

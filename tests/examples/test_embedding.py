@@ -16,6 +16,7 @@ from aiohttp import web
 
 import streamactors as sa
 from examples.embedding import aiohttp_app, asyncio_server, fastapi_app, litestar_app, starlette_app
+from examples.embedding.visits import build, config, queue_in
 from tests.programs import ROOT
 from tests.runtime.feeds import PATIENCE, until
 
@@ -108,6 +109,25 @@ async def test_in_a_server_of_plain_asyncio(tmp_path: Path) -> None:
     assert await open_feed.line() == ""
     again.close()
     open_feed.close()
+
+
+async def test_a_feed_over_plain_asyncio_ends_with_the_job(tmp_path: Path) -> None:
+    """And the client sees that it does."""
+    visits = queue_in(tmp_path)
+    conversations: list[asyncio.Task[None]] = []
+    async with visits, sa.start(build(visits), config(tmp_path)) as job:
+
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            talk = asyncio_server.Conversation(visits, job, reader, writer)
+            conversations.append(asyncio.create_task(talk.run()))
+
+        async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
+            feed = await Client.connect(server.sockets[0].getsockname()[1], "feed")
+            assert await feed.line() == "connected"
+            await job.stop()
+            assert await feed.line() == ""
+            feed.close()
+            await asyncio.gather(*conversations)
 
 
 class Client:

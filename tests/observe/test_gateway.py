@@ -103,7 +103,7 @@ async def test_the_command(registry_folder: Path) -> None:
     assert process.stderr is not None
     try:
         async with asyncio.timeout(PATIENCE):
-            where, token = [(await process.stderr.readline()).decode() for _ in range(2)]
+            where, _, token = [(await process.stderr.readline()).decode() for _ in range(3)]
         url = re.findall(r"http://127\.0\.0\.1:\d+", where)[0]
         assert len(token.rpartition(": ")[2].strip()) == 32
         async with httpx.AsyncClient(trust_env=False) as client:

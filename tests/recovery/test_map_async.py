@@ -253,6 +253,48 @@ async def test_behind_a_keyed_step_inputs_go_where_their_key_goes(
     assert Counter(sink.values) == Counter((key, count) for key in range(20) for count in range(1, 21))
 
 
+class Where(sa.Operator[Any, tuple[int, Any]]):
+    def open(self, ctx: sa.OperatorContext) -> None:
+        self.subtask = ctx.subtask
+
+    def process(self, value: Any, ctx: sa.Context[None, tuple[int, Any]]) -> None:
+        ctx.emit((self.subtask, value))
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 2)])
+@pytest.mark.parametrize("mode", ["aligned", "unaligned"])
+async def test_behind_a_broadcast_each_subtask_gets_one_copy(
+    tmp_path: Path, mode: str, before: int, after: int
+) -> None:
+    """Also where another step lies between."""
+    feed, sink, free = Feed(chunk=4), ListSink[Any](), asyncio.Event()
+    called: list[Any] = []
+
+    async def call(value: Any) -> Any:
+        called.append(value)
+        await free.wait()
+        return value[1]
+
+    def flow(parallelism: int) -> sa.Dataflow:
+        flow = sa.Dataflow("copies")
+        copies = flow.source("in", feed, parallelism=1).broadcast().process("first", Where, parallelism=parallelism)
+        stream = copies.map_async("call", call, parallelism=parallelism)
+        stream.process("where", Where, parallelism=parallelism).sink("out", sink, parallelism=1)
+        return flow
+
+    settings = config(tmp_path, mode)
+    feed.put(*range(10))
+    async with sa.start(flow(before), settings, on_exit="cancel") as job:
+        await until(lambda: len(called) == 10 * before)
+        await within(job.checkpoint())
+        await job.cancel()
+    free.set()
+    feed.put(*range(10, 20))
+    feed.end()
+    await within(sa.run(flow(after), settings))
+    assert Counter(sink.values) == Counter((index, value) for index in range(after) for value in range(20))
+
+
 # ---------------------------------------------------------------------------------------------------------- savepoints
 @pytest.mark.parametrize("after", [1, 3])
 async def test_a_savepoint_holds_the_inputs_of_calls(tmp_path: Path, after: int) -> None:
@@ -324,6 +366,50 @@ async def test_a_watermark_that_waits_for_calls_waits_after_a_crash_too(tmp_path
         feed.end()
         await job.wait()
     assert sorted(sink.values) == [(value, False) for value in (10, 20, 30, 40)]
+
+
+class Now(sa.Operator[int, int]):
+    def process(self, value: int, ctx: sa.Context[None, int]) -> None:
+        ctx.emit(ctx.watermark)
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_an_input_that_became_idle_behind_calls_is_waited_for_after_a_crash(tmp_path: Path, mode: str) -> None:
+    left, right = Feed(chunk=1), Feed(chunk=1)
+    sink, seen = ListSink[Any](), ListSink[int]()
+    numbers = iter(range(20, 10**6))
+    left.put(10)
+
+    def flow(board: Board) -> sa.Dataflow:
+        flow = sa.Dataflow("judged")
+        idling = sa.Watermarks.monotonic(number_of, idle_after=dt.timedelta(milliseconds=20))
+        one = flow.source("left", left, watermarks=idling)
+        other = flow.source("right", right, watermarks=sa.Watermarks.monotonic(number_of))
+        one.union(other).process("now", Now).sink("seen", seen)
+        called = one.map_async("call", board, ordered=False, chain=False)
+        called.union(other).process("judge", Judge).sink("out", sink)
+        return flow
+
+    async def let_it_be_idle(job: sa.JobHandle) -> None:
+        """Until others see it."""
+        start = next(numbers)
+        while not any(time >= start for time in seen.values):
+            right.put(next(numbers))
+            await job.checkpoint()
+
+    settings, board, again = config(tmp_path, mode), Board(), Board()
+    async with asyncio.timeout(PATIENCE), sa.start(flow(board), settings, on_exit="cancel") as job:
+        await until(lambda: board.running == [10])
+        await let_it_be_idle(job)
+        await job.cancel()
+    async with asyncio.timeout(PATIENCE), sa.start(flow(again), settings) as job:
+        await until(lambda: again.running == [10])
+        await let_it_be_idle(job)
+        again.finish_all()
+        left.end()
+        right.end()
+        await job.wait()
+    assert (10, False) in sink.values and not any(late for _, late in sink.values)
 
 
 # -------------------------------------------------------------------------------------------------------- micro-batches

@@ -314,6 +314,34 @@ async def test_user_errors_restart_until_the_strategy_gives_up() -> None:
     assert isinstance(failed.value.__cause__, sa.RecordFailed)
 
 
+@pytest.mark.parametrize("refusal", [sa.StorageFailed("no room"), sa.CorruptCheckpoint("a file is damaged")])
+async def test_what_is_no_fault_of_the_record_is_no_dead_letter(refusal: sa.StreamactorsError) -> None:
+    """State could not be read or written: the job fails, and restarts if it may, and the record is not lost."""
+    dead = sa.OutputTag("dead", sa.DeadLetter)
+
+    class Reads(sa.Operator[int, int]):
+        def process(self, value: int, ctx: sa.Context[None, int]) -> None:
+            raise refusal
+
+    class Counts(sa.Count):
+        def add(self, accumulator: int, value: int) -> int:
+            raise refusal
+
+    for window in (False, True):
+        letters = ListSink[sa.DeadLetter]()
+        flow = sa.Dataflow("halves")
+        numbers = flow.source("numbers", ListSource([1]))
+        step = (
+            numbers.key_by(lambda value: value).window("w", sa.CountWindow(1)).aggregate(Counts(), on_error=dead)
+            if window
+            else numbers.process("reads", Reads, on_error=dead)
+        )
+        step.side_output(dead).sink("letters", letters)
+        with pytest.raises(sa.JobFailed, match=str(refusal)):
+            await sa.run(flow)
+        assert not letters.values
+
+
 async def test_dead_letters_take_the_place_of_what_a_failed_record_emitted() -> None:
     dead = sa.OutputTag("dead", sa.DeadLetter)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import gc
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -249,6 +250,21 @@ async def test_whoever_is_cancelled_leaves_nothing_behind() -> None:
         assert job._job._subscriptions == []
         assert not job._job._attempt._taps  # type: ignore[union-attr]
         feed.end()
+
+
+async def test_whoever_looks_on_at_a_step_that_has_ended_leaves_nothing_behind() -> None:
+    """The job goes on without it."""
+    ends, goes_on = Feed(), Feed()
+    flow = doubling(ends)
+    flow.source("others", goes_on).map(str).sink("texts", ListSink[str]())
+    async with sa.start(flow) as job:
+        ends.end()
+        await until(lambda: bool(job._job._attempt._stopped))  # type: ignore[union-attr]
+        for _ in range(100):
+            async with job.subscribe("map-1"):
+                pass
+        assert sum(isinstance(found, Tap) for found in gc.get_objects()) < 50
+        goes_on.end()
 
 
 async def test_after_the_block_there_is_nothing_more() -> None:

@@ -233,8 +233,10 @@ class CallsContract(ABC):
         states["value"].set(spot)
         states["items"].append(spot)
         states["spots"][1] = spot
+        states["best"].add(spot)
         spot.x = 9
         assert (states["value"].get(), list(states["items"]), states["spots"][1]) == (Spot(1), [Spot(1)], Spot(1))
+        assert states["best"].get() == Spot(1)
         states["value"].get().x = 9
         next(iter(states["items"])).x = 9
         states["spots"][1].x = 9
@@ -307,6 +309,22 @@ class CallsContract(ABC):
         ):
             with pytest.raises(StateAccessError, match="operator 'totals': the call for the key 'a' has ended"):
                 reach()
+
+    async def test_another_thread_reaches_nothing(self, states: States) -> None:
+        call = states.begin("a")
+        fill(states)
+        entries = iter(states["spots"].items())
+        for reach in (
+            states["value"].get,
+            lambda: states["value"].set(Spot(1)),
+            states["items"].__len__,
+            lambda: list(entries),
+            lambda: states["best"].add(Spot(1)),
+        ):
+            with pytest.raises(StateAccessError, match="operator 'totals': another thread .* for the key 'a'"):
+                await asyncio.to_thread(reach)
+        assert states.seen() == FULL
+        call.end()
 
     def test_without_a_call_there_is_no_key(self, states: States) -> None:
         for name in EMPTY:

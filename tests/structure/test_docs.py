@@ -38,12 +38,18 @@ def words_of_the_code() -> frozenset[str]:
 
 def unknown_names(text: str) -> list[str]:
     """What stands in backticks, looks like a file (`state/backend.py`) or a name of the code (`Chain.step`, `_loop`,
-    `test_…`), and is none."""
+    `test_…`), and is none; nor is it in what the page itself shows."""
     quoted = re.findall(r"`([^`\n]+)`", prose(text))
+    shown = "".join(re.findall(r"^```.*?^```", text, re.MULTILINE | re.DOTALL))
     files = [name for name in quoted if re.fullmatch(r"[\w/.]+\.(py|md|txt|toml)", name)]
     names = [name for name in quoted if re.fullmatch(r"[A-Za-z_][\w.]*(\(\))?", name) and re.search(r"[A-Z_.]", name)]
-    gone = [name for name in files if not any(found_at(folder, name) for folder in ("", *CODE, "tests"))]
-    unknown = [name for name in names if name not in files and not set(re.findall(r"\w+", name)) <= words_of_the_code()]
+    gone = [
+        name
+        for name in files
+        if f"\n# {name}\n" not in shown and not any(found_at(folder, name) for folder in ("", *CODE, "tests"))
+    ]
+    known = words_of_the_code() | set(re.findall(r"\w+", shown))
+    unknown = [name for name in names if name not in files and not set(re.findall(r"\w+", name)) <= known]
     return gone + unknown
 
 

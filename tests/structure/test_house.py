@@ -92,8 +92,12 @@ def test_importing_streamactors_is_light() -> None:
     loaded = set(json.loads(printed.stdout))
     assert "streamactors" in loaded
     heavy = {"typer", "rich", "aiokafka", "starlette", "uvicorn", "ray", "rocksdict", "pyarrow", "pytest", "connectors"}
-    heavy |= {"prometheus_client", "fsspec", "s3fs"}
+    heavy |= {"prometheus_client", "fsspec", "s3fs", "numpy", "pandas", "aiohttp", "httpx", "tomllib"}
     assert not loaded & heavy
+    own = {module for module in loaded if module.startswith("streamactors.")}
+    elsewhere = ("cli", "demo", "testing", "state_processor", "observe.server", "observe.rest", "observe.client")
+    assert not own & {f"streamactors.{module}" for module in elsewhere}
+    assert len(own) < 220, "each costs about a millisecond: import where it is used what only some programs need"
 
 
 def test_connectors_is_a_namespace_package() -> None:

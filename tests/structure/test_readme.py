@@ -1,4 +1,4 @@
-"""What the README shows is run as it stands there: the job, its stop and its second start, on Kafka, in a service."""
+"""What the README shows is run as it stands there: the job, its stop and its second start, in a service."""
 
 import asyncio
 import json
@@ -11,15 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 import streamactors as sa
-from streamactors.testing import KafkaBroker
-from tests.kafka_topics import Topics
 from tests.structure.house import ROOT
 from tests.structure.test_docs import snippets
 
-JOB, KAFKA, SERVICE = (code for _, code in snippets((ROOT / "README.md").read_text()))
+JOB, SERVICE = (code for _, code in snippets((ROOT / "README.md").read_text()))
 PATIENCE = 60.0
 
 
@@ -53,7 +50,7 @@ class Running:
 def written(folder: Path) -> list[tuple[str, float]]:
     parts = [part for part in (folder / "totals").glob("*") if not part.name.startswith(".")]
     lines = [json.loads(line) for part in parts for line in part.read_text().splitlines()]
-    return sorted((line["customer"], line["total"]) for line in lines)
+    return sorted((line["customer"], line["amount"]) for line in lines)
 
 
 async def becomes(condition: Callable[[], bool]) -> None:
@@ -109,23 +106,6 @@ async def test_in_a_service_it_answers_from_its_state(user_folder: Path, monkeyp
             await asyncio.sleep(0.01)
     assert await names["answer"]("alice") == 9.5
     assert await names["answer"]("nobody") == 0.0
-
-
-@pytest.mark.slow
-async def test_on_kafka(kafka: KafkaBroker, topics: Topics, user_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(user_folder)
-    orders, totals = await topics.new("orders"), await topics.new("totals")
-    code = KAFKA.replace("localhost:9092", kafka.bootstrap).replace('", "orders"', f'", "{orders}"')
-    names = shown(JOB, code.replace('", "totals"', f'", "{totals}"'))
-    async with AIOKafkaProducer(bootstrap_servers=kafka.bootstrap) as producer:
-        for amount in (9.5, 0.5):
-            await producer.send_and_wait(orders, json.dumps({"customer": "alice", "amount": amount}).encode())
-    reader = AIOKafkaConsumer(
-        totals, bootstrap_servers=kafka.bootstrap, auto_offset_reset="earliest", isolation_level="read_committed"
-    )
-    async with asyncio.timeout(PATIENCE), sa.start(names["kafka_flow"], names["config"]), reader:
-        found = [json.loads((await reader.getone()).value) for _ in range(2)]
-    assert found == [{"customer": "alice", "total": 9.5}, {"customer": "alice", "total": 10.0}]
 
 
 async def test_the_storage_is_one_that_inspect_takes(user_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -272,3 +272,53 @@ async def test_an_async_map_with_calls_in_flight() -> None:
     stream = sa.Dataflow("calls").source("in", ListSource[int]([])).map_async("double", slow, capacity=4)
     result = await run_flow(stream, {"in": [1, 2, 3, CHECKPOINT, 4, 5, CRASH, 6, CRASH, 7]}, parallelism=[1, 2])
     assert sorted(result.output) == [2, 4, 6, 8, 10, 12, 14]
+
+
+# ----------------------------------------------------------------------------------------------------------- at its end
+class Held(sa.KeyedOperator[str, Pair, int]):
+    total = sa.ValueState(int, default=0)
+    amounts = sa.ListState(int)
+    count_of = sa.MapState(int, int)
+    most = sa.ReducingState(int, max)
+    mean = sa.AggregatingState(sa.Avg[int](float))
+    left = sa.stored_as("rest", sa.ValueState(int, default=0))
+    seen = sa.OperatorListState(int)
+
+    def process(self, pair: Pair, ctx: sa.Context[str, int]) -> None:
+        self.total.set(self.total.get() + pair[1])
+        self.amounts.append(pair[1])
+        self.count_of[pair[1]] = self.count_of.get(pair[1], 0) + 1
+        self.most.add(pair[1])
+        self.mean.add(pair[1])
+        self.left.set(-pair[1])
+
+
+@pytest.mark.parametrize("backend", ["heap", "rocksdb"])
+async def test_state_at_the_end(backend: Any) -> None:
+    stream = sa.Dataflow("held").source("in", ListSource[Pair]([])).key_by(first).process("held", Held)
+    states = [Held.total, Held.amounts, Held.count_of, Held.most, Held.mean, Held.left]
+    pairs = [("a", 1), ("b", 5), CHECKPOINT, ("a", 2), CRASH, ("a", 3), CRASH, ("b", 5)]
+    config = sa.Config(state_backend=backend)
+    result = await run_flow(stream, {"in": pairs}, states={"held": states}, parallelism=[1, 3], config=config)
+    assert result.state("held", Held.total) == result.state("held", "total") == {"a": 6, "b": 10}
+    assert result.state("held", Held.amounts) == {"a": [1, 2, 3], "b": [5, 5]}
+    assert result.state("held", Held.count_of) == {"a": {1: 1, 2: 1, 3: 1}, "b": {5: 2}}
+    assert result.state("held", Held.most) == {"a": 3, "b": 5}
+    assert result.state("held", Held.mean) == {"a": 2.0, "b": 5.0}
+    assert result.state("held", Held.left) == result.state("held", "rest") == {"a": -3, "b": -5}
+
+
+async def test_state_that_there_is_not() -> None:
+    stream = sa.Dataflow("held").source("in", ListSource[Pair]([])).key_by(first).process("held", Held)
+    result = await run_flow(stream, {"in": []}, states={"held": "total"})
+    assert result.state("held", Held.total) == {}
+    with pytest.raises(KeyError, match=r"states=\{'held': 'most'\}"):
+        result.state("held", Held.most)
+    with pytest.raises(sa.InvalidConfig, match="no step 'hold'; it has: in, held, output"):
+        await run_flow(stream, {"in": []}, states={"hold": "total"})
+    with pytest.raises(sa.StateAccessError, match="no state 'sum'.*it has: total, "):
+        await run_flow(stream, {"in": []}, states={"held": ["sum"]})
+    with pytest.raises(sa.InvalidConfig, match="'seen' is no keyed state"):
+        await run_flow(stream, {"in": []}, states={"held": Held.seen})
+    with pytest.raises(sa.InvalidConfig, match="none is left"):
+        await run_flow(stream, {"in": []}, states={"held": "total"}, config=sa.Config(execution="batch"))

@@ -155,6 +155,12 @@ async def test_an_error_that_nobody_has_seen_is_raised_on_leaving() -> None:
         await push_and_leave()
 
 
+async def test_a_tag_by_itself() -> None:
+    async with OperatorHarness(Total, key=customer, tags=LARGE) as h:
+        await h.push(Order("ann", 101))
+        assert h.side(LARGE) == [101]
+
+
 async def test_dead_letters() -> None:
     async with OperatorHarness(Total, key=customer, on_error=DEAD) as h:
         await h.push(Order("ann", -1))
@@ -255,6 +261,157 @@ async def test_a_value_changed_in_place_is_found(backend: Any, state: str) -> No
             await h.push(state)  # also of a value that was restored
 
 
+class Shared(sa.Aggregate[int, list[int], list[int]]):
+    """Gives out what it gathers in."""
+
+    accumulator = list[int]
+
+    def create(self) -> list[int]:
+        return []
+
+    def add(self, accumulator: list[int], value: int) -> list[int]:
+        return [*accumulator, value]
+
+    def merge(self, left: list[int], right: list[int]) -> list[int]:
+        return [*left, *right]
+
+    def result(self, accumulator: list[int]) -> list[int]:
+        return accumulator
+
+
+TTL = sa.Ttl(dt.timedelta(seconds=10))
+READ_TTL = sa.Ttl(dt.timedelta(seconds=10), refresh_on="read-write")
+
+
+def careless(ttl: sa.Ttl | None) -> type[sa.KeyedOperator[str, str, int]]:
+    class CarelessInAllKinds(sa.KeyedOperator[str, str, int]):
+        value = sa.ValueState(list[int], default_factory=list, ttl=ttl)
+        items = sa.ListState(list[int], ttl=ttl)
+        entries = sa.MapState(str, list[int], ttl=ttl)
+        most = sa.ReducingState(list[int], max, ttl=ttl)
+        shared = sa.AggregatingState(Shared(), ttl=ttl)
+
+        def process(self, what: str, ctx: sa.Context[str, int]) -> None:
+            match what:
+                case "set":
+                    self.value.set([1])
+                    self.items.append([1])
+                    self.items.extend([[2], [3]])
+                    self.entries["a"] = [1]
+                    self.most.add([1])
+                    self.shared.add(1)
+                case "clear":
+                    for each in (self.value, self.items, self.entries, self.most, self.shared):
+                        each.clear()
+                case "read" | "value" | "items" | "entries" | "most" | "shared":
+                    self.read(what)
+
+        def read(self, what: str) -> None:
+            held: dict[str, list[list[int] | None]] = {
+                "value": [self.value.get()],
+                "items": [*self.items],
+                "entries": [self.entries.get("a")],
+                "most": [self.most.get()],
+                "shared": [self.shared.get()],
+            }
+            if what in held and (changed := held[what][-1]) is not None:
+                changed.append(4)
+
+    return CarelessInAllKinds
+
+
+@pytest.mark.parametrize("ttl", [None, TTL, READ_TTL], ids=["no ttl", "ttl", "read ttl"])
+@BACKENDS
+async def test_in_all_kinds_of_state_with_and_without_a_ttl(backend: Any, ttl: sa.Ttl | None) -> None:
+    operator = careless(ttl)
+    async with OperatorHarness(operator, key=lambda _: "ann", backend=backend) as h:
+        for state in ("value", "items", "entries", "most", "shared"):
+            for calm in ("set", "read", "clear", "read", "set"):
+                await h.push(calm)
+            await h.advance(dt.timedelta(seconds=6))
+            await h.push("set")
+            await h.advance(dt.timedelta(seconds=5))
+            await h.push("nothing")
+            with pytest.raises(sa.StateAccessError, match=f"state '{state}': what key 'ann' holds was changed"):
+                await h.push(state)
+
+
+@pytest.mark.parametrize("ttl", [TTL, READ_TTL], ids=["ttl", "read ttl"])
+@BACKENDS
+async def test_what_expires_was_not_changed(backend: Any, ttl: sa.Ttl) -> None:
+    async with OperatorHarness(careless(ttl), key=lambda _: "ann", backend=backend) as h:
+        for seconds in (6, 6, 3, 9, 20, 0):
+            await h.push("set")
+            await h.push("read")
+            await h.advance(dt.timedelta(seconds=seconds))
+            await h.push("nothing")
+            await h.push("read")
+        await h.restart()
+        await h.push("read")
+
+
+@BACKENDS
+async def test_watching_refreshes_nothing(backend: Any) -> None:
+    async with OperatorHarness(careless(READ_TTL), key=lambda _: "ann", backend=backend) as h:
+        await h.push("set")
+        await h.advance(dt.timedelta(seconds=6))
+        await h.push("set")
+        await h.push("nothing")
+        await h.advance(dt.timedelta(seconds=5))
+        assert h.read("items", "ann") == [[1], [2], [3]]  # those of the second time
+        await h.advance(dt.timedelta(seconds=5))
+        assert h.entries("items") == h.entries("entries") == h.entries("shared") == {}
+
+
+@pytest.mark.parametrize("ttl", [None, READ_TTL], ids=["no ttl", "read ttl"])
+@BACKENDS
+async def test_a_default_changed_without_set_is_found(backend: Any, ttl: sa.Ttl | None) -> None:
+    class Defaults(sa.KeyedOperator[str, str, int]):
+        seen = sa.ValueState(list[int], default_factory=list, ttl=ttl)
+
+        def process(self, what: str, ctx: sa.Context[str, int]) -> None:
+            changed = self.seen.get()
+            changed.append(1)
+            if what == "set":
+                self.seen.set(changed)
+            elif what == "clear":
+                self.seen.clear()
+            elif what == "read":
+                changed.pop()
+
+    async with OperatorHarness(Defaults, key=lambda _: "ann", backend=backend) as h:
+        for calm in ("read", "clear", "read", "set", "clear", "read", "read"):
+            await h.push(calm)
+        with pytest.raises(sa.StateAccessError, match="'seen': the default that key 'ann' was given was changed"):
+            await h.push("change")
+        await h.push("set")
+        assert h.read("seen", "ann") == [1]
+        with pytest.raises(sa.StateAccessError, match="'seen': what key 'ann' holds was changed in place"):
+            await h.push("change")
+
+
+@BACKENDS
+async def test_another_order_of_a_set_is_no_change(backend: Any) -> None:
+    class Sets(sa.KeyedOperator[str, str, int]):
+        value = sa.ValueState(set[int], default_factory=set)
+
+        def process(self, what: str, ctx: sa.Context[str, int]) -> None:
+            if what == "set":
+                large = set(range(100))
+                large -= set(range(100)) - {2, 65}  # its table is large still: a copy has another order
+                self.value.set(large)
+            elif what == "change":
+                self.value.get().add(7)
+
+    async with OperatorHarness(Sets, key=lambda _: "ann", backend=backend) as h:
+        await h.push("set")
+        await h.push("nothing")
+        await h.restart()
+        await h.push("nothing")
+        with pytest.raises(sa.StateAccessError, match="in place"):
+            await h.push("change")
+
+
 async def test_a_timer_that_changes_a_value_in_place_is_found() -> None:
     class Late(Careless):
         def process(self, what: str, ctx: sa.Context[str, int]) -> None:
@@ -352,6 +509,9 @@ async def test_broadcast() -> None:
         await h.rescale(3)
         await h.push(Order("ann", 9))
         assert h.take() == [1, 2]
+        for state in (Ruled.least, "least"):
+            with pytest.raises(sa.StateAccessError, match="'least': no keyed state; look at it in `operators`"):
+                h.read(state, "amount")
         assert [dict(each.least) for each in h.operators if isinstance(each, Ruled)] == [{"amount": 5}] * 3
 
 

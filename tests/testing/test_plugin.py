@@ -44,6 +44,25 @@ async def test_failing(operator_harness):
     await h.push("a")
     raise LookupError("the test's own")
 """
+ANOTHER_LOOP = """
+@pytest.mark.asyncio(loop_scope="module")
+async def test_another_loop(operator_harness):
+    with pytest.raises(sa.InvalidConfig, match="different event loops.*asyncio_default_fixture_loop_scope"):
+        await operator_harness(Count, key=str)
+"""
+ANYIO = """
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+"""
+OWN_FIXTURE = """
+@pytest.fixture
+def flow_harness():
+    return "the project's own"
+
+def test_it_comes_first(flow_harness):
+    assert flow_harness == "the project's own"
+"""
 COSTS = """
 import sys
 
@@ -86,6 +105,23 @@ def test_fixtures(pytester: pytest.Pytester, tmp_path: Path) -> None:
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(["*LookupError: the test's own*"])
     result.stdout.no_fnmatch_line("*never awaited*")
+
+
+def test_without_marks(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(OPERATOR + USES.replace("@pytest.mark.asyncio", ""))
+    pytester.runpytest_subprocess(*QUIET, "-o", "asyncio_mode=auto", timeout=60).assert_outcomes(passed=2)
+
+
+def test_with_anyio_in_the_place_of_pytest_asyncio(pytester: pytest.Pytester) -> None:
+    """As a project has it that has no pytest-asyncio."""
+    pytester.makeini("[pytest]\nfilterwarnings = error\nanyio_mode = auto\n")
+    pytester.makepyfile(OPERATOR + ANYIO + USES.replace("@pytest.mark.asyncio", ""))
+    pytester.runpytest_subprocess(*QUIET, "-p", "no:asyncio", timeout=60).assert_outcomes(passed=2)
+
+
+def test_a_test_in_another_loop_is_told(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(OPERATOR + ANOTHER_LOOP + OWN_FIXTURE)
+    pytester.runpytest_subprocess(*QUIET, timeout=60).assert_outcomes(passed=2)
 
 
 def test_a_session_that_uses_none_imports_nothing(pytester: pytest.Pytester) -> None:

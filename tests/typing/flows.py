@@ -312,6 +312,8 @@ assert_type(orders.map_async("many", look_up_many, batch=sa.BatchOf(10, minute),
 
 class Scored(sa.AsyncKeyedOperator[str, Order, Total]):
     capacity = 20
+    timeout = minute
+    retry = sa.Retry(3)
     total = sa.ValueState(float, default=0.0)
 
     async def process(self, order: Order, ctx: sa.Context[str, Total], /) -> None:

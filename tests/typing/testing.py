@@ -12,6 +12,7 @@ class Counted(sa.KeyedOperator[str, int, float]):
     items = sa.ListState(str)
     entries = sa.MapState(str, int)
     most = sa.ReducingState(int, max)
+    mean = sa.AggregatingState(sa.Avg[int](float))
 
     def process(self, v: int, ctx: sa.Context[str, float]) -> None: ...
 
@@ -56,6 +57,7 @@ async def under_test(
         assert_type(opened.read(Counted.items, "a"), list[str])
         assert_type(opened.read(Counted.entries, "a"), dict[str, int])
         assert_type(opened.read(Counted.most, "a"), int | None)
+        assert_type(opened.read(Counted.mean, "a"), float)
         assert_type(await opened.timers("a"), list[sa.Timer])
         assert_type(await opened.snapshot(), HarnessSnapshot)
     result = await run_flow(stream, {})
@@ -63,3 +65,10 @@ async def under_test(
     assert_type(result.output, list[int])
     assert_type(await run_flow(flow, {}), FlowResult[Any])
     assert_type((await run_flow(flow, {})).side("a", late), list[int])
+    held = await run_flow(flow, {"a": [1]}, states={"a": [Counted.total, Counted.items], "b": "name"})
+    assert_type(held.state("a", Counted.total), dict[Any, int])
+    assert_type(held.state("a", Counted.items), dict[Any, list[str]])
+    assert_type(held.state("a", Counted.entries), dict[Any, dict[str, int]])
+    assert_type(held.state("a", Counted.most), dict[Any, int])
+    assert_type(held.state("a", Counted.mean), dict[Any, float])
+    assert_type(held.state("b", "name"), dict[Any, Any])

@@ -28,7 +28,7 @@ async def of_flow(flow: Dataflow, config: Config, seconds: float) -> list[Findin
         plan = planned(flow.graph(), config)
     except StreamactorsError as error:
         return [Finding("problem", f"flow {flow.name}", str(error))]
-    told = f"{len(plan.node)} steps in {len(plan.subtasks)} subtasks, {plan.execution}"
+    told = f"steps: {len(plan.node)}, subtasks: {len(plan.subtasks)}, execution: {plan.execution}"
     findings = [Finding("ok", f"flow {flow.name}", told), *_promises(flow, config, plan), *_folders(config, plan)]
     findings += await _storage(config)
     answers = [_asked(node, _step(flow, node, plan, config), seconds) for node in flow.graph().nodes]

@@ -35,7 +35,7 @@ class Invocation:
         self.context: Context | None = None
         self.expired = False
         self.result: Any = None
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
 
 class Calls:
@@ -75,18 +75,24 @@ class Calls:
     def _begin(self, invocation: Invocation, delay: float) -> None:
         loop = asyncio.get_running_loop()
         task = loop.create_task(self._live(invocation, delay), name=self._name, context=invocation.context)
-        invocation.task = task
-        self._tasks[task] = None
+        if not task.done():  # as where the service makes its tasks eager
+            self._tasks[task] = None
 
     async def _live(self, invocation: Invocation, delay: float) -> None:
         """Attempts until one is the last."""
-        task = invocation.task
+        task = invocation.task = asyncio.current_task()
         assert task is not None
         try:
             if delay:
                 await self._clock.sleep(delay)
             while not await self._attempt(invocation, task):
                 await self._clock.sleep(self._next_attempt(invocation))
+        except asyncio.CancelledError as cancelled:
+            if self._closed or invocation.task is not task:
+                raise
+            error = CallCancelled("the call was cancelled in the pause before another attempt")
+            error.__cause__ = cancelled
+            self._finish(invocation, None, error)
         finally:
             self._tasks.pop(task, None)
 
@@ -94,7 +100,7 @@ class Calls:
         """Whether it was the last one."""
         if self._timeout is not None:
             self._expect(invocation, self._timeout)
-        error: Exception | None = None
+        error: BaseException | None = None
         result = None
         try:
             result = await self._call(invocation)
@@ -103,7 +109,9 @@ class Calls:
                 raise
             error = CallCancelled("the call was cancelled from within: something that it awaited was cancelled")
             error.__cause__ = cancelled
-        except Exception as raised:
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise  # the loop's own end
+        except BaseException as raised:
             error = raised
         if invocation.task is not task or self._closed:
             return True  # given up meanwhile
@@ -117,12 +125,12 @@ class Calls:
         self._finish(invocation, result, error)
         return True
 
-    def _finish(self, invocation: Invocation, result: Any, error: Exception | None) -> None:
+    def _finish(self, invocation: Invocation, result: Any, error: BaseException | None) -> None:
         invocation.result, invocation.error = result, error
         self._on_done(invocation)
 
     # --------------------------------------------------------------------------------------------------- once more
-    def _may_repeat(self, invocation: Invocation, error: Exception) -> bool:
+    def _may_repeat(self, invocation: Invocation, error: BaseException) -> bool:
         retry = self._retry
         return retry is not None and invocation.attempt < retry.attempts and isinstance(error, retry.on)
 
@@ -173,11 +181,13 @@ class Calls:
         invocation.task = None
         error = self._timed_out()
         if self._may_repeat(invocation, error):
+            # What its task sets in its context must not be seen by the next attempt, nor the other way round.
+            invocation.context = copy_context() if invocation.context is None else invocation.context.copy()
             self._begin(invocation, self._next_attempt(invocation))
         else:
             self._finish(invocation, None, error)
 
-    def _timed_out(self, cause: Exception | None = None) -> Exception:
+    def _timed_out(self, cause: BaseException | None = None) -> Exception:
         error = TimeoutError(f"the call took longer than its timeout of {self._timeout} s")
         error.__cause__ = cause
         return error

@@ -8,24 +8,27 @@ order of the records too.
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import groupby
-from operator import attrgetter
-from typing import Any, Final
+from operator import itemgetter
+from typing import Any, Final, overload
 
-from streamactors.elements import Batch, EndOfKeys, TimeMark, Watermark
+from streamactors.elements import Batch, EndOfKeys, Idle, TimeMark, Watermark
 from streamactors.state.serialisation.serializers import AnySerializer
 
 Mark = TimeMark | EndOfKeys
 
 _IMMUTABLE: Final = frozenset({str, bytes, int, float, bool, type(None)})
 """Values of exactly these types are what they were, whoever has had them."""
+_SIZED: Final = frozenset({str, bytes})
 
 
 TAKEN_TOGETHER: Final = 16
 """Records of one `Intake`, which is kept whole until the last of them is handed on."""
 STORED_TOGETHER: Final = 256
-"""Records of one frame."""
+STORED_BYTES: Final = 1 << 18
+"""Records of one frame, and bytes (of whole intakes): it is decoded and encoded in one go."""
 
 
 class Intake:
@@ -34,7 +37,7 @@ class Intake:
     Its records are handed to user code, which may change them, while a checkpoint may still have to store them: so they
     are encoded first, where they are not immutable and there are checkpoints (`keep`)."""
 
-    __slots__ = ("_keep", "_kept", "batch", "lot", "route")
+    __slots__ = ("_keep", "_kept", "batch", "lot", "record_bytes", "route")
 
     def __init__(self, batch: Batch, route: object, keep: AnySerializer | None) -> None:
         """Raises UnserialisableValue for records that could not be stored."""
@@ -42,10 +45,20 @@ class Intake:
         self.route = route
         self.lot = _lot_of(batch)
         """Results of different lots can't go into one batch."""
+        self.record_bytes = 0
+        """Of a record, about; 0 where nothing is stored."""
         self._keep = keep
         self._kept: bytes | None = None
         if keep is not None and not _IMMUTABLE.issuperset(map(type, batch.values)):
             self._kept = keep.encode_many(list(batch.values))
+            self.record_bytes = len(self._kept) // len(batch)
+        elif keep is not None:
+            self.record_bytes = sum(len(value) for value in batch.values if type(value) in _SIZED) // len(batch)
+
+    @property
+    def fitting(self) -> int:
+        """How many records like these one intake should have."""
+        return max(1, min(TAKEN_TOGETHER, STORED_BYTES // (self.record_bytes or 1)))
 
     def originals(self, indices: Iterable[int]) -> list[Any]:
         """Some of its values, as they came."""
@@ -95,6 +108,9 @@ class Held:
         return None if ids is None else ids[self.index]
 
 
+ALL: Final = 1 << 62
+
+
 class CallQueue(ABC):
     """What is held, in order. `len`: records."""
 
@@ -124,8 +140,8 @@ class CallQueue(ABC):
         """Its call is over, and has left its result or its error in it."""
 
     @abstractmethod
-    def take(self) -> "list[Held] | Mark | None":
-        """What may go on next: finished records, or the mark behind them; they are held no longer."""
+    def take(self, most: int = ALL) -> "list[Held] | Mark | None":
+        """What may go on next: finished records, up to `most`, or the mark behind them; they are held no longer."""
 
     @abstractmethod
     def next_mark(self) -> Mark | None:
@@ -190,12 +206,10 @@ class UnorderedQueue(CallQueue):
         return held.segment is self._segments[0]
 
     def mark(self, mark: Mark, route: object) -> None:
-        last = self._segments[-1]
-        if not last.records and len(self._segments) > 1:
-            before = self._segments[-2]
-            if _replaces(mark, before.mark):
-                before.mark, before.route = mark, route
-                return
+        segments = self._segments
+        while len(segments) > 1 and not segments[-1].records and _replaces(mark, segments[-2].mark):
+            segments.pop()
+        last = segments[-1]
         last.mark, last.route = mark, route
         self._segments.append(_Segment())
 
@@ -204,10 +218,14 @@ class UnorderedQueue(CallQueue):
         assert held.segment is not None
         held.segment.done.append(held)
 
-    def take(self) -> list[Held] | Mark | None:
+    def next_done(self, most: int) -> list[Held]:
+        """The records that `take` would give."""
+        return self._segments[0].done[:most]
+
+    def take(self, most: int = ALL) -> list[Held] | Mark | None:
         first = self._segments[0]
         if first.done:
-            done, first.done = first.done, []
+            done, first.done = first.done[:most], first.done[most:]
             for held in done:
                 del first.records[held]
             self.records -= len(done)
@@ -250,21 +268,20 @@ class OrderedQueue(CallQueue):
         self.records += 1
 
     def mark(self, mark: Mark, route: object) -> None:
-        last = self._line[-1] if self._line else None
-        if isinstance(last, tuple) and _replaces(mark, last[0]):
+        while self._line and isinstance(last := self._line[-1], tuple) and _replaces(mark, last[0]):
             self._line.pop()
         self._line.append((mark, route))
 
     def finished(self, held: Held) -> None:
         held.done = True
 
-    def take(self) -> list[Held] | Mark | None:
+    def take(self, most: int = ALL) -> list[Held] | Mark | None:
         line = self._line
         if (mark := self.next_mark()) is not None:
             line.popleft()
             return mark
         done: list[Held] = []
-        while line and isinstance(first := line[0], Held) and first.done:
+        while line and len(done) < most and isinstance(first := line[0], Held) and first.done:
             done.append(first)
             line.popleft()
         self.records -= len(done)
@@ -279,7 +296,10 @@ class OrderedQueue(CallQueue):
 
 
 def _replaces(mark: Mark, before: Mark | None) -> bool:
-    """A watermark right behind one for the same key groups says all that the first said: they never pile up."""
+    """A watermark right behind one for the same key groups says all that the first said: they never pile up. One right
+    behind idleness says that this is over: told now, others would go on without who has been calling meanwhile."""
+    if isinstance(mark, Watermark) and isinstance(before, Idle):
+        return mark.groups is None and mark.merged == before.merged
     if not isinstance(mark, Watermark) or not isinstance(before, Watermark):
         return False
     return (mark.groups, mark.merged) == (before.groups, before.merged) and mark.time_ms >= before.time_ms
@@ -302,15 +322,47 @@ def _route_and_lot(element: Held | tuple[Mark, object]) -> object:
 
 def _in_batches(records: list[Held]) -> Iterator[tuple[object, Batch]]:
     """Of one route and one lot."""
-    for start in range(0, len(records), STORED_TOGETHER):
-        several = records[start : start + STORED_TOGETHER]
+    several: list[Held] = []
+    size = 0
+    for held in records:
+        fits = size < STORED_BYTES or held.intake is several[-1].intake
+        if not fits or len(several) == STORED_TOGETHER:
+            yield several[0].intake.route, gather(several, _Originals(several))
+            several, size = [], 0
+        several.append(held)
+        size += held.intake.record_bytes
+    yield several[0].intake.route, gather(several, _Originals(several))
+
+
+class _Originals(Sequence[Any]):
+    """The values of some records as they came, decoded only when somebody wants them: a snapshot is taken at one
+    moment, and written in many."""
+
+    def __init__(self, records: Sequence[Held]) -> None:
+        self._records = [(held.intake, held.index) for held in records]
+
+    @cached_property
+    def _values(self) -> list[Any]:
         values: list[Any] = []
-        for intake, held in groupby(several, attrgetter("intake")):
-            values += intake.originals([one.index for one in held])
-        yield several[0].intake.route, gather(several, values)
+        for intake, several in groupby(self._records, itemgetter(0)):
+            values += intake.originals([index for _, index in several])
+        return values
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._values)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        return self._values[index]
 
 
-def gather(done: list[Held], values: list[Any]) -> Batch:
+def gather(done: list[Held], values: Sequence[Any]) -> Batch:
     """One value for each of some records of one lot."""
     first = done[0].intake.batch
     columns = [

@@ -10,18 +10,19 @@ it has passed, and complete after. But where timers may be due by it, they wait:
 A timer of a key that is set for a time that has come is called next for its key.
 """
 
+import datetime as dt
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeVar
 
 from streamactors.elements import MAX_TIME, MIN_TIME, Batch, EndOfKeys, OutputTag, Watermark
-from streamactors.errors import RecordFailed, StateAccessError, StreamactorsError
+from streamactors.errors import InvalidDataflow, RecordFailed, StateAccessError, StreamactorsError
 from streamactors.operators import record_ids
 from streamactors.operators.async_io.calls import Invocation
 from streamactors.operators.async_io.held import Held, Intake, Mark, UnorderedQueue
 from streamactors.operators.async_io.link import AsyncLink, Emitted
-from streamactors.operators.async_io.settings import check_whole
+from streamactors.operators.async_io.settings import Retry, check_duration, check_retry, check_whole
 from streamactors.operators.base import (
     NO_TIMERS,
     Context,
@@ -60,6 +61,11 @@ class AsyncKeyedOperator(KeyedOperator[K, T, U]):
 
     capacity: int = 100
     """Calls at once, in each subtask."""
+    timeout: dt.timedelta | None = None
+    """Of one attempt, of `process` or `on_timer`; then it fails with TimeoutError. None: a call that hangs blocks its
+    key, and the end of the job, for ever."""
+    retry: Retry | None = None
+    """Another attempt after a failure: it begins anew, with nothing of what the last one has done."""
 
 
 @dataclass(slots=True)
@@ -97,6 +103,12 @@ class _Part:
         self.row: TimerRow = row
         self.begun = False
         self.context: CallContext | None = None
+        """Of the last attempt."""
+
+    def end_attempt(self) -> None:
+        """What goes on of it, if it was given up, reaches nothing any more."""
+        if self.context is not None:
+            self.context.call.end()
 
 
 class CallContext(Context[Any, Any]):
@@ -211,17 +223,19 @@ class _KeyedTimers(TimerService):
 class AsyncKeyedLink(AsyncLink):
     """Runs an AsyncKeyedOperator."""
 
+    hand_on_at_once = 64
     queue: UnorderedQueue
 
     def __init__(self, ctx: LinkContext, operator: Any, hook: Hook, on_timer: Hook | None) -> None:
-        super().__init__(ctx, UnorderedQueue(), capacity=operator.capacity)
+        timeout = None if operator.timeout is None else operator.timeout.total_seconds()
+        super().__init__(ctx, UnorderedQueue(), capacity=operator.capacity, timeout=timeout, retry=operator.retry)
         assert ctx.backend is not None
         self._operator = operator
         self._hook, self._on_timer = hook, on_timer
         self._opened = False
         self._cursor = Cursor()
         self._keyed_calls = KeyedCalls(ctx.uid, self._cursor, ctx.time_ms)
-        self._bind(ctx, ctx.backend, operator)
+        self._bind(ctx.backend, operator)
         self._prefetch = prefetch_of(ctx.backend)
         self.read_ahead = read_ahead_of(ctx.backend)
         self._lines: dict[Any, deque[Held]] = {}
@@ -242,14 +256,11 @@ class AsyncKeyedLink(AsyncLink):
         if on_timer is not None:
             self.timers = _KeyedTimers(bind_timers(ctx.backend), self._cursor, ctx, self._enough_timers)
 
-    def _bind(self, ctx: LinkContext, backend: KeyedBackend, operator: Any) -> None:
+    def _bind(self, backend: KeyedBackend, operator: Any) -> None:
         backend.attach(self._cursor)
         for name, declaration in declared_states(operator).items():
             stored = declaration.stored or name
-            if declaration.keyed:
-                setattr(operator, name, bind_for_calls(backend, stored, declaration, self._keyed_calls))
-            elif ctx.lists is not None:
-                setattr(operator, name, ctx.lists.bind(stored, declaration))
+            setattr(operator, name, bind_for_calls(backend, stored, declaration, self._keyed_calls))
 
     def _enough_timers(self) -> bool:
         return len(self._timers_held["event"]) >= self.capacity
@@ -276,7 +287,7 @@ class AsyncKeyedLink(AsyncLink):
 
     @property
     def waiting(self) -> bool:
-        return bool(self._free)
+        return bool(self._free) or (self._look_again and bool(self._back))
 
     def hold(self, mark: Mark) -> bool:
         holds = super().hold(mark)
@@ -319,9 +330,9 @@ class AsyncKeyedLink(AsyncLink):
             self._free.append(key)
             self.queue.add_first(held)
             return
-        runs = line[0].owner.begun
-        line.insert(_place_of(line, part, int(runs)), held)
-        if runs:
+        taken = line[0].owner.begun or line[0].done
+        line.insert(_place_of(line, part, int(taken)), held)
+        if taken:
             self.queue.add_beside(held, line[0])  # what runs may be behind a mark, and this comes after it
         else:
             self.queue.add_first(held)
@@ -342,7 +353,6 @@ class AsyncKeyedLink(AsyncLink):
                 self._back.append(key)
             else:
                 part.begun = True
-                part.context = self._context(held, part)
                 return Invocation((held,))
         return None
 
@@ -379,8 +389,8 @@ class AsyncKeyedLink(AsyncLink):
     async def call(self, invocation: Invocation) -> None:
         [held] = invocation.records
         part: _Part = held.owner
-        context = part.context
-        assert context is not None
+        part.end_attempt()
+        context = part.context = self._context(held, part)
         context.call.enter()
         if self.ctx.record_ids and part.timer is None:
             record_ids.CURRENT.set((held.id,))
@@ -413,6 +423,8 @@ class AsyncKeyedLink(AsyncLink):
     def over(self, invocation: Invocation) -> None:
         """It makes room at once: what is done behind a mark must not keep calls ahead of it from running."""
         self.running -= 1
+        part: _Part = invocation.records[0].owner
+        part.end_attempt()
 
     def handed_on(self, done: list[Held]) -> None:
         """They have made room before."""
@@ -498,15 +510,15 @@ class AsyncKeyedLink(AsyncLink):
     # ---------------------------------------------------------------------------------------------------------- timers
     async def fire(self, domain: Domain, rows: list[TimerRow]) -> Batch | None:
         """Their calls begin as soon as their keys are free; they are pending until then."""
-        if self._prefetch is not None:
-            await self._prefetch(*keys_of(rows))
-        self._put(domain, rows)
+        await self._put(domain, rows)
         self.begin_calls()
         return None
 
-    def _put(self, domain: Domain, rows: list[TimerRow]) -> bool:
+    async def _put(self, domain: Domain, rows: list[TimerRow]) -> bool:
         """Whether any are to be called."""
         assert self.timers is not None
+        if self._prefetch is not None:
+            await self._prefetch(*keys_of(rows))
         store, any_put = self.timers.stores[domain], False
         for row in rows:
             if store.pending(row) and self._is_new(domain, row):
@@ -520,7 +532,14 @@ class AsyncKeyedLink(AsyncLink):
     async def harvest(self) -> list[Emitted | Mark]:
         self._mark_given = False
         self._look_again = True
+        if self._prefetch is not None:
+            await self._read_again(self._prefetch)
         return await super().harvest()
+
+    async def _read_again(self, prefetch: Callable[[Sequence[Any], Sequence[int]], Awaitable[None]]) -> None:
+        """What is about to be changed, where it has left the cache during the call."""
+        done: list[_Part] = [held.owner for held in self.queue.next_done(self.hand_on_at_once)]
+        await prefetch([part.key for part in done], [part.group for part in done])
 
     async def reached(self, mark: Mark) -> bool:
         if self.timers is None or not isinstance(mark, Watermark | EndOfKeys):
@@ -540,7 +559,7 @@ class AsyncKeyedLink(AsyncLink):
     async def _put_due_events(self, timers: TimerService) -> bool:
         """Whether any are to be called."""
         while rows := await timers.next_events(self.capacity):
-            if self._put("event", rows):
+            if await self._put("event", rows):
                 return True
         return False
 
@@ -548,7 +567,7 @@ class AsyncKeyedLink(AsyncLink):
         """The clock ends with the keys: one that sets itself again would go on for ever."""
         timers.closing = True
         while rows := await timers.next_processing(MAX_TIME, self.capacity):
-            if self._put("processing", rows):
+            if await self._put("processing", rows):
                 return True
         timers.closing = False
         return False
@@ -577,6 +596,16 @@ async def _called(hook: Hook, what: Any, context: CallContext) -> None:
     result = hook.call(what, context)
     if hook.is_async:
         await result
+
+
+def _refuse_lists(operator: Any, who: str) -> None:
+    """What belongs to no key is no call's alone: its changes would show before the call's, and come twice."""
+    lists = [name for name, declaration in declared_states(operator).items() if not declaration.keyed]
+    if lists:
+        raise InvalidDataflow(
+            f"{who} declares {', '.join(lists)}, a list of the subtask. Calls of many keys run side by side, and only "
+            "state of a key is exactly-once around their awaits: use a ListState, or a KeyedOperator"
+        )
 
 
 class _Columns:
@@ -644,6 +673,10 @@ class KeyedProcessSpec(ProcessSpec):
         cls = operator if isinstance(operator, type) else type(operator)
         if issubclass(cls, AsyncKeyedOperator):
             check_whole(f"operator {uid!r}: {cls.__name__}.capacity", operator.capacity)
+            if operator.timeout is not None:
+                check_duration(f"operator {uid!r}: {cls.__name__}.timeout", operator.timeout, positive=True)
+            check_retry(f"operator {uid!r}: {cls.__name__}.retry", operator.retry)
+            _refuse_lists(operator, f"operator {uid!r}: {cls.__name__}")
 
     def _link(self, ctx: LinkContext, operator: Any) -> Link:
         if not isinstance(operator, AsyncKeyedOperator):

@@ -13,7 +13,7 @@ own task and context.
 from abc import abstractmethod
 from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from streamactors.elements import MAX_TIME, Batch, EndOfKeys, Watermark
 from streamactors.errors import UnserialisableValue
@@ -38,6 +38,8 @@ class Emitted:
 class AsyncLink(Link):
     """One async operator of one subtask."""
 
+    hand_on_at_once: ClassVar[int] = 1024
+    """Results in one step, which so takes a millisecond or two."""
     route: object = None
     """How the next batch or mark comes to it; set by the chain."""
 
@@ -55,7 +57,8 @@ class AsyncLink(Link):
         self.queue = queue
         self.running = 0
         """Calls begun, and not yet handed on."""
-        self._failure: Exception | None = None
+        self._together = TAKEN_TOGETHER
+        self._failure: BaseException | None = None
         ctx.operator.metrics.gauge("calls_running", lambda: self.running)
         ctx.operator.metrics.gauge("calls_held", lambda: len(self.queue))
         name = f"call of {ctx.uid}[{ctx.operator.subtask}]"
@@ -113,8 +116,11 @@ class AsyncLink(Link):
         return self.queue.ready or self._failure is not None or (self.waiting and self.running < self.capacity)
 
     async def process(self, batch: Batch) -> Batch | None:
-        for start in range(0, len(batch), TAKEN_TOGETHER):
-            intake = self._taken_in(batch.slice(start, start + TAKEN_TOGETHER))
+        start = 0
+        while start < len(batch):
+            intake = self._taken_in(batch.slice(start, start + self._together))
+            start += len(intake.batch)
+            self._together = intake.fitting
             for index in range(len(intake.batch)):
                 held = Held(intake, index)
                 self.queue.add(held)
@@ -139,10 +145,12 @@ class AsyncLink(Link):
             mark = self.queue.next_mark()
             if mark is not None and not await self.reached(mark):
                 break
-            taken = self.queue.take()
+            taken = self.queue.take(self.hand_on_at_once)
             if isinstance(taken, list):
                 self.handed_on(taken)
                 out += self.complete(taken)
+                if len(taken) == self.hand_on_at_once:
+                    break
             elif taken is not None:
                 out.append(taken)
         self.begin_calls()
@@ -188,14 +196,22 @@ class AsyncLink(Link):
             self._failure.__cause__ = error
 
     def _done(self, invocation: Invocation) -> None:
-        if invocation.error is not None and self.ctx.on_error == "fail":
-            self.failed_call(invocation, invocation.error)
+        try:
+            self._ended(invocation, invocation.error)
+        except Exception as error:  # such as that of an exception's own __str__: else nobody would hear of the call
+            self._failure = self._failure or error
+        self.ctx.wake()
+
+    def _ended(self, invocation: Invocation, error: BaseException | None) -> None:
+        if error is not None and not isinstance(error, Exception):
+            self._failure = self._failure or error  # as it would go through any other step
+        elif error is not None and self.ctx.on_error == "fail":
+            self.failed_call(invocation, error)
         else:
             self.over(invocation)
             for held in invocation.records:
-                held.error = invocation.error
+                held.error = error
                 self.queue.finished(held)
-        self.ctx.wake()
 
     def _taken_in(self, batch: Batch) -> Intake:
         try:

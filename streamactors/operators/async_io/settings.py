@@ -60,6 +60,11 @@ def _check_exceptions(on: object) -> None:
         raise InvalidDataflow(f"Retry(on) is a tuple of exception classes, such as (TimeoutError,), not {on!r}")
 
 
+def check_retry(name: str, value: object) -> None:
+    if value is not None and not isinstance(value, Retry):
+        raise InvalidDataflow(f"{name} is {value!r}: give a Retry(…), or None")
+
+
 def check_whole(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InvalidDataflow(f"{name} is {value!r}: give a whole number from 1 up")

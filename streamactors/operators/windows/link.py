@@ -23,6 +23,7 @@ from streamactors.operators.base import (
     Link,
     LinkContext,
     RecordContext,
+    blames_the_record,
     call_hook,
     dead_letter,
     is_async,
@@ -150,7 +151,10 @@ class WindowLink(Link):
         try:
             self._check(one)
         except RecordRefused as culprit:
-            self._to_dead_letters(one.values[0], one.origin(0), _cause_of(culprit))
+            cause = _cause_of(culprit)
+            if not blames_the_record(cause):
+                raise self.failed(cause, one, 0) from cause
+            self._to_dead_letters(one.values[0], one.origin(0), cause)
             return False
         return True
 
@@ -207,7 +211,7 @@ class WindowLink(Link):
         except Exception as error:
             # What state can't give is no dead letter: the window's records would be lost.
             unread = windowed is empty and isinstance(error, StreamactorsError)
-            if unread or self.ctx.on_error == "fail":
+            if unread or self.ctx.on_error == "fail" or not blames_the_record(error):
                 raise self._window_failed(window, error) from error
             self._context.roll_back(mark)
             self._to_dead_letters(windowed, None, error)

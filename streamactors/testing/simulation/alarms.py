@@ -58,7 +58,11 @@ def alarms(world: World) -> Dataflow:
 
 
 def rang_once(outcome: Outcome) -> None:
-    wanted = {f"{event.number}+{wait}" for event in timed_events(outcome.world) for wait in WAITS}
+    all_rang_once(outcome, timed_events(outcome.world), WAITS)
+
+
+def all_rang_once(outcome: Outcome, events: list[Timed], waits: tuple[int, ...]) -> None:
+    wanted = {f"{event.number}+{wait}" for event in events for wait in waits}
     found: list[Rang] = outcome.output()
     lost = wanted - {rang.name for rang in found if rang.domain == "event"}
     assert not lost, f"timers are lost: {sorted(lost)[:10]}"

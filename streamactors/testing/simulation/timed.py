@@ -53,9 +53,13 @@ def timed_events(world: World) -> list[Timed]:
 
 
 def timed_source(world: World, flow: Dataflow) -> Stream[Timed]:
+    return timed_stream(world, flow, timed_events(world))
+
+
+def timed_stream(world: World, flow: Dataflow, events: list[Timed]) -> Stream[Timed]:
     """One source, since with several the slowest would decide."""
     watermarks = Watermarks.bounded(_time_of, dt.timedelta(milliseconds=50))
-    return flow.source("events", world.source([timed_events(world)]), watermarks=watermarks, parallelism=1)
+    return flow.source("events", world.source([events]), watermarks=watermarks, parallelism=1)
 
 
 def timed_by_key(world: World, flow: Dataflow) -> KeyedStream[str, Timed]:

@@ -343,6 +343,8 @@ def test_trim_deletes_whole_segments_that_nobody_needs_and_never_the_last(folder
     assert [stamp for _, stamp in read_all(log)] == list(range(3, 9))
     log.trim(log.end)
     assert [stamp for _, stamp in read_all(log)] == [8]
+    with pytest.raises(PositionGone, match="begins with record 8 by now"):
+        log.read(0, log.end)
     log.close()
     again = opened(folder)
     assert (again.first_number, again.next_number) == (8, 9)
@@ -371,6 +373,19 @@ def test_what_is_retained_by_size_or_by_age_stays(folder: Path) -> None:
         retention=Retention(time=dt.timedelta(hours=1)),
         clock=Later(),
     )
+    log.open()
+    log.trim(log.end)
+    assert [stamp for _, stamp in read_all(log)] == [8]
+    log.close()
+
+
+def test_a_clock_that_is_set_back_keeps_nothing_that_is_not_to_be_retained(folder: Path) -> None:
+    class Earlier(SystemClock):
+        def time_ms(self) -> int:
+            return super().time_ms() - 3_600_000
+
+    filled(folder).close()
+    log = PartitionLog(str(folder), segment_bytes=SEGMENT, retention=Retention(), clock=Earlier())
     log.open()
     log.trim(log.end)
     assert [stamp for _, stamp in read_all(log)] == [8]

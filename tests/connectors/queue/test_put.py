@@ -3,6 +3,10 @@
 import asyncio
 import contextvars
 import copy
+import datetime as dt
+import errno
+import fcntl
+import gc
 import os
 import pickle
 import resource
@@ -15,6 +19,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+import streamactors as sa
 from connectors.queue import (
     QueueClosed,
     QueueFull,
@@ -26,7 +31,8 @@ from connectors.queue import (
     disk,
 )
 from connectors.queue import source as source_module
-from connectors.queue.log import PartitionLog
+from connectors.queue.committing import GroupCommit, Submitted
+from connectors.queue.log import PartitionLog, Retention
 from streamactors.errors import InvalidConfig, InvalidTimestamp
 from streamactors.formats import Json, MsgPack, Raw, Text
 from streamactors.sources import SplitReader
@@ -153,6 +159,26 @@ async def test_a_put_whose_caller_goes_away_is_whole_or_not_there(
     assert await contents(folder) == [["written", "waits", "after"]]
 
 
+async def test_what_nobody_needs_is_deleted_though_puts_never_pause(folder: str) -> None:
+    log = PartitionLog(folder, segment_bytes=1, retention=Retention())
+    log.open()
+    loop = asyncio.get_running_loop()
+    begins: list[int] = []
+
+    def put_again() -> None:
+        begins.append(log.begin)
+        if len(begins) < 50:
+            commit.submit(Submitted(b"x", 0, loop.create_future()))
+        if len(begins) == 5:
+            commit.trim(log.end)
+
+    commit = GroupCommit(0, log, put_again)
+    commit.submit(Submitted(b"x", 0, loop.create_future()))
+    await commit.settle()
+    log.close()
+    assert begins[4] == 0 < begins[20] and len(begins) == 50
+
+
 async def test_the_log_is_written_in_nobodys_context(queue: QueueSource[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes on for others than whoever came first."""
     request = contextvars.ContextVar("request", default="none")
@@ -233,6 +259,20 @@ async def test_put_waits_while_the_backlog_is_full_and_goes_on_in_turn(folder: s
         await asyncio.gather(*waiting)
 
 
+async def test_whoever_gives_up_waiting_for_room_leaves_nothing_behind(folder: str) -> None:
+    """As clients that try again and again while the job stands still."""
+    async with QueueSource(folder, value=Text(), max_pending=1) as queue:
+        await queue.put("a")
+        for _ in range(100):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0):
+                    await queue.put("b")
+        assert sum(isinstance(found, Submitted) for found in gc.get_objects()) < 10
+        async with Draining(queue) as reader:
+            await reader.read()
+            assert await queue.put("c") == QueuePosition(0, 1)
+
+
 async def test_put_nowait_raises_where_put_would_wait(folder: str) -> None:
     async with QueueSource(folder, value=Text(), max_pending=2) as queue:
         first, second = queue.put_nowait("a"), queue.put_nowait("b")
@@ -309,6 +349,66 @@ async def test_closing_waits_for_what_is_being_written_and_refuses_what_waits(fo
     assert await contents(folder) == [["a", "b"]]
 
 
+async def test_closing_that_is_cancelled_lets_go_only_when_what_is_being_written_is_durable(
+    queue: QueueSource[str], gate: Gate, folder: str
+) -> None:
+    put = asyncio.create_task(queue.put("a"))
+    await gate.reached()
+    closing = asyncio.create_task(queue.close())
+    await asyncio.sleep(0)
+    for _ in range(10):
+        closing.cancel()
+        await asyncio.sleep(0)
+        with pytest.raises(QueueInUse):
+            await QueueSource(folder, value=Text()).open()
+    gate.open()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert await put == QueuePosition(0, 0)
+    assert await contents(folder) == [["a"]]
+
+
+async def test_closing_waits_for_what_is_being_written_while_a_job_reads(queue: QueueSource[str], gate: Gate) -> None:
+    async with Draining(queue):
+        put = queue.put_nowait("a")
+        await gate.reached()
+        closing = asyncio.create_task(queue.close())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not closing.done()
+        gate.open()
+        await closing
+        assert put.done() and await put == QueuePosition(0, 0)
+
+
+async def test_a_put_that_waits_behind_a_close_does_not_open_it_again(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_open = threading.Event()
+    make_folder = disk.make_folder
+
+    def held(path: str) -> None:
+        assert may_open.wait(PATIENCE)
+        make_folder(path)
+
+    monkeypatch.setattr(disk, "make_folder", held)
+    queue = QueueSource(folder, value=Text())
+    draining = Draining(queue)
+    in_turn: list[asyncio.Task[object]] = []
+    for call in (draining.__aenter__(), queue.close(), queue.put("late")):
+        in_turn.append(asyncio.create_task(call))
+        for _ in range(5):
+            await asyncio.sleep(0)
+    may_open.set()
+    await asyncio.gather(*in_turn[:2])
+    with pytest.raises(QueueClosed):
+        await in_turn[2]
+    await draining.__aexit__()
+    other = QueueSource(folder, value=Text())
+    await other.put("free again")
+    await other.close()
+
+
 async def test_a_job_alone_opens_and_closes_it(folder: str) -> None:
     queue = QueueSource(folder, value=Text())
     async with Draining(queue):
@@ -353,11 +453,36 @@ def test_it_may_be_used_on_one_event_loop_after_another(folder: str) -> None:
 
     async def on_another_loop() -> None:
         await queue.put("c")
-        with pytest.raises(QueueInUse, match="another event loop"):
-            await asyncio.to_thread(asyncio.run, queue.put("d"))
+        for call in (queue.put("d"), queue.close()):
+            with pytest.raises(QueueInUse, match="another event loop"):
+                await asyncio.to_thread(asyncio.run, call)
+        assert await queue.put("d") == QueuePosition(0, 3)
         await queue.close()
 
     asyncio.run(on_another_loop())
+
+
+def test_it_is_closed_though_its_event_loop_was_closed_before(folder: str) -> None:
+    queue = QueueSource(folder, value=Text())
+    asyncio.run(queue.put("a"))
+    asyncio.run(queue.close())
+    assert asyncio.run(contents(folder)) == [["a"]]
+
+
+@pytest.mark.parametrize("first", ["queue", "job"])
+async def test_in_the_folder_of_a_flows_checkpoints_it_is_refused_and_told_why(tmp_path: Path, first: str) -> None:
+    queue = QueueSource(str(tmp_path / "flow"), value=Text())
+    flow = sa.Dataflow("flow")
+    flow.source("orders", queue).map(str)
+    config = sa.Config(checkpoints=sa.Checkpoints(f"file://{tmp_path}", interval=dt.timedelta(hours=1)))
+    if first == "queue":
+        await queue.open()
+        with pytest.raises(sa.StorageInUse, match="in use by a QueueSource, which has its log in the same folder"):
+            await sa.run(flow, config)
+        await queue.close()
+    else:
+        with pytest.raises(sa.JobFailed, match="holds the checkpoints of a flow.*: give the queue a folder of its own"):
+            await sa.run(flow, config)
 
 
 async def test_it_can_not_be_sent_to_another_process(queue: QueueSource[str]) -> None:
@@ -382,6 +507,52 @@ async def test_a_full_disk_refuses_puts_until_there_is_room(queue: QueueSource[s
     assert queue.pending == 2
     await queue.close()
     assert await contents(folder) == [["before", "after"]]
+
+
+async def test_a_queue_on_a_full_disk_is_opened_and_read(folder: str) -> None:
+    async with QueueSource(folder, value=Text()) as queue:
+        await queue.put("before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        async with QueueSource(folder, value=Text()) as queue:
+            async with Draining(queue) as reader:
+                batch = await reader.read()
+                assert batch is not None and list(batch.values) == ["before"]
+            with pytest.raises(WriteFailed):
+                await queue.put("refused")
+            with pytest.raises(QueueInUse, match="a process that is just starting|QueueSource"):
+                await QueueSource(folder, value=Text()).open()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert await contents(folder) == [["before"]]
+
+
+async def test_a_file_system_without_locks_is_named(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(WriteFailed, match=r"owner\.lock.*No locks available"):
+        await QueueSource(folder, value=Text()).open()
+
+
+class Careless:
+    """An encoder that forgets to encode."""
+
+    def encode(self, value: str) -> bytes:
+        return value.encode() if value != "text" else value  # type: ignore[return-value]
+
+    def decode(self, data: bytes) -> str:
+        return data.decode()
+
+
+async def test_an_encoder_that_gives_no_bytes_harms_nobody_else(folder: str) -> None:
+    async with QueueSource(folder, value=Careless()) as queue:
+        puts = await asyncio.gather(*(queue.put(value) for value in ("a", "text", "b")), return_exceptions=True)
+        assert isinstance(puts[1], TypeError) and "encode() gave 'str', not bytes" in str(puts[1])
+        assert [puts[0], puts[2]] == [QueuePosition(0, 0), QueuePosition(0, 1)]
+    assert await contents(folder) == [["a", "b"]]
 
 
 async def test_a_value_that_can_not_be_encoded_or_is_too_large_is_the_callers_error(

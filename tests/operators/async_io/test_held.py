@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamactors.elements import IDLE, Batch, EndOfKeys, Watermark
+from streamactors.elements import IDLE, Batch, EndOfKeys, Idle, Watermark
 from streamactors.operators.async_io.held import (
     CallQueue,
     Held,
@@ -30,8 +30,8 @@ def taken(queue: CallQueue) -> list[Any]:
     """All that may go on: values and marks."""
     out: list[Any] = []
     while queue.ready:
-        part = queue.take()
-        assert part is not None
+        part = queue.take(2)
+        assert part is not None and (not isinstance(part, list) or 1 <= len(part) <= 2)
         out += [one.value for one in part] if isinstance(part, list) else [part]
     assert queue.take() is None
     return out
@@ -72,13 +72,13 @@ def test_nothing_is_lost_doubled_or_passes_a_mark(kind: str, steps: list[Any]) -
 
 
 def _between_marks(line: list[Any], kind: str) -> list[Any]:
-    """Watermarks right behind one another said as their last one; the records between two marks in any order, where
-    there is none."""
+    """Watermarks right behind one another, or behind idleness, said as their last one; the records between two marks in
+    any order, where there is none."""
     out: list[Any] = []
     for one in line:
-        if isinstance(one, Watermark) and out and isinstance(out[-1], Watermark):
-            out[-1] = one
-        elif isinstance(one, int) and kind == "unordered" and out and isinstance(out[-1], set):
+        while isinstance(one, Watermark) and out and isinstance(out[-1], Watermark | Idle):
+            out.pop()
+        if isinstance(one, int) and kind == "unordered" and out and isinstance(out[-1], set):
             out[-1].add(one)
         else:
             out.append({one} if isinstance(one, int) and kind == "unordered" else one)
@@ -94,6 +94,22 @@ def test_watermarks_never_pile_up(kind: str) -> None:
     assert len(list(queue.elements())) == 2
     queue.mark(Watermark(10_000, groups=(0, 1)), "route")  # of some key groups alone: not the same
     assert len(list(queue.elements())) == 3
+
+
+@pytest.mark.parametrize("kind", QUEUES)
+def test_idleness_that_is_over_is_not_told_and_does_not_pile_up(kind: str) -> None:
+    """Told now, others would go on at once without the records that are held."""
+    queue, records = QUEUES[kind](), [held("slow"), held("next")]
+    queue.add(records[0])
+    for time in range(1000):
+        queue.mark(Watermark(time), "route")
+        queue.mark(IDLE, "route")
+    assert len(list(queue.elements())) == 3
+    queue.mark(Watermark(1000), "route")
+    queue.add(records[1])
+    for one in records:
+        queue.finished(one)
+    assert taken(queue) == ["slow", Watermark(1000), "next"]
 
 
 def test_unordered_results_come_as_they_end_and_ordered_ones_in_the_order_of_the_input() -> None:
@@ -130,8 +146,26 @@ def test_what_user_code_changes_is_stored_as_it_came() -> None:
     elements: list[Held | tuple[Mark, object]] = [Held(intake, 0), Held(intake, 2), (Watermark(1), "other")]
     (route, stored), mark = originals(elements)
     assert isinstance(stored, Batch) and route == "route" and mark == ("other", Watermark(1))
-    assert stored.values == [{"n": [1]}, {"n": [3]}]
+    assert list(stored.values) == [{"n": [1]}, {"n": [3]}]
     assert (stored.timestamps, stored.origins) == ([10, 30], [7, 9])
+
+
+def test_large_inputs_are_stored_in_small_frames_and_decoded_when_these_are_written() -> None:
+    decoded: list[int] = []
+
+    class Keep(AnySerializer):
+        def decode_many(self, data: bytes) -> list[Any]:
+            decoded.append(len(data))
+            return super().decode_many(data)
+
+    intakes = [Intake(Batch([["x" * 100_000]] * 2), "route", Keep()) for _ in range(6)]
+    assert {intake.fitting for intake in intakes} == {2}
+    stored = [batch for _, batch in originals([Held(intake, index) for intake in intakes for index in (0, 1)])]
+    assert [len(batch) for batch in stored if isinstance(batch, Batch)] == [4, 4, 4] and not decoded
+    assert isinstance(stored[0], Batch) and len(list(stored[0].values)) == 4
+    assert len(decoded) == 2 and max(decoded) < 210_000
+    plain = [Held(Intake(Batch(["x" * 300_000]), "route", AnySerializer()), 0) for _ in range(3)]
+    assert len(list(originals(plain))) == 3
 
 
 def test_results_of_one_lot_keep_the_columns_of_their_records() -> None:

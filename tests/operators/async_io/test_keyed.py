@@ -2,6 +2,7 @@
 together; event time; failures; the end."""
 
 import asyncio
+import datetime as dt
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -320,6 +321,137 @@ async def test_calls_are_cancelled_with_the_job_and_none_is_left() -> None:
         await job.cancel()
     assert not board.running and sorted(board.cancelled) == [0, 1, 2, 3] and not sink.values
     assert [task for task in asyncio.all_tasks() if "call of" in task.get_name()] == []
+
+
+# ------------------------------------------------------------------------------------------- time-outs, and once more
+AT_ONCE = sa.Retry(3, initial=dt.timedelta(0), maximum=dt.timedelta(0))
+
+
+async def test_a_call_that_hangs_fails_by_its_timeout_and_frees_its_key() -> None:
+    class Hanging(sa.AsyncKeyedOperator[int, int, int]):
+        timeout = dt.timedelta(milliseconds=50)
+
+        async def process(self, number: int, ctx: sa.Context[int, int]) -> None:
+            if number == 0:
+                await asyncio.sleep(3600)
+            ctx.emit(number)
+
+    flow, sink, dead = sa.Dataflow("calls"), ListSink[int](), ListSink[sa.DeadLetter]()
+    done = flow.source("in", ListSource(range(20))).key_by(lambda number: number % 10)
+    hanging = done.process("keyed", Hanging, on_error=DEAD)
+    hanging.sink("out", sink)
+    hanging.side_output(DEAD).sink("dead", dead)
+    async with asyncio.timeout(PATIENCE):
+        await sa.run(flow)
+    assert sorted(sink.values) == list(range(1, 20))
+    [letter] = dead.values
+    assert letter.value == 0 and "TimeoutError" in letter.error and "0.05 s" in letter.error
+
+
+async def test_a_timer_that_hangs_fails_the_job_by_its_timeout() -> None:
+    class Hanging(sa.AsyncKeyedOperator[int, int, int]):
+        timeout = dt.timedelta(milliseconds=20)
+
+        async def process(self, number: int, ctx: sa.Context[int, int]) -> None:
+            ctx.timers.event(number, "hangs")
+
+        async def on_timer(self, timer: sa.Timer, ctx: sa.Context[int, int]) -> None:
+            await asyncio.sleep(3600)
+
+    with pytest.raises(sa.JobFailed, match=r"event timer 'hangs' of 3: TimeoutError: the call took longer"):
+        await results([3], Hanging)
+
+
+async def test_another_attempt_begins_anew() -> None:
+    attempts: defaultdict[Any, int] = defaultdict(int)
+
+    class Trying(sa.AsyncKeyedOperator[int, int, Any]):
+        retry = AT_ONCE
+        count = sa.ValueState(int, default=0)
+        seen = sa.ListState(int)
+
+        async def process(self, number: int, ctx: sa.Context[int, Any]) -> None:
+            self.count.set(self.count.get() + 1)
+            self.seen.append(number)
+            ctx.emit(("record", number, self.count.get(), list(self.seen)[-2:]))
+            ctx.timers.event(number, f"{attempts[number]}")
+            await self.trouble(number)
+
+        async def on_timer(self, timer: sa.Timer, ctx: sa.Context[int, Any]) -> None:
+            self.count.set(self.count.get() + 100)
+            ctx.emit(("timer", timer.timestamp, timer.name))
+            await self.trouble(("timer", timer.timestamp))
+
+        async def trouble(self, what: Any) -> None:
+            await asyncio.sleep(0)
+            attempts[what] += 1
+            if attempts[what] < 3:
+                raise OSError(what)
+
+    found = await results(range(20), Trying, keys=20)
+    assert sorted(found) == sorted(
+        [("record", number, 1, [number]) for number in range(20)] + [("timer", number, "2") for number in range(20)]
+    )
+    assert set(attempts.values()) == {3}
+
+
+async def test_an_attempt_that_was_given_up_reaches_nothing_of_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamactors.operators.async_io.calls.GRACE", 0.02)
+    errors: list[str] = []
+    given_up, over = asyncio.Event(), asyncio.Event()
+
+    class Stubborn(sa.AsyncKeyedOperator[int, int, Any]):
+        timeout = dt.timedelta(milliseconds=20)
+        retry = AT_ONCE
+        count = sa.ValueState(int, default=0)
+
+        async def process(self, number: int, ctx: sa.Context[int, Any]) -> None:
+            if given_up.is_set():
+                return await self.next_attempt(ctx)
+            given_up.set()
+            while not over.is_set():
+                try:
+                    await asyncio.sleep(3600)
+                except asyncio.CancelledError:
+                    await self.go_on(ctx)
+
+        async def go_on(self, ctx: sa.Context[int, Any]) -> None:
+            await began.wait()
+            for reach in (self.count.get, lambda: self.count.set(1000), lambda: ctx.emit("too late")):
+                try:
+                    reach()
+                except sa.StateAccessError as error:
+                    errors.append(str(error))
+            over.set()
+
+        async def next_attempt(self, ctx: sa.Context[int, Any]) -> None:
+            self.count.set(self.count.get() + 1)
+            began.set()
+            await over.wait()
+            ctx.emit(self.count.get())
+
+    began = asyncio.Event()
+    assert await results([7], Stubborn) == [1]
+    assert len(errors) == 3 and all("the call for the key 7 has ended" in error for error in errors)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("timeout", 5), ("timeout", dt.timedelta(0)), ("retry", 3), ("retry", sa.Retry)]
+)
+def test_a_timeout_or_retry_that_makes_no_sense_is_refused(name: str, value: Any) -> None:
+    wrong = type("Wrong", (waiting_on(Board()),), {name: value})
+    flow = sa.Dataflow("calls")
+    with pytest.raises(sa.InvalidDataflow, match=rf"operator 'keyed': Wrong.{name}"):
+        flow.source("in", ListSource([1])).key_by(lambda number: number).process("keyed", wrong)
+
+
+@pytest.mark.parametrize("kind", [sa.OperatorListState, sa.UnionListState])
+def test_lists_of_the_subtask_are_refused(kind: Any) -> None:
+    """A call's changes to them would show before the call's, and come again with it."""
+    listing = type("Listing", (waiting_on(Board()),), {"numbers": kind(int)})
+    flow = sa.Dataflow("calls")
+    with pytest.raises(sa.InvalidDataflow, match=r"operator 'keyed': Listing declares numbers, a list of the subtask"):
+        flow.source("in", ListSource([1])).key_by(lambda number: number).process("keyed", listing)
 
 
 # ------------------------------------------------------------------------------------------------------- event time

@@ -144,6 +144,19 @@ def test_on_uvloop() -> None:
         assert runner.run(results(range(200), call, timeout=LONG, retry=sa.Retry(2))) == list(range(200))
 
 
+async def test_where_the_service_makes_its_tasks_eager() -> None:
+    """Where the version of Python has that: a call may be over before it was begun."""
+    if factory := getattr(asyncio, "eager_task_factory", None):
+        asyncio.get_running_loop().set_task_factory(factory)
+
+    async def call(value: int) -> int:
+        if value % 3:
+            await asyncio.sleep(0)
+        return value
+
+    assert await results(range(200), call, timeout=LONG, capacity=7) == list(range(200))
+
+
 @pytest.mark.parametrize("ordered", [True, False])
 async def test_no_result_passes_a_watermark(ordered: bool) -> None:
     board, feed = Board(), Feed(chunk=1)
@@ -250,6 +263,38 @@ async def test_a_call_that_was_cancelled_from_within_is_a_failure_like_any_other
         await job.wait()
     assert sink.values == [2] and [letter.value for letter in dead.values] == [1]
     assert "CallCancelled" in dead.values[0].error
+
+
+async def test_a_call_that_is_cancelled_in_the_pause_before_another_attempt_has_failed() -> None:
+    async def call(value: int) -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().call_soon(task.cancel)
+        raise ValueError("no")
+
+    with pytest.raises(sa.JobFailed, match="CallCancelled: .* in the pause before another attempt"):
+        await results([1], call, retry=sa.Retry(3, initial=LONG, maximum=LONG))
+
+
+class NoException(BaseException):
+    """As test libraries raise."""
+
+
+class Speechless(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize("kind", [NoException, Speechless])
+@pytest.mark.parametrize("batch", [None, sa.BatchOf(2, SOON)])
+async def test_whatever_a_call_raises_ends_the_job(kind: type[BaseException], batch: Any) -> None:
+    async def call(value: int) -> int:
+        await asyncio.sleep(0)
+        raise kind
+
+    with pytest.raises((sa.JobFailed, NoException)) as caught:
+        await results([1], call, batch=batch, retry=sa.Retry(2, initial=dt.timedelta(0)))
+    assert isinstance(caught.value, NoException) or "no words" in str(caught.value)
 
 
 async def test_another_attempt_after_a_failure() -> None:
