@@ -140,7 +140,8 @@ async def _transactions(cluster: Cluster, wanted: int) -> Finding:
             "problem",
             "transactions",
             f"the time-out of {wanted / 1000:g} s is above the brokers' {MAXIMUM} of {maximum / 1000:g} s",
-            f"raise {MAXIMUM} on the brokers, lower Checkpoints(timeout=…), or give client={{'transaction_timeout_ms': …}}",
+            f"raise {MAXIMUM} on the brokers, lower Checkpoints(timeout=…), or give "
+            "client={'transaction_timeout_ms': …}",
         )
     return Finding("ok", "transactions", f"time-out {wanted / 1000:g} s, of at most {maximum / 1000:g} s")
 

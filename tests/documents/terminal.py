@@ -28,11 +28,11 @@ class Terminal:
     def __init__(self, folder: Path) -> None:
         self.folder = self._logs = folder
         self.jobs: list[subprocess.Popen[str]] = []
-        self._runtime = folder / "runtime"
-        self._runtime.mkdir(mode=0o700)
+        runtime = folder / "runtime"
+        runtime.mkdir(mode=0o700)
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("STREAMACTORS_")}
-        self.environ = inherited | {"PATH": path, "XDG_RUNTIME_DIR": str(self._runtime), "PYTHONPATH": str(ROOT)}
+        self.environ = inherited | {"PATH": path, "XDG_RUNTIME_DIR": str(runtime), "PYTHONPATH": str(ROOT)}
 
     def give(self, command: str) -> subprocess.CompletedProcess[str] | None:
         if command.endswith("&"):
@@ -63,8 +63,6 @@ class Terminal:
 
     def _running(self, job: subprocess.Popen[str]) -> bool:
         assert job.poll() is None, self._log(len(self.jobs) - 1).read_text()
-        if not any(self._runtime.glob(f"streamactors/{job.pid}-*.sock")):
-            return False  # nothing to ask yet; asking in vain costs half a second of work
         listed = self.give("streamactors list --json")
         return listed is not None and '"running"' in listed.stdout
 

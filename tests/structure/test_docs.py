@@ -1,6 +1,7 @@
 """The documents lead somewhere: their links exist and their Python parses (`make docs`)."""
 
 import ast
+import builtins
 import functools
 import re
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ def unknown_names(text: str) -> list[str]:
         for name in files
         if f"\n# {name}\n" not in shown and not any(found_at(folder, name) for folder in ("", *CODE, "tests"))
     ]
-    known = words_of_the_code() | set(re.findall(r"\w+", shown))
+    known = words_of_the_code() | set(dir(builtins)) | set(re.findall(r"\w+", shown))
     unknown = [name for name in names if name not in files and not set(re.findall(r"\w+", name)) <= known]
     return gone + unknown
 

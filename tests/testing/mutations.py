@@ -324,12 +324,12 @@ def snapshot_sees_later_changes(patch: pytest.MonkeyPatch) -> None:
 def position_one_batch_too_far(patch: pytest.MonkeyPatch) -> None:
     original = SourceInput.snapshot
 
-    def snapshot(self: SourceInput, checkpoint: int) -> dict[str, Any]:
+    def snapshot(self: SourceInput, checkpoint: int, **options: Any) -> dict[str, Any]:
         taken = self._taken
         if self._batch is not None:
             self._taken = len(self._batch.values)
         try:
-            return original(self, checkpoint)
+            return original(self, checkpoint, **options)
         finally:
             self._taken = taken
 

@@ -16,7 +16,8 @@ from streamactors.testing.simulation.world import World
 T = TypeVar("T")
 
 READ: Final = ("c", 3, 40)
-TIMEOUT: Final = dt.timedelta(milliseconds=60)
+TIMEOUT: Final = dt.timedelta(milliseconds=250)
+"""Well above the 50 ms of a call: each step takes a little time, and a loop with many calls falls behind."""
 RETRY: Final = Retry(
     12,
     initial=dt.timedelta(milliseconds=1),
