@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import datetime as dt
+import gc
 import inspect
 import logging
 import signal
@@ -430,16 +431,22 @@ EXIT_OK, EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 def run_loop(main_coroutine: Any) -> int:
-    """`asyncio.run` on uvloop where there is one."""
+    """`asyncio.run` on uvloop where there is one. What was made before is frozen meanwhile: it stays, and the garbage
+    collector need not walk through all that has been imported."""
     try:
         import uvloop
     except ImportError:
         factory = None
     else:
         factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        result: int = runner.run(main_coroutine)
-        return result
+    gc.collect()
+    gc.freeze()
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            result: int = runner.run(main_coroutine)
+            return result
+    finally:
+        gc.unfreeze()
 
 
 async def run_until_signalled(

@@ -4,6 +4,8 @@ import asyncio
 import datetime as dt
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -206,3 +208,25 @@ async def test_signals_stop_cleanly_and_a_second_one_cancels(tmp_path: Path) -> 
     flow = sa.Dataflow("failing")
     flow.source("numbers", ListSource([0])).map(lambda v: 1 // v).sink("out", ListSink())
     assert await run_until_signalled(flow, sa.Config()) == EXIT_FAILED
+
+
+FROZEN = """
+import gc
+import streamactors as sa
+from connectors.memory import ListSink, ListSource
+
+counts = []
+flow = sa.Dataflow("frozen")
+flow.source("numbers", ListSource([1])).map(lambda _: counts.append(gc.get_freeze_count())).sink("out", ListSink())
+try:
+    sa.main(flow)
+finally:
+    print(*counts, gc.get_freeze_count())
+"""
+
+
+def test_a_program_of_its_own_freezes_what_was_there_before() -> None:
+    """The garbage collector would walk through all of it over and over."""
+    ended = subprocess.run([sys.executable, "-c", FROZEN], capture_output=True, text=True, timeout=60, check=True)
+    while_it_ran, afterwards = map(int, ended.stdout.split())
+    assert while_it_ran > 1000 and afterwards == 0
