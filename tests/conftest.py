@@ -30,6 +30,14 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker("kafka")
 
 
+LONGEST = ("test_simulation_runs.py", "test_mutations.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file is one worker's: begun last, the longest would be waited for by all the others."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     with pytest.MonkeyPatch.context() as patch:

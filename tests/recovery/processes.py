@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,8 +160,21 @@ def random_moment(rng: random.Random) -> Moment:
         return Moment(0, rng.uniform(0.0, 0.05))
     if kind < 0.45:
         return Moment(0, rng.uniform(0.0, 0.5))
-    # At once after one: then its manifest is written, and its transactions are just being committed.
-    return Moment(rng.randint(1, 4), 0.0 if kind < 0.7 else rng.uniform(0.0, 0.1))
+    return _after_a_checkpoint(rng)
+
+
+def _after_a_checkpoint(rng: random.Random) -> Moment:
+    """At once after one, its manifest is written, and its transactions are just being committed."""
+    return Moment(rng.randint(1, 4), 0.0 if rng.random() < 0.45 else rng.uniform(0.0, 0.1))
+
+
+def _moments(rng: random.Random, count: int) -> Iterator[Moment]:
+    """Two of them, at least, after a checkpoint: so two starts have one to restore."""
+    wanted = 2
+    for left in range(count, 0, -1):
+        moment = random_moment(rng) if left > wanted else _after_a_checkpoint(rng)
+        wanted -= moment.checkpoints > 0
+        yield moment
 
 
 async def kill_until_finished(
@@ -170,8 +183,8 @@ async def kill_until_finished(
     """Start the job again and again, each time with what `settings` gives, and kill it; the last run is let finish."""
     rng = random.Random(seed)
     story = Story(seed, settings(rng))
-    while story.kills < kills:
-        given, moment = msgspec.structs.replace(settings(rng), pace=pace), random_moment(rng)
+    for moment in _moments(rng, kills):
+        given = msgspec.structs.replace(settings(rng), pace=pace)
         story.begin(given, f"killed {moment}")
         async with started(given) as child:
             await moment.arrive(child)
