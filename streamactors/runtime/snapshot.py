@@ -199,13 +199,15 @@ class Snapshots:
         name = f"{what} {pending.barrier.checkpoint} of {self._subtask}"
         task = asyncio.get_running_loop().create_task(self._or_fail(pending, work), name=name)
         pending.tasks.append(task)
-        task.add_done_callback(lambda _: self._written(pending))
+        task.add_done_callback(lambda _: self._report_if_done(pending))
 
     async def _or_fail(self, pending: _Pending, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """A storage that refuses may be better next time; a value that can't be serialised will not. (`work` is called
         here, since what is discarded at once never gets so far.)"""
         try:
             await work()
+            if pending.watch is not None:  # told here: an acknowledgement may report before the callbacks of this task
+                pending.watch.stored()
         except Exception as error:
             checkpoint = pending.barrier.checkpoint
             if self._pending.get(checkpoint) is not pending:
@@ -314,11 +316,6 @@ class Snapshots:
             await self._governor.give_way()
         if chunk:
             yield b"".join(chunk)
-
-    def _written(self, pending: _Pending) -> None:
-        if pending.watch is not None:
-            pending.watch.stored()
-        self._report_if_done(pending)
 
     def _report_if_done(self, pending: _Pending) -> None:
         checkpoint = pending.barrier.checkpoint

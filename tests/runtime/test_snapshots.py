@@ -1,6 +1,7 @@
 """Snapshots: reported once, when durable and the barrier has left; never when discarded; kinds of failure."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from streamactors.checkpoint.manifest import (
 from streamactors.elements import Barrier
 from streamactors.errors import StorageFailed, UnserialisableValue
 from streamactors.graph.physical import SubtaskId
+from streamactors.runtime.figures import Stopwatch
 from streamactors.runtime.inflight import Captures
 from streamactors.runtime.messages import Failed, Report, SnapshotDeclined, SnapshotStored
 from streamactors.runtime.snapshot import CapturedNode, Snapshots
@@ -196,3 +198,21 @@ async def test_a_storage_that_refuses_declines_and_an_unserialisable_value_fails
     taken.acknowledge(2)
     await taken.close()
     assert len(reports) == 2
+
+
+async def test_acknowledged_between_the_last_write_and_its_callback() -> None:
+    """As soon as the task is done a report may go out, and says how long writing took."""
+    storage = Storage()
+    storage.release.set()
+    of, reports = snapshots(storage)
+    watch = Stopwatch(time.monotonic)
+    of.begin(Barrier(1), [CapturedNode("count", Keyed())], ended=False, watch=watch)
+    watch.snapshot_taken(0.001)
+    (writing,) = (task for task in asyncio.all_tasks() if task.get_name().startswith("snapshot 1 of"))
+    while not writing.done():  # asked by a task that runs before the callbacks of that one
+        await asyncio.sleep(0)
+        of.acknowledge(1)
+        if reports:
+            break
+    (report,) = reports
+    assert isinstance(report, SnapshotStored) and report.figures.asynchronous > 0
