@@ -3,16 +3,11 @@
 import contextlib
 import os
 import socket
-import sys
 from typing import IO
 
 from connectors.queue.errors import QueueInUse, WriteFailed
 from streamactors import forks
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
+from streamactors.filelock import try_lock
 
 _NAME = "owner.lock"
 """As that of a flow's checkpoints, so that these are never in the same folder."""
@@ -49,7 +44,7 @@ class FolderLock:
 
     def _take(self, file: IO[bytes]) -> None:
         this = f"process {os.getpid()} on {socket.gethostname()}"
-        if not _try_lock(file):
+        if not try_lock(file):
             raise _in_use(self._folder, file.read().decode(errors="replace").strip(), this)
         with contextlib.suppress(OSError):  # disk full: what there is can be read all the same
             file.truncate(0)
@@ -73,26 +68,3 @@ def _in_use(folder: str, note: str, this: str) -> QueueInUse:
     return QueueInUse(
         f"the queue in {folder!r} is in use by {who}: stop that one, or give this one a folder of its own"
     )
-
-
-if sys.platform == "win32":
-    _LOCKED_BYTE = 1 << 30  # locks are mandatory there: one far behind the note, which others must be able to read
-
-    def _try_lock(file: IO[bytes]) -> bool:
-        file.seek(_LOCKED_BYTE)
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        finally:
-            file.seek(0)
-        return True
-
-else:
-
-    def _try_lock(file: IO[bytes]) -> bool:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True

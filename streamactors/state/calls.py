@@ -13,7 +13,7 @@ it wrote, and what it read where reading refreshes, is stamped when it takes eff
 """
 
 from asyncio import _get_running_loop
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from heapq import merge
@@ -34,6 +34,7 @@ from streamactors.state.descriptors import (
     stand_in,
 )
 from streamactors.state.folding import BoundAggregating, BoundReducing
+from streamactors.state.map_view import MapView
 from streamactors.state.serialisation.serializer import Serializer
 from streamactors.state.stored import codec_of
 from streamactors.state.ttl import UNSET, TtlCell, TtlList, TtlMap, TtlValue
@@ -488,7 +489,7 @@ class CallMap(MapState[K, V]):
 
     def _current(self) -> dict[K, V]:
         """What reads as a dict."""
-        return cast(dict[K, V], _View(self))
+        return cast(dict[K, V], MapView(self))
 
     def pairs(self) -> Iterator[tuple[K, V]]:
         call = self._calls.in_hand()
@@ -552,25 +553,3 @@ def _in_memory(state: Any) -> bool:
     """Whether what a map holds for the key in hand is a dict."""
     kept = state.stamped if isinstance(state, TtlMap) else state
     return isinstance(kept._current(), dict | MappingProxyType)
-
-
-class _View(Mapping[Any, Any]):
-    """What a call sees of a map, for reading."""
-
-    def __init__(self, state: CallMap[Any, Any]) -> None:
-        self._state = state
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._state[key]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._state)
-
-    def __len__(self) -> int:
-        return len(self._state)
-
-    def values(self) -> Any:
-        return (value for _, value in self._state.pairs())
-
-    def items(self) -> Any:
-        return self._state.pairs()

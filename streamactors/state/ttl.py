@@ -10,13 +10,14 @@ An entry is `(value, time)`; in a list each item is, and in a map each value.
 
 import copy
 import struct
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, ValuesView
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Final, Protocol, TypeVar, cast, overload
 
 import msgspec
 
 from streamactors.state.backend import Cursor
 from streamactors.state.descriptors import ListState, MapState, Ttl, ValueState
+from streamactors.state.map_view import MapView
 from streamactors.state.serialisation.serializer import Serializer
 
 T = TypeVar("T")
@@ -412,7 +413,11 @@ class TtlMap(MapState[K, V]):  # noqa: PLW1641 (compared by what it holds, so no
     # ------------------------------------------------------------------------------------------------------ iterating
     def _current(self) -> dict[K, V]:
         """What reads as a dict."""
-        return cast(dict[K, V], _Young(self))
+        return cast(dict[K, V], MapView(self))
+
+    def pairs(self) -> Iterator[tuple[K, V]]:
+        """Those that have not expired."""
+        return self._reading(self._stamped._current().items())
 
     def _entries(self) -> Iterator[tuple[K, Stamped]]:
         limit = self._lifetime.limit()
@@ -427,26 +432,3 @@ class TtlMap(MapState[K, V]):  # noqa: PLW1641 (compared by what it holds, so no
                 if on_read and cursor.key is key_in_hand and cursor.group == group:
                     self._refresh(key, entry)
                 yield key, entry[0]
-
-
-class _Young(Mapping[Any, Any]):
-    """The entries of a map that have not expired, for reading."""
-
-    def __init__(self, state: TtlMap[Any, Any]) -> None:
-        self._state = state
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._state[key]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._state)
-
-    def __len__(self) -> int:
-        return len(self._state)
-
-    def values(self) -> ValuesView[Any]:
-        return cast(ValuesView[Any], (value for _, value in self.items()))
-
-    def items(self) -> Any:
-        state = self._state
-        return state._reading(state._stamped._current().items())

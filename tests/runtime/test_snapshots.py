@@ -118,10 +118,11 @@ async def test_reported_once_when_stored_and_left_in_either_order() -> None:
         assert reports == []
         storage.release.set()
         await until(lambda storage=storage: storage.written)  # type: ignore[misc]
-        await asyncio.sleep(0.01)
         if not leaves_first:
+            await asyncio.sleep(0.01)
             assert reports == []
             taken.acknowledge(1)
+        await until(lambda reports=reports: reports)  # type: ignore[misc]
         [report] = reports
         assert isinstance(report, SnapshotStored) and report.checkpoint == 1 and report.subtask == SUBTASK
         [node] = report.state.nodes

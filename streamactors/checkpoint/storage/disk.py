@@ -13,11 +13,7 @@ from aiofiles.threadpool.binary import AsyncBufferedIOBase
 from streamactors import forks
 from streamactors.checkpoint.storage.contract import Entry
 from streamactors.clock import SYSTEM, Clock
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
+from streamactors.filelock import try_lock
 
 
 class DiskFile(Protocol):
@@ -120,7 +116,7 @@ class LocalLock:
         with contextlib.ExitStack() as opened:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
             file = opened.enter_context(open(descriptor, "r+b", buffering=0))
-            if not _try_lock(file):
+            if not try_lock(file):
                 return file.read().decode(errors="replace").strip() or "a process that is just starting"
             if not _is_at(file, self._path):
                 return "a process that is just starting"  # it removed or replaced the file meanwhile
@@ -140,29 +136,6 @@ def _is_at(file: IO[bytes], path: str) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:
         return False
-
-
-if sys.platform == "win32":
-    _LOCKED_BYTE = 1 << 30  # locks are mandatory there: one far behind the note, which others must be able to read
-
-    def _try_lock(file: IO[bytes]) -> bool:
-        file.seek(_LOCKED_BYTE)
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        finally:
-            file.seek(0)
-        return True
-
-else:
-
-    def _try_lock(file: IO[bytes]) -> bool:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
 
 
 class LocalDisk:
