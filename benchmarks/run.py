@@ -14,7 +14,20 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import alignment, async_calls, batch, events, fairness, flows, kafka, plain, state, timers, windows
+from benchmarks import (
+    alignment,
+    async_calls,
+    batch,
+    events,
+    fairness,
+    flows,
+    kafka,
+    load,
+    plain,
+    state,
+    timers,
+    windows,
+)
 from streamactors.testing.kafka_broker import KafkaBroker
 
 EVENTS = 1_000_000
@@ -133,6 +146,7 @@ def main() -> None:
     if not options.only_alignment and options.fairness:
         console.print(fairness.table(fairness.measure_all(options.fairness, KEYS)))
     if not options.only_alignment:
+        console.print(load.table(load.measure(events.orders(options.events, KEYS), options.rounds)))
         console.print(windows.table(windows.measure(options.events, options.rounds)))
     if not options.only_alignment and not options.no_batch:
         console.print(batch.table(batch.measure(events.orders(options.events, KEYS), options.rounds)))

@@ -1,5 +1,6 @@
 """A job inside a web service: one process, one event loop; orders in, totals out of the job's state, and a live feed.
 
+    pip install fastapi
     python -m examples.service
     curl -d '{"customer": "alice", "cents": 500}' -H 'content-type: application/json' localhost:8000/orders
     curl localhost:8000/totals/alice

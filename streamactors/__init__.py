@@ -9,11 +9,23 @@ from streamactors.api.dataflow import (
     Stream,
     WindowedStream,
 )
-from streamactors.config import Checkpoints, Config, Deployment, Heap, Local, Restart, RocksDB, StateBackend
+from streamactors.config import (
+    Autoscale,
+    Checkpoints,
+    Config,
+    Deployment,
+    Heap,
+    Local,
+    Ray,
+    Restart,
+    RocksDB,
+    StateBackend,
+)
 from streamactors.elements import DeadLetter, ErrorRoute, OutputTag
 from streamactors.errors import (
     CallCancelled,
     CheckpointFailed,
+    ClusterUnfit,
     CorruptCheckpoint,
     FencedOff,
     IncompatibleState,
@@ -24,6 +36,7 @@ from streamactors.errors import (
     MissingExtra,
     NoSuchStep,
     RecordFailed,
+    RescaleUnderWay,
     StateAccessError,
     StorageFailed,
     StorageInUse,
@@ -46,7 +59,7 @@ from streamactors.operators.record_ids import record_id, record_ids
 from streamactors.operators.two_inputs import CoOperator, KeyedBroadcastOperator, KeyedCoOperator
 from streamactors.operators.windows.base import Windowed, WindowOperator
 from streamactors.program import main
-from streamactors.runtime.info import CheckpointInfo
+from streamactors.runtime.info import CheckpointInfo, RescaleInfo
 from streamactors.sinks import Sink
 from streamactors.sources import Source
 from streamactors.state.aggregates import Aggregate, Aggregates, Avg, Collect, Count, Distinct, Max, Min, Sum, TopN
@@ -76,6 +89,7 @@ __all__ = [
     "AggregatingState",
     "Alias",
     "AsyncKeyedOperator",
+    "Autoscale",
     "Avg",
     "BatchOf",
     "BroadcastConnectedStreams",
@@ -84,6 +98,7 @@ __all__ = [
     "CheckpointFailed",
     "CheckpointInfo",
     "Checkpoints",
+    "ClusterUnfit",
     "CoOperator",
     "Collect",
     "Config",
@@ -134,8 +149,11 @@ __all__ = [
     "Pattern",
     "Pickle",
     "Raw",
+    "Ray",
     "RecordFailed",
     "ReducingState",
+    "RescaleInfo",
+    "RescaleUnderWay",
     "Restart",
     "Retry",
     "RocksDB",

@@ -5,8 +5,8 @@ A `Clock` is handed down from `launch`; nothing else in the package imports `tim
 
 import asyncio
 import contextlib
+import os
 import random
-import secrets
 import time
 from collections.abc import Callable, Coroutine
 from typing import ParamSpec, Protocol, TypeVar
@@ -37,7 +37,7 @@ class SystemClock:
 
     def token(self) -> str:
         """Eight random bytes as hex: for names that must not collide between processes."""
-        return secrets.token_hex(8)
+        return os.urandom(8).hex()
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -83,6 +83,53 @@ class Local(Deployment):
     name: ClassVar[str] = "local"
 
 
+PATIENCE = dt.timedelta(seconds=60)
+_RAY_SPELLS = {"cpu": "CPU", "gpu": "GPU"}
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Ray(Deployment):
+    """Subtasks over `workers` processes on Ray. `address`: a cluster to join, such as "auto" or "10.0.0.1:6379"; None:
+    a Ray of this machine alone, which ends with the job. `resources`: what each worker takes of a node, in Ray's names
+    ({"CPU": 1} by default). `patience`: how long to wait for workers, such as while a cluster grows."""
+
+    name: ClassVar[str] = "ray"
+    workers: int
+    address: str | None = None
+    resources: Mapping[str, float] | None = None
+    patience: dt.timedelta = PATIENCE
+
+    def __post_init__(self) -> None:
+        _check_whole("ray.workers", self.workers)
+        if self.address is not None:
+            _check_text("ray.address", self.address, "the address of a Ray cluster, such as 'auto' or '10.0.0.1:6379'")
+        if self.resources is not None:
+            object.__setattr__(self, "resources", _ray_resources(self.resources))
+        _check_duration("ray.patience", self.patience, positive=True)
+
+    @property
+    def each(self) -> Mapping[str, float]:
+        """What one worker takes."""
+        return {"CPU": 1.0, **(self.resources or {})}
+
+    def __hash__(self) -> int:
+        return hash((self.workers, self.address, frozenset(self.each.items()), self.patience))
+
+    def __repr__(self) -> str:
+        given = {name: getattr(self, name) for name in _differing(self)}
+        return f"Ray({', '.join(f'{name}={_shown(value)}' for name, value in given.items())})"
+
+
+def _ray_resources(given: object) -> Mapping[str, float]:
+    """As Ray spells them: from the environment, names come in small letters."""
+    if not isinstance(given, Mapping):
+        raise _invalid("ray.resources", given, "must be a dict, such as {'CPU': 2, 'GPU': 0.5}")
+    for name, amount in given.items():
+        if not isinstance(amount, int | float) or isinstance(amount, bool) or not 0 <= amount < float("inf"):
+            raise _invalid(f"ray.resources.{name}", amount, "must be a number, at least 0")
+    return {_RAY_SPELLS.get(str(name), str(name)): float(amount) for name, amount in given.items()}
+
+
 class Restart:
     """What follows the failure of an attempt: another one, after which delay; or the end of the job."""
 
@@ -231,6 +278,56 @@ class Checkpoints:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Autoscale:
+    """Rescale the job by itself, so that each step is busy for about the share `target` of its time.
+
+    A step is left alone while what it has to do lies within `target` ± `tolerance`. It is looked at `every` so often,
+    over the last `window`; gets more subtasks at once, and fewer when it has needed fewer for `scale_down_after`, by no
+    more than `max_factor` at a time; rests for `cooldown` after each rescale, which is a pause for the job. What waits
+    at a source that tells it (Kafka, the queue) is to be worked off within `catch_up` (0: it counts for nothing).
+    `steps`: by uid, the only ones that are changed; those to which the flow gives `parallelism=1` never are. `dry_run`
+    only logs. Needs checkpoints."""
+
+    target: float = 0.7
+    tolerance: float = 0.2
+    min_parallelism: int = 1
+    max_parallelism: int | None = None
+    steps: Sequence[str] | None = None
+    every: dt.timedelta = dt.timedelta(seconds=10)
+    window: dt.timedelta = dt.timedelta(minutes=1)
+    cooldown: dt.timedelta = dt.timedelta(minutes=2)
+    scale_down_after: dt.timedelta = dt.timedelta(minutes=5)
+    catch_up: dt.timedelta = dt.timedelta(minutes=10)
+    max_factor: float = 3.0
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        _check_share("autoscale.target", self.target)
+        _check_share("autoscale.tolerance", self.tolerance)
+        if not 0 < self.tolerance < self.target or self.target + self.tolerance > 1:
+            band = f"must leave room on both sides of autoscale.target ({self.target}), between 0 and 1"
+            raise _invalid("autoscale.tolerance", self.tolerance, band)
+        _check_whole("autoscale.min_parallelism", self.min_parallelism)
+        if self.max_parallelism is not None:
+            _check_whole("autoscale.max_parallelism", self.max_parallelism, least=self.min_parallelism)
+        if self.steps is not None:
+            object.__setattr__(self, "steps", _names("autoscale.steps", self.steps))
+        for name in ("every", "window"):
+            _check_duration(f"autoscale.{name}", getattr(self, name), positive=True)
+        for name in ("cooldown", "scale_down_after", "catch_up"):
+            _check_duration(f"autoscale.{name}", getattr(self, name))
+        _check_factor("autoscale.max_factor", self.max_factor)
+        _check_type("autoscale.dry_run", self.dry_run, bool, "True or False")
+
+
+def _names(name: str, given: object) -> tuple[str, ...]:
+    steps = () if isinstance(given, str) or not isinstance(given, Sequence) else tuple(given)
+    if not steps or not all(isinstance(step, str) and step for step in steps):
+        raise _invalid(name, given, "must be a list of steps by uid, such as ['totals']")
+    return steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Also from TOML (`Config.from_toml`) and environment (`STREAMACTORS_CHECKPOINTS__INTERVAL=10s`).
 
@@ -249,6 +346,7 @@ class Config:
     deployment: Deployment | None = None
     sort_memory: int = 512 << 20
     sort_folder: str | None = None
+    autoscale: Autoscale | None = None
 
     def __post_init__(self) -> None:
         _check_whole("parallelism", self.parallelism)
@@ -269,6 +367,16 @@ class Config:
             _check_type("checkpoints", self.checkpoints, Checkpoints, "Checkpoints('file:///…', interval=…)")
         if self.restart is not None:
             _check_type("restart", self.restart, tuple(_STRATEGIES.values()), "such as Restart.fixed(delay, attempts)")
+        if self.autoscale is not None:
+            _check_type("autoscale", self.autoscale, Autoscale, "Autoscale() or None")
+            self._check_autoscale(self.autoscale)
+
+    def _check_autoscale(self, autoscale: Autoscale) -> None:
+        if self.checkpoints is None and not autoscale.dry_run:
+            raise InvalidConfig(
+                "autoscale: a job is rescaled from a checkpoint, and these are off: give "
+                "Config(checkpoints=Checkpoints(storage, interval=…)), or Autoscale(dry_run=True), which only logs"
+            )
 
     @classmethod
     def from_toml(cls, path: str | PathLike[str]) -> "Config":
@@ -325,11 +433,15 @@ def _known_backend(config: Config) -> bool:
     return isinstance(config.state_backend, str | Heap | RocksDB)
 
 
+def _known_deployment(config: Config) -> bool:
+    return isinstance(config.deployment, Local | Ray | None)
+
+
 def unsupported(config: Config) -> list[str]:
     """What `config` asks for and this version has not, each with the way round; empty if all is there."""
     found: dict[str, tuple[object, bool, str]] = {
         "state_backend": (config.state_backend, _known_backend(config), "use 'heap' or 'rocksdb'"),
-        "deployment": (config.deployment, config.deployment in (None, Local()), "use Local()"),
+        "deployment": (config.deployment, _known_deployment(config), "use Local() or Ray(…)"),
     }
     return [
         f"{name} = {_shown(value)} is not available in this version: {remedy}"
@@ -376,6 +488,11 @@ def _check_share(name: str, value: object) -> None:
         raise _invalid(name, value, "must be a number from 0 to 1")
 
 
+def _check_factor(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or not 1 < value < float("inf"):
+        raise _invalid(name, value, "must be a number above 1")
+
+
 def _check_text(name: str, value: object, expected: str) -> None:
     if not isinstance(value, str) or not value.strip():
         raise _invalid(name, value, f"must be {expected}")
@@ -400,6 +517,8 @@ def _shown(value: object) -> str:
     """A value as errors and the command line show it, without secrets."""
     if isinstance(value, dt.timedelta):
         return f"-{format_duration(-value)}" if value < dt.timedelta(0) else format_duration(value)
+    if isinstance(value, tuple):
+        return repr(", ".join(map(str, value)))
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{name!r}: {HIDDEN}' for name in value)}}}"
     return repr(redacted(value)) if isinstance(value, str) else repr(value)
@@ -442,6 +561,12 @@ def _parse_text(value: Any) -> str:
     return value
 
 
+def _parse_names(value: Any) -> tuple[str, ...]:
+    if isinstance(value, list | tuple):
+        return tuple(map(_parse_text, value))
+    return tuple(name.strip() for name in _parse_text(value).split(",") if name.strip())
+
+
 def _parse_duration(value: Any) -> dt.timedelta:
     return parse_duration(_parse_text(value))
 
@@ -456,6 +581,7 @@ _NUMBER = _Kind("a number", _parse_number)
 _BOOL = _Kind("true or false", _parse_bool)
 _TEXT = _Kind("text", _parse_text)
 _DURATION = _Kind(EXPECTED_DURATION, _parse_duration)
+_NAMES = _Kind("names, separated by commas", _parse_names)
 
 _STRATEGIES: dict[str, type[Restart]] = {
     NoRestart.strategy: NoRestart,
@@ -472,7 +598,10 @@ KNOWN: dict[str, _Kind] = {
     "sort_memory": _WHOLE,
     "sort_folder": _TEXT,
     "state_backend": _one_of("heap", "rocksdb"),
-    "deployment": _one_of("local"),
+    "deployment": _one_of("local", "ray"),
+    "ray.workers": _WHOLE,
+    "ray.address": _TEXT,
+    "ray.patience": _DURATION,
     "checkpoints.storage": _TEXT,
     "checkpoints.interval": _DURATION,
     "checkpoints.mode": _one_of("exactly-once", "at-least-once"),
@@ -493,11 +622,24 @@ KNOWN: dict[str, _Kind] = {
     "restart.reset_after": _DURATION,
     "restart.failures": _WHOLE,
     "restart.per": _DURATION,
+    "autoscale.target": _NUMBER,
+    "autoscale.tolerance": _NUMBER,
+    "autoscale.min_parallelism": _WHOLE,
+    "autoscale.max_parallelism": _WHOLE,
+    "autoscale.steps": _NAMES,
+    "autoscale.every": _DURATION,
+    "autoscale.window": _DURATION,
+    "autoscale.cooldown": _DURATION,
+    "autoscale.scale_down_after": _DURATION,
+    "autoscale.catch_up": _DURATION,
+    "autoscale.max_factor": _NUMBER,
+    "autoscale.dry_run": _BOOL,
 }
 """Every setting by its dotted name, as TOML, environment and flags have it."""
 
 
 _OPTION = f"checkpoints.{OPTIONS}."
+_RESOURCE = "ray.resources."
 HIDDEN = "***"
 
 
@@ -505,7 +647,7 @@ def _parsed(layer: Layer) -> Layer:
     """A layer's texts as typed values. The storage's options are the file system's own, and may be secrets."""
     options = {name: given for name, given in layer.items() if name.startswith(_OPTION)}
     layer = {name: given for name, given in layer.items() if name not in options}
-    refuse_unknown(layer, KNOWN)
+    refuse_unknown({name: given for name, given in layer.items() if not name.startswith(_RESOURCE)}, KNOWN)
     return {name: _parse(name, given) for name, given in layer.items()} | {
         name: Given({"true": True, "false": False}.get(str(given.value).lower(), given.value), HIDDEN, given.origin)
         for name, given in options.items()
@@ -513,7 +655,7 @@ def _parsed(layer: Layer) -> Layer:
 
 
 def _parse(name: str, given: Given) -> Given:
-    kind = KNOWN[name]
+    kind = _NUMBER if name.startswith(_RESOURCE) else KNOWN[name]
     try:
         value = kind.parse(given.value)
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -533,6 +675,13 @@ def _layer_of_module(config: Config) -> Layer:
     if isinstance(restart, Restart):
         values["restart.strategy"] = restart.strategy
         values |= {f"restart.{field.name}": getattr(restart, field.name) for field in _fields(restart)}
+    if isinstance(autoscale := values.pop("autoscale", None), Autoscale):  # of which any setting turns it on
+        values |= {f"autoscale.{name}": getattr(autoscale, name) for name in ("target", *_differing(autoscale))}
+    if isinstance(deployment := values.get("deployment"), Ray):
+        values |= {f"ray.{name}": getattr(deployment, name) for name in _differing(deployment)}
+        values["deployment"] = Ray.name
+        resources: Any = values.pop("ray.resources", None) or {}
+        values |= {_RESOURCE + name: amount for name, amount in resources.items()}
     return {
         name: Given(value, HIDDEN if name.startswith(_OPTION) else _shown(value), "module")
         for name, value in values.items()
@@ -545,6 +694,8 @@ def _merged(layers: Sequence[Layer]) -> Layer:
     for layer in layers:
         if _strategy(layer) not in (None, _strategy(merged)):
             merged = {name: given for name, given in merged.items() if not name.startswith("restart.")}
+        if _deployment(layer) not in (None, _deployment(merged)):
+            merged = {name: given for name, given in merged.items() if not name.startswith("ray.")}
         merged |= layer
     return merged
 
@@ -553,8 +704,13 @@ def _strategy(layer: Layer) -> object:
     return layer["restart.strategy"].value if "restart.strategy" in layer else None
 
 
+def _deployment(layer: Layer) -> object:
+    return layer["deployment"].value if "deployment" in layer else None
+
+
 def _build(layer: Layer) -> Config:
-    tables: dict[str, dict[str, Any]] = {"": {}, "checkpoints": {}, "restart": {}}
+    tables: dict[str, dict[str, Any]] = {"": {}, "checkpoints": {}, "restart": {}, "ray": {}, "ray.resources": {}}
+    tables["autoscale"] = {}
     for name, given in layer.items():
         if name.startswith(_OPTION):
             _put_option(tables["checkpoints"].setdefault(OPTIONS, {}), name.removeprefix(_OPTION), given.value)
@@ -564,11 +720,18 @@ def _build(layer: Layer) -> Config:
     settings = tables[""]
     if settings.get("deployment") == Local.name:
         settings["deployment"] = Local()
+    if settings.get("deployment") == Ray.name:
+        _refuse_missing("ray", Ray, tables["ray"])
+        settings["deployment"] = Ray(**tables["ray"], resources=tables["ray.resources"] or None)
+    elif foreign := next((name for name in layer if name.startswith("ray.")), None):
+        raise InvalidConfig(f"{foreign} = {layer[foreign].shown}: it goes with deployment = 'ray'")
     if tables["checkpoints"]:
         _refuse_missing("checkpoints", Checkpoints, tables["checkpoints"])
         settings["checkpoints"] = Checkpoints(**tables["checkpoints"])
     if tables["restart"]:
         settings["restart"] = _build_restart(tables["restart"])
+    if tables["autoscale"]:
+        settings["autoscale"] = Autoscale(**tables["autoscale"])
     return Config(**settings)
 
 
@@ -618,12 +781,18 @@ def _settings(config: Config, layer: Layer) -> list[Setting]:
     """Every setting of `config`, in the order of `KNOWN`; of the restart strategy those that it has."""
     values: dict[str, object] = {field.name: getattr(config, field.name) for field in _fields(config)}
     restart = config.effective_restart
-    for table, part in (("checkpoints", values.pop("checkpoints")), ("restart", restart)):
+    parts = {name: values.pop(name) for name in ("checkpoints", "autoscale")} | {"restart": restart}
+    for table, part in parts.items():
         values |= {f"{table}.{field.name}": getattr(part, field.name) for field in _fields(part)}
     values.pop("restart")
     values["restart.strategy"] = restart.strategy
+    resources = []
+    if isinstance(deployment := values["deployment"], Ray):
+        values |= {f"ray.{field.name}": getattr(deployment, field.name) for field in _fields(deployment)}
+        values["deployment"] = Ray.name
+        resources = [_setting(name, given.value, layer) for name, given in layer.items() if name.startswith(_RESOURCE)]
     options = [Setting(name, HIDDEN, given.origin) for name, given in layer.items() if name.startswith(_OPTION)]
-    return [_setting(name, values[name], layer) for name in KNOWN if name in values] + options
+    return [_setting(name, values[name], layer) for name in KNOWN if name in values] + resources + options
 
 
 def _setting(name: str, value: object, layer: Layer) -> Setting:

@@ -168,8 +168,29 @@ class AttemptEnded(StreamactorsError):
     """Whoever was asked is gone with its attempt; the next one may answer."""
 
 
+class ConnectionLost(StreamactorsError):
+    """A message to another process of the same job has not been taken: it may have arrived or not."""
+
+
+class WorkerLost(StreamactorsError):
+    """A worker of a job that runs in several processes has died, hangs, or can't be reached: the attempt is over."""
+
+
+class ClusterUnfit(StreamactorsError):
+    """The cluster can't run the job: there is none, it is too small, or a node has another Python, another version, or
+    not the flow's own code; the message names what."""
+
+    retryable = False
+
+
 class JobNotRunning(CheckpointFailed):
     """A request (a checkpoint, a stop, a query) to a job that has ended."""
+
+    retryable = False
+
+
+class RescaleUnderWay(StreamactorsError):
+    """A job was asked to rescale while it does so already. Ask again once it runs."""
 
     retryable = False
 

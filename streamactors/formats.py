@@ -37,6 +37,14 @@ class Json(Generic[T]):
         self.type = type
         self._decode, self._encode = self._codec(type)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what msgspec has compiled, which can't be copied into another process, and is made there again."""
+        return {name: value for name, value in vars(self).items() if name not in ("_decode", "_encode")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._decode, self._encode = self._codec(self.type)
+
     def _codec(self, tp: Any) -> tuple[Callable[[bytes], Any], Callable[[Any], bytes]]:
         if _holds_pydantic(tp):
             adapter = _adapter(tp)

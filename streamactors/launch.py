@@ -7,28 +7,33 @@ import gc
 import inspect
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from typing import Any, Literal, TypeVar, overload
 
 from streamactors.api.dataflow import Dataflow, Stream, graph_with_sink
 from streamactors.checkpoint.storage.contract import Files
 from streamactors.clock import SYSTEM, Clock
-from streamactors.config import Config, Restart, require_supported
+from streamactors.config import Config, Local, Ray, Restart, require_supported
+from streamactors.deploy.elsewhere import held_on_ray
 from streamactors.deploy.local import deploy_locally
 from streamactors.elements import OutputTag
 from streamactors.errors import CheckpointFailed, InvalidConfig, JobFailed, JobNotRunning
 from streamactors.graph.execution import choose_execution, why
 from streamactors.graph.logical import LogicalGraph
+from streamactors.graph.parallelism import Parallelism
 from streamactors.graph.physical import PhysicalPlan, SubtaskId
 from streamactors.graph.planner import plan
 from streamactors.listsink import ListSink
+from streamactors.runtime.events import Listener
+from streamactors.runtime.handled import HandledJob
 from streamactors.runtime.info import (
     ChannelFill,
     CheckpointGivenUp,
     CheckpointInfo,
     CheckpointUnderWay,
     Incident,
+    RescaleInfo,
     Restoring,
 )
 from streamactors.runtime.job import Job, JobSpec, Status
@@ -48,7 +53,7 @@ SUBSCRIBED = 1000
 class JobHandle:
     """A running job, for the program that started it."""
 
-    def __init__(self, job: Job, task: "asyncio.Task[None]") -> None:
+    def __init__(self, job: HandledJob, task: "asyncio.Task[None]") -> None:
         self._job = job
         self._task = task
 
@@ -101,6 +106,11 @@ class JobHandle:
     def restoring(self) -> Restoring | None:
         """None where no checkpoint is being restored."""
         return self._job.restoring
+
+    @property
+    def last_rescale(self) -> RescaleInfo | None:
+        """Of this process."""
+        return self._job.last_rescale
 
     @property
     def checkpoints_given_up(self) -> Sequence[CheckpointGivenUp]:
@@ -174,6 +184,31 @@ class JobHandle:
         self._task.cancel()
         await asyncio.wait([self._task])
 
+    @contextmanager
+    def listening(self, listener: Listener) -> Iterator[None]:
+        """While the block lasts, `listener` is told what happens to the job: on the event loop, so it must not wait."""
+        self._job.listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._job.listeners.remove(listener)
+
+    async def rescale(self, *, parallelism: int | Mapping[str, int], steps: Mapping[str, int] | None = None) -> None:
+        """Go on by another parallelism, in one step: stop reading, take a checkpoint, commit, go on from it. An int is
+        the new default, and `steps` may go with it; a mapping gives steps one by uid, and with them those between which
+        records are handed straight on. Returns once the job runs again; it is done if the caller does not wait. A new
+        process begins by its Config.
+
+        Raises InvalidConfig for what can't be, without touching the job; CheckpointFailed, or why the state can't be
+        restored so, and then the job goes on as it was; RescaleUnderWay; JobNotRunning.
+        """
+        if not isinstance(parallelism, Mapping):
+            await self._or_end(self._job.rescale(steps or {}, parallelism))
+        elif steps is None:
+            await self._or_end(self._job.rescale(parallelism))
+        else:
+            raise InvalidConfig("parallelism={uid: number} and steps={uid: number} are the same: give one of them")
+
     def channels(self, vertex: str, index: int) -> Sequence[ChannelFill]:
         """What waits on the inputs of a subtask."""
         return self._job.channels(SubtaskId(vertex, index))
@@ -246,23 +281,56 @@ def _job(
     clock: Clock = SYSTEM,
     files: Files | None = None,
 ) -> Job:
+    """In this process, wherever it would be deployed."""
+    spec = _spec(graph, config, restore, fresh, resources, drop_state, claim)
+    return Job(spec, deploy=deploy_locally, clock=clock, files=files)
+
+
+def _deployed(
+    graph: LogicalGraph,
+    config: Config | None,
+    *,
+    restore: str | None,
+    fresh: bool,
+    resources: Mapping[str, Any] | None,
+    drop_state: Collection[str] = (),
+    claim: bool = False,
+) -> HandledJob:
+    """The job, here, or what stands for it where it runs elsewhere."""
+    spec = _spec(graph, config, restore, fresh, resources, drop_state, claim)
+    if isinstance(deployment := spec.config.deployment, Ray):
+        return held_on_ray(spec, deployment)
+    return Job(spec, deploy=deploy_locally, clock=SYSTEM)
+
+
+def _spec(
+    graph: LogicalGraph,
+    config: Config | None,
+    restore: str | None,
+    fresh: bool,
+    resources: Mapping[str, Any] | None,
+    drop_state: Collection[str],
+    claim: bool,
+) -> JobSpec:
     config = config or Config()
     require_supported(config)
     config = _executed(graph, config, restore=restore)
     require_installed(config.state_backend)
+    _check_autoscale(graph, config)
 
-    def make_plan(max_parallelism: int | None) -> PhysicalPlan:
+    def make_plan(max_parallelism: int | None, parallelism: Parallelism) -> PhysicalPlan:
         return plan(
             graph,
-            parallelism=config.parallelism,
+            parallelism=parallelism.default,
+            steps=parallelism.steps,
             max_parallelism=max_parallelism,
             checkpointing=config.checkpoints is not None,
             execution="batch" if config.execution == "batch" else "streaming",
         )
 
-    make_plan(config.max_parallelism)  # what is wrong with the flow is said before anything is opened
-    spec = JobSpec(graph.name, make_plan, config, restore, fresh, tuple(drop_state), resources or {}, claim)
-    return Job(spec, deploy=deploy_locally, clock=clock, files=files)
+    # What is wrong with the flow is said before anything is opened.
+    make_plan(config.max_parallelism, Parallelism(config.parallelism))
+    return JobSpec(graph.name, make_plan, config, restore, fresh, tuple(drop_state), resources or {}, claim)
 
 
 def _executed(graph: LogicalGraph, config: Config, *, restore: str | None) -> Config:
@@ -280,7 +348,16 @@ def _executed(graph: LogicalGraph, config: Config, *, restore: str | None) -> Co
         )
     if checkpointing:
         log.warning("%s: execution = 'batch' takes no checkpoints: those that are configured are left out", graph.name)
-    return dataclasses.replace(config, execution=execution, checkpoints=None)
+    if config.autoscale is not None:
+        log.warning("%s: execution = 'batch' is not rescaled: autoscale is left out", graph.name)
+    return dataclasses.replace(config, execution=execution, checkpoints=None, autoscale=None)
+
+
+def _check_autoscale(graph: LogicalGraph, config: Config) -> None:
+    steps = () if config.autoscale is None else config.autoscale.steps or ()
+    there = [node.uid for node in graph.nodes]
+    if unknown := [step for step in steps if step not in there]:
+        raise InvalidConfig(f"autoscale.steps: the flow has no step {unknown[0]!r}; it has: {', '.join(there)}")
 
 
 async def run(
@@ -299,7 +376,7 @@ async def run(
     restored belongs to the job from now on, which deletes it once it is superseded; else it is never deleted.
     `drop_state` names operators (uids) that the flow no longer has and whose stored state may be given up.
     """
-    job = _job(
+    job = _deployed(
         flow.graph(),
         config,
         restore=restore,
@@ -331,7 +408,7 @@ async def start(
     fails later cancels nothing: it logs CRITICAL, calls `on_failure`, and is raised by `wait()` and on leaving.
     Leaving in peace takes a last checkpoint within `exit_timeout`; leaving by an exception cancels.
     """
-    job = _job(
+    job = _deployed(
         flow.graph(),
         config,
         restore=restore,
@@ -346,7 +423,7 @@ async def start(
 
 @asynccontextmanager
 async def _supervised(
-    job: Job,
+    job: HandledJob,
     on_failure: Callable[[BaseException], Any] | None,
     on_exit: Literal["checkpoint", "cancel"],
     exit_timeout: dt.timedelta,
@@ -374,7 +451,7 @@ async def _end(handle: JobHandle, task: "asyncio.Task[None]") -> None:
         await handle.cancel()
 
 
-async def _started(job: Job, task: "asyncio.Task[None]") -> None:
+async def _started(job: HandledJob, task: "asyncio.Task[None]") -> None:
     settled = asyncio.ensure_future(job.settled.wait())
     try:
         await asyncio.wait([settled, task], return_when=asyncio.FIRST_COMPLETED)
@@ -403,7 +480,7 @@ async def _leave(
 
 
 def _tell_failure(
-    job: Job,
+    job: HandledJob,
     task: "asyncio.Task[None]",
     on_failure: Callable[[BaseException], Any] | None,
     reactions: list[asyncio.Future[Any]],
@@ -421,6 +498,8 @@ async def collect(stream: Stream[T], config: Config | None = None) -> list[T]:
     sink: ListSink[T] = ListSink()
     graph = graph_with_sink(stream, "collect", sink)
     fresh = config is not None and config.checkpoints is not None
+    if config is not None and not isinstance(config.deployment, Local | None):
+        raise InvalidConfig("collect gathers values in this process: leave deployment out, or run() with a sink")
     job = _job(graph, config, restore="latest", fresh=fresh, resources=None)
     await job.run()
     return sink.values
@@ -464,7 +543,8 @@ async def run_until_signalled(
     """Run until the end, or until SIGINT/SIGTERM: then stop cleanly; a second signal cancels. Returns the exit code.
 
     `watch` is called with the handle once the job runs, `on_failure` with the JobFailed for which it returns 1."""
-    job = _job(flow.graph(), config, restore=restore, fresh=fresh, resources=None, drop_state=drop_state, claim=claim)
+    graph = flow.graph()
+    job = _deployed(graph, config, restore=restore, fresh=fresh, resources=None, drop_state=drop_state, claim=claim)
     signalled = _Signals(asyncio.get_running_loop())
     entered = False
     try:

@@ -7,7 +7,7 @@ them. It is worth nothing to another process, whose list is another one and begi
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Generic, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 from streamactors.clock import SYSTEM
 from streamactors.sinks import Pending, SinkContext, SinkWriter, WriterSink
@@ -36,6 +36,11 @@ class ListSink(WriterSink[T], Generic[T]):
         self._identity = SYSTEM.token()
         self._numbers = count()
         self._prepared: dict[int, _Prepared[T]] = {}
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a ListSink's values are those of one process: to another one, write by a sink such as FileSink"
+        )
 
     @property
     def transactional(self) -> bool:

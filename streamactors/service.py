@@ -9,7 +9,7 @@ app = Starlette(routes=[Route("/health", health(lambda: app.state.job))], lifesp
 
 With `steered`, `streamactors list`, `status`, `savepoint`, `stop`, … find the job, on a socket that only the service's
 own user can open. With `served`, the REST API and the metrics have an address of their own; `control_app` puts them
-into the service's.
+into the service's. With `traced`, checkpoints and recoveries are traces of OpenTelemetry.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
@@ -22,8 +22,19 @@ from streamactors.errors import ControlUnavailable
 from streamactors.launch import JobHandle
 from streamactors.observe.network import Served, served
 from streamactors.observe.steering import entry_of, steered
+from streamactors.observe.tracing import traced
 
-__all__ = ["DEAD", "ControlEndpoint", "HealthEndpoint", "Served", "control_app", "health", "served", "steered"]
+__all__ = [
+    "DEAD",
+    "ControlEndpoint",
+    "HealthEndpoint",
+    "Served",
+    "control_app",
+    "health",
+    "served",
+    "steered",
+    "traced",
+]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -4,7 +4,6 @@ A layer is one place that gives settings (a TOML file, the environment, flags), 
 (`checkpoints.interval`). Knows nothing of which settings there are.
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -117,5 +116,7 @@ def _from_toml(name: str, value: object, path: str, environ: Mapping[str, str]) 
 
 def _nearest(name: str, known: list[str]) -> str | None:
     """The known name most like `name`, also when only its table is missing."""
+    import difflib  # for errors alone
+
     by_leaf = [candidate for candidate in known if candidate.rpartition(".")[2] == name.rpartition(".")[2]]
     return next(iter(difflib.get_close_matches(name, known, 1) or by_leaf), None)

@@ -9,13 +9,19 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Final, Generic, Literal, Protocol, TypeVar
 
 from streamactors.diagnosis import Finding, PlannedStep
 from streamactors.elements import DeadLetter, OutputTag
 from streamactors.metrics import MetricGroup
 
 T_co = TypeVar("T_co", covariant=True)
+
+PENDING_RECORDS: Final = "pending_records"
+"""The gauge by which a reader tells how many records it could read now: what it is behind (Flink: pendingRecords). A
+reader that knows makes one of this name in `SourceContext.metrics`; the autoscaler goes by it."""
+SPLITS: Final = "splits"
+"""The gauge by which the runtime tells how many splits a reader has."""
 
 Position = Any
 """Plain msgpack data, opaque to the runtime."""
@@ -83,6 +89,15 @@ class SourceBatch(Generic[T_co]):
     ends: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class InputProgress:
+    """`done` of `total`, in `unit`: how much of what one subtask is to read it has read, or holds ready."""
+
+    done: int
+    total: int
+    unit: Literal["bytes", "records"]
+
+
 class SplitReader(ABC, Generic[T_co]):
     """Reads the splits of one subtask. One reader lives for one attempt; its calls never overlap, except that
     `checkpoint_completed` may come while a `read` is pending."""
@@ -101,6 +116,11 @@ class SplitReader(ABC, Generic[T_co]):
         """Until told anew, give no records of these splits, and those of all others. False: it can't. Comes between
         calls of `read`, or while one is pending."""
         return False
+
+    def progress(self) -> InputProgress | None:
+        """For people who watch a bounded read; None where its end is not known. Asked for again and again, also while a
+        `read` is pending: it must cost next to nothing, and never wait."""
+        return None
 
     async def checkpoint_completed(self, checkpoint: int, positions: Mapping[str, Position]) -> None:
         """`positions` are durable; for monitoring outside only (such as a Kafka group's offsets)."""

@@ -1,6 +1,7 @@
 """Fixtures and checks for all tests: one Kafka broker per session, and nothing left behind by any test."""
 
 import inspect
+import signal
 import tempfile
 import uuid
 from collections.abc import Generator, Iterator
@@ -16,10 +17,18 @@ from tests.s3_server import S3Bucket, S3Server
 
 FAILED = pytest.StashKey[bool]()
 
-# A busy machine makes an example slow, and that is no bug.
-hypothesis.settings.register_profile("any machine", deadline=None)
-hypothesis.settings.load_profile("any machine")
+# A busy machine makes an example slow, and that is no bug. The examples are the same in every run, so that a change is
+# judged by what it changed; `--hypothesis-profile=random` (and `make test-fast`) looks for new ones.
+ANY_MACHINE = hypothesis.settings(
+    deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.register_profile("random", ANY_MACHINE)
+hypothesis.settings.register_profile("same", ANY_MACHINE, derandomize=True, database=None)
+hypothesis.settings.load_profile("same")
 
+# A shell that starts the tests in the background lets them ignore this, and every program that they start inherits it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 USES_KAFKA = {"kafka", "own", "secured"}
 """Fixtures that start a broker."""
@@ -30,12 +39,21 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker("kafka")
 
 
-LONGEST = ("test_simulation_runs.py", "test_mutations.py")
+LONGEST = (
+    "test_simulation_runs.py",
+    "test_mutations.py",
+    "test_harsh_flow.py",
+    "test_dashboard.py",
+    "test_kill_files.py",
+    "test_kill_kafka.py",
+    "test_typing.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file is one worker's: begun last, the longest would be waited for by all the others."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.hookimpl(wrapper=True)

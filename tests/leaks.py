@@ -19,7 +19,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 # What is on its way out may finish; only a leak costs this long.
-GRACE_SECONDS = 2.0
+GRACE_SECONDS = 20.0
 OPEN_FILES = Path("/proc/self/fd")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Self
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -62,6 +62,10 @@ class Program:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)

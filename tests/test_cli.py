@@ -453,6 +453,17 @@ def test_inspect_lists_and_looks_into_checkpoints(stored: Path, monkeypatch: pyt
     assert f"chk-{last['checkpoint']}" in shown and "orders" in shown
     shown = invoke("inspect", last["uri"]).stdout
     assert "total: 7" in shown and "0..63" in shown and "orders.jsonl" in shown
+    for short, long, code in (
+        ("", "", 0),
+        ("totals", "--operator totals", 0),
+        ("totals total --limit 3", "--operator totals --state total --limit 3", 0),
+        ("totals absent", "--operator totals --state absent", 2),
+        ("totals --key c1", "--operator totals --key c1", 2),
+    ):
+        for options in ([], ["--json"]):
+            told = invoke("state", last["uri"], *short.split(), *options)
+            expected = invoke("inspect", last["uri"], *long.split(), *options)
+            assert (told.stdout, told.stderr, told.exit_code) == (expected.stdout, expected.stderr, code)
 
 
 LISTS = """

@@ -127,6 +127,27 @@ def test_a_job_that_claims_its_savepoint_deletes_it_in_the_end(project: Path) ->
     assert output(project) == totals_of(range(20))
 
 
+def test_a_job_is_rescaled_while_it_runs(project: Path) -> None:
+    order(project, range(300))
+    with job(project) as program:
+        program.wait_for(lambda: output(project), "any output")
+        told = command(project, "rescale", "orders", "--parallelism", "2", "--step", "totals=3")
+        assert re.fullmatch(r"orders: rescaled: .*totals 1 → 3.*; nothing was read for \d+\.\d{3} s\n", told)
+        assert command(project, "rescale", "orders", "--step", "totals=3").endswith(" by that parallelism already\n")
+        order(project, range(300, 400))
+        for args, code, said in (
+            (("--step", "totals"), 2, "write it as UID=N"),
+            (("--step", "total=2"), 1, "no step 'total'"),
+        ):
+            refused = run(project, "rescale", "orders", *args)
+            assert refused.end() == code and said in " ".join(refused.stderr.split()), refused.stderr
+        assert asked("rescale", "orders", "--parallelism", "1")["last_rescale"]["after"]["totals"] == 3
+        assert asked("stop", "orders")["status"] == "finished"
+        assert program.end() == 0, program.stderr
+    assert run(project, "run", "jobs:flow").end() == 0
+    assert output(project) == totals_of(range(400))
+
+
 def test_drained_it_is_not_offered_to_go_on(project: Path) -> None:
     order(project, range(10))
     with job(project) as program:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from streamactors.config import (
     KNOWN,
+    Autoscale,
     Checkpoints,
     Config,
     ExponentialDelay,
@@ -19,6 +20,7 @@ from streamactors.config import (
     FixedDelay,
     Heap,
     Local,
+    Ray,
     Restart,
     Setting,
     require_supported,
@@ -349,11 +351,12 @@ class TestLayers:
         assert resolve(environ=environ)[0] == Config()
 
     def test_every_setting_has_its_text_form(self) -> None:
-        classes = {"": Config, "checkpoints.": Checkpoints}
+        classes = {"": Config, "checkpoints.": Checkpoints, "autoscale.": Autoscale}
         names = {prefix + field.name for prefix, made in classes.items() for field in dataclasses.fields(made)}
         strategies = (FixedDelay, ExponentialDelay, FailureRate)
         names |= {f"restart.{field.name}" for made in strategies for field in dataclasses.fields(made)}
-        tables = {"checkpoints", "restart", "checkpoints.storage_options"}
+        names |= {f"ray.{field.name}" for field in dataclasses.fields(Ray)}
+        tables = {"checkpoints", "restart", "autoscale", "checkpoints.storage_options", "ray.resources"}
         assert (names - tables) | {"restart.strategy"} == set(KNOWN)
 
     def test_storage_options_come_from_everywhere_and_are_never_shown(self, tmp_path: Path) -> None:
@@ -393,6 +396,69 @@ class TestLayers:
         assert resolve(environ=environ)[0] == dataclasses.replace(made, restart=made.effective_restart)
 
 
+class TestRay:
+    def test_from_toml(self, tmp_path: Path) -> None:
+        (tmp_path / "job.toml").write_text(
+            'deployment = "ray"\n[ray]\nworkers = 4\naddress = "10.0.0.1:6379"\npatience = "2m"\n'
+            "resources = { CPU = 2, GPU = 0.5, fast_disk = 1 }"
+        )
+        resources = {"CPU": 2.0, "GPU": 0.5, "fast_disk": 1.0}
+        expected = Ray(workers=4, address="10.0.0.1:6379", resources=resources, patience=dt.timedelta(minutes=2))
+        assert Config.from_toml(tmp_path / "job.toml").deployment == expected
+
+    def test_a_worker_takes_one_cpu_unless_told_otherwise(self) -> None:
+        assert Ray(workers=2).each == {"CPU": 1.0}
+        assert Ray(workers=2, resources={"cpu": 0, "slots": 1}).each == {"CPU": 0.0, "slots": 1.0}
+
+    def test_environment_changes_one_setting_of_what_the_module_gives(self) -> None:
+        module = Config(deployment=Ray(workers=4, address="auto", resources={"slots": 1}))
+        environ = {"STREAMACTORS_RAY__WORKERS": "8", "STREAMACTORS_RAY__RESOURCES__CPU": "2"}
+        resolved, settings = resolve(module, environ=environ)
+        assert resolved.deployment == Ray(workers=8, address="auto", resources={"slots": 1, "CPU": 2})
+        assert origins(settings) == {
+            "deployment": "module",
+            "ray.workers": "STREAMACTORS_RAY__WORKERS",
+            "ray.address": "module",
+            "ray.resources.slots": "module",
+            "ray.resources.cpu": "STREAMACTORS_RAY__RESOURCES__CPU",
+        }
+        assert Setting("ray.workers", "'8'", "STREAMACTORS_RAY__WORKERS") in settings
+
+    def test_another_deployment_drops_the_settings_of_the_one_below(self) -> None:
+        module = Config(deployment=Ray(workers=4))
+        assert resolve(module, environ={"STREAMACTORS_DEPLOYMENT": "local"})[0].deployment == Local()
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"deployment": "ray"}, r"ray\.workers is missing beside ray: it must be a whole number"),
+            ({"ray.workers": "2"}, r"ray\.workers = '2': it goes with deployment = 'ray' \(from flag"),
+            ({"deployment": "ray", "ray.workers": "0"}, r"ray\.workers = 0: .*at least 1"),
+            ({"deployment": "ray", "ray.workers": "1", "ray.address": " "}, r"ray\.address = ' ': .*'auto'"),
+            (
+                {"deployment": "ray", "ray.workers": "1", "ray.worker": "1"},
+                "unknown setting 'ray.worker'.*'ray.workers'",
+            ),
+            (
+                {"deployment": "ray", "ray.workers": "1", "ray.resources.CPU": "x"},
+                r"ray\.resources\.CPU = 'x'.*a number",
+            ),
+            (
+                {"deployment": "ray", "ray.workers": "1", "ray.resources.CPU": "-1"},
+                r"ray\.resources\.CPU = -1.0.*at least",
+            ),
+            ({"deployment": "ray", "ray.workers": "1", "ray.patience": "0s"}, r"ray\.patience = 0s.*longer than zero"),
+        ],
+    )
+    def test_refused(self, given: dict[str, str], message: str) -> None:
+        with pytest.raises(InvalidConfig, match=message):
+            resolve(flags=given)
+
+    def test_an_address_is_shown_without_its_password(self) -> None:
+        made = Config(deployment=Ray(workers=1, address="ray://user:hidden@host:10001"))
+        assert "***@host" in repr(made) and "hidden" not in f"{made!r} {resolve(made)}"
+
+
 def as_environment(settings: list[Setting]) -> Mapping[str, str]:
     given = {setting.name: setting.value.strip("'") for setting in settings if setting.value != "None"}
     return {"STREAMACTORS_" + name.upper().replace(".", "__"): value for name, value in given.items()}
@@ -426,7 +492,62 @@ CONFIGS = st.builds(
         incremental=st.booleans(),
     ),
     restart=st.none() | RESTARTS,
+    autoscale=st.none()
+    | st.builds(
+        Autoscale,
+        target=st.floats(0.3, 0.6),
+        tolerance=st.floats(0.1, 0.2),
+        max_parallelism=st.none() | COUNTS,
+        steps=st.none() | st.lists(st.text("abc-.", min_size=1), min_size=1),
+        window=DURATIONS,
+        cooldown=DURATIONS,
+        max_factor=st.floats(1.5, 10),
+        dry_run=st.just(True),
+    ),
 )
+
+
+class TestAutoscale:
+    def test_from_toml(self, tmp_path: Path) -> None:
+        (tmp_path / "job.toml").write_text(
+            '[autoscale]\ntarget = 0.6\nsteps = ["totals", "calls"]\ncooldown = "3m"\ndry_run = true\n'
+        )
+        expected = Autoscale(target=0.6, steps=("totals", "calls"), cooldown=dt.timedelta(minutes=3), dry_run=True)
+        assert Config.from_toml(tmp_path / "job.toml").autoscale == expected
+
+    def test_any_setting_turns_it_on(self) -> None:
+        assert Config().autoscale is None
+        environ = {"STREAMACTORS_AUTOSCALE__DRY_RUN": "true", "STREAMACTORS_AUTOSCALE__STEPS": "totals, calls"}
+        assert resolve(environ=environ)[0].autoscale == Autoscale(dry_run=True, steps=["totals", "calls"])
+
+    def test_what_the_module_gives_is_kept_also_where_it_is_the_default(self) -> None:
+        module = Config(checkpoints=checkpoints(), autoscale=Autoscale())
+        assert resolve(module)[0].autoscale == Autoscale()
+        assert resolve(module, flags={"autoscale.target": "0.5"})[0].autoscale == Autoscale(target=0.5)
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"target": 1.5}, r"autoscale.target = 1.5: it must be a number from 0 to 1"),
+            ({"target": 0.9}, r"autoscale.tolerance = 0.2: it must leave room on both sides of autoscale.target"),
+            ({"tolerance": 0.0}, r"autoscale.tolerance = 0.0"),
+            ({"min_parallelism": 4, "max_parallelism": 2}, r"autoscale.max_parallelism = 2: .* at least 4"),
+            ({"steps": "totals"}, r"autoscale.steps = 'totals': it must be a list"),
+            ({"steps": []}, r"autoscale.steps"),
+            ({"window": dt.timedelta(0)}, r"autoscale.window"),
+            ({"cooldown": -SECOND}, r"autoscale.cooldown"),
+            ({"max_factor": 1}, r"autoscale.max_factor = 1: it must be a number above 1"),
+            ({"dry_run": "no"}, r"autoscale.dry_run"),
+        ],
+    )
+    def test_refused(self, given: dict[str, Any], message: str) -> None:
+        with pytest.raises(InvalidConfig, match=message):
+            Autoscale(**given)
+
+    def test_it_needs_checkpoints(self) -> None:
+        with pytest.raises(InvalidConfig, match="checkpoint, and these are off"):
+            Config(autoscale=Autoscale())
+        assert Config(autoscale=Autoscale(dry_run=True)).autoscale is not None
 
 
 class TestSupport:

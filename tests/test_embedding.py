@@ -144,7 +144,7 @@ async def test_several_jobs_share_one_storage_and_the_governor_of_the_loop(tmp_p
         sa.start(summing("c", feeds[2]), config(tmp_path)) as third,
     ):
         jobs = [first, second, third]
-        subtasks = [list(job._job._attempt._deployed._subtasks.values()) for job in jobs]  # type: ignore[union-attr]
+        subtasks = [list(job._job._attempt._deployed._subtasks.values()) for job in jobs]  # type: ignore[attr-defined]
         assert {subtask._governor for each in subtasks for subtask in each} == {Governor.of_running_loop()}
         totals = [await take(job, "sum", feed, 2, 4) for job, feed in zip(jobs, feeds, strict=True)]
         assert totals == [[2, 6]] * 3
@@ -237,7 +237,7 @@ async def test_whoever_asked_and_went_leaves_nothing_behind() -> None:
         await asyncio.wait(asked)
         release.set()
         assert await job.query("sum", Sum.total, "key-0") == 4
-        assert not job._job._attempt._queries  # type: ignore[union-attr]
+        assert not job._job._attempt._queries  # type: ignore[attr-defined]
         feed.end()
 
 

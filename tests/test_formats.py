@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime as dt
+import pickle
 import subprocess
 import sys
 from typing import Any, TypedDict, assert_type
@@ -169,3 +170,12 @@ def test_show_what_they_are(made: object, text: str) -> None:
 def test_pydantic_is_not_imported_by_those_who_do_not_use_it() -> None:
     script = "import sys, streamactors.formats as f; f.Json(int).decode(b'1'); assert 'pydantic' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("format", [Json(), Json(dict[str, int]), MsgPack(dict[str, int])], ids=repr)
+def test_a_format_goes_with_its_source_to_another_process(format: Any) -> None:
+    """As a copy, which is also what a subclass adds."""
+    format.own = 7
+    again = pickle.loads(pickle.dumps(format))
+    assert again.decode(format.encode({"a": 1})) == {"a": 1} and again.own == 7
+    assert repr(again) == repr(format)

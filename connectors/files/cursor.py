@@ -81,6 +81,11 @@ class FileCursor(Generic[T]):
         return [self._offset, self._line, self._end]
 
     @property
+    def offset(self) -> int:
+        """Of the next line, in bytes."""
+        return self._offset
+
+    @property
     def finished(self) -> bool:
         return self._end is not None and self._offset >= self._end
 

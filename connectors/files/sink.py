@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, BinaryIO, ClassVar, Final, ParamSpec, TypeVar
 
+from connectors.files import diagnosis
 from connectors.files.errors import WriteFailed
 from connectors.files.lines import LineEncoder, require_format
 from connectors.files.offload import Offload
 from connectors.files.parts import PENDING, UNCHECKED, Part, PartFolder, PartName, hidden_name, prefix_of, writer_of
 from streamactors.clock import SYSTEM
+from streamactors.diagnosis import Finding, PlannedStep
 from streamactors.errors import InvalidConfig
 from streamactors.formats import Encoder, Json, Text
 from streamactors.sinks import Pending, SinkContext, SinkWriter, WriterSink
@@ -63,6 +65,9 @@ class FileSink(WriterSink[T_contra]):
 
     def writer(self, ctx: SinkContext) -> SinkWriter[T_contra]:
         return _PartWriter(self, ctx)
+
+    async def diagnose(self, step: PlannedStep) -> Sequence[Finding]:
+        return await asyncio.to_thread(diagnosis.of_sink, self._folder, step)
 
     def describe(self) -> str:
         return f"FileSink {self._folder!r}"

@@ -23,7 +23,7 @@ from streamactors.diagnosis import Finding, PlannedStep
 from streamactors.elements import DeadLetter, ErrorRoute, OutputTag
 from streamactors.errors import InvalidConfig
 from streamactors.formats import Decoder
-from streamactors.sources import Position, SourceBatch, SourceContext, SplitReader, SplitSource
+from streamactors.sources import InputProgress, Position, SourceBatch, SourceContext, SplitReader, SplitSource
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -100,6 +100,7 @@ class _FileReader(SplitReader[T]):
         self._known: set[str] = set()
         self._over: deque[FileCursor[T]] = deque()  # at their end from the beginning, and not yet told so
         self._next_look = 0.0
+        self._bytes_read = self._bytes_to_read = 0  # of a bounded read
 
     async def open(self, restored: Mapping[str, Position] | None) -> Mapping[str, Position]:
         if restored is not None:
@@ -126,6 +127,11 @@ class _FileReader(SplitReader[T]):
                 await self._wait_for_change()
             elif batch := await self._read_from(self._active[0]):
                 return batch
+
+    def progress(self) -> InputProgress | None:
+        if not self._source.bounded:
+            return None
+        return InputProgress(self._bytes_read, self._bytes_to_read, "bytes")
 
     def pause(self, splits: Collection[str]) -> bool:
         self._paused = frozenset(splits)
@@ -158,7 +164,9 @@ class _FileReader(SplitReader[T]):
             await self._active.popleft().close(self._offload)
 
     async def _read_from(self, cursor: FileCursor[T]) -> SourceBatch[T] | None:
+        before = cursor.offset
         batch = await cursor.read(self._offload)
+        self._bytes_read += cursor.offset - before
         if batch is not None:
             batch.ends = cursor.finished
             self._active.rotate(-1)
@@ -226,6 +234,8 @@ class _FileReader(SplitReader[T]):
         cursor = FileCursor(path, position, seen or gone, self._ctx.uid, self._decoder, self._source.pace)
         self._known.add(path)
         self._waiting.append(cursor)
+        self._bytes_read += cursor.offset
+        self._bytes_to_read += position[2] or 0
         return cursor
 
     async def _look_for_more(self) -> None:

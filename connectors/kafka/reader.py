@@ -27,7 +27,7 @@ from connectors.kafka.splits import (
     refuse_unknown,
 )
 from streamactors.errors import StreamactorsError
-from streamactors.sources import Position, SourceBatch, SourceContext, SplitReader
+from streamactors.sources import PENDING_RECORDS, InputProgress, Position, SourceBatch, SourceContext, SplitReader
 
 T = TypeVar("T")
 
@@ -76,6 +76,8 @@ class KafkaReader(SplitReader[T], Generic[T]):
         self._discovery: asyncio.Task[None] | None = None
         self._announced: deque[Split] = deque()
         self._silence = Silence(ctx, reading.brokers)
+        self._to_read = 0
+        """Offsets, in a bounded read, when it began."""
 
     # ------------------------------------------------------------------------------------------------- contract
 
@@ -84,12 +86,24 @@ class KafkaReader(SplitReader[T], Generic[T]):
         known = await self._known_partitions()
         await self._start_consumer()
         self._splits = {split.tp: split for split in await self._first_splits(known, restored)}
+        self._to_read = self._left()
         self._seek_all()
         self._announced.extend(split for split in self._splits.values() if split.ended)
         if not self._reading.bounded:
             self._discovery = asyncio.get_running_loop().create_task(self._discover_for_ever())
         self._ctx.metrics.gauge("kafka.lag", self._lag)
+        self._ctx.metrics.gauge(PENDING_RECORDS, self._lag)
         return {split.name: split.position(split.offset) for split in self._splits.values()}
+
+    def progress(self) -> InputProgress | None:
+        """By offsets, of which some may hold no record; from where this attempt has begun."""
+        if not self._reading.bounded:
+            return None
+        return InputProgress(self._to_read - self._left(), self._to_read, "records")
+
+    def _left(self) -> int:
+        """Offsets, in a bounded read."""
+        return sum(max(0, split.end - split.offset) for split in self._splits.values() if split.end is not None)
 
     async def read(self) -> SourceBatch[T] | None:
         while True:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final, TypeVar
 
 from streamactors.errors import RecordFailed
-from streamactors.sources import CRASH, Position, SourceBatch, SourceContext, SplitReader, SplitSource
+from streamactors.sources import CRASH, InputProgress, Position, SourceBatch, SourceContext, SplitReader, SplitSource
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -71,6 +71,14 @@ class _ListReader(SplitReader[T]):
             elif values := self._take(min(readable, key=unread.__getitem__)):
                 return values
         return self._ended(self._over.pop()) if self._over else None
+
+    def progress(self) -> InputProgress | None:
+        done = total = 0
+        for split, start in self._next.items():
+            offset, step = _stripe_of(split)
+            done += len(range(offset, min(start, len(self._values)), step))
+            total += len(range(offset, len(self._values), step))
+        return InputProgress(done, total, "records")
 
     def _unread(self) -> dict[str, int]:
         return {split: start for split, start in self._next.items() if start < len(self._values)}

@@ -16,7 +16,14 @@ from connectors.queue.segments import Group
 from connectors.queue.session import Partition, Session
 from streamactors.clock import uninterrupted
 from streamactors.formats import Decoder, decode_batch
-from streamactors.sources import Position, SourceBatch, SourceContext, SplitReader, UndecodableRecord
+from streamactors.sources import (
+    PENDING_RECORDS,
+    Position,
+    SourceBatch,
+    SourceContext,
+    SplitReader,
+    UndecodableRecord,
+)
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -214,8 +221,12 @@ class QueueReader(SplitReader[T]):
                 self._cursors.append(self._cursor(session, split, restored))
         for cursor in self._cursors:
             cursor.tell()
-        self._ctx.metrics.gauge("queue.pending", lambda: sum(partition.pending for partition in self._claimed))
+        self._ctx.metrics.gauge("queue.pending", self._pending)
+        self._ctx.metrics.gauge(PENDING_RECORDS, self._pending)
         return {cursor.split: cursor.position for cursor in self._cursors}
+
+    def _pending(self) -> float:
+        return float(sum(partition.pending for partition in self._claimed))
 
     def _check_partitions(self, session: Session, restored: Mapping[str, Position]) -> None:
         if missing := [split for split in restored if int(split) not in session.partitions]:

@@ -4,7 +4,7 @@ import asyncio
 import datetime as dt
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, Self, TypeVar
 
 from connectors.queue.committing import QueuePosition, Submitted
@@ -13,6 +13,7 @@ from connectors.queue.log import Retention
 from connectors.queue.reader import QueueReader
 from connectors.queue.session import Layout, Session
 from streamactors.clock import SYSTEM, uninterrupted
+from streamactors.diagnosis import Finding, PlannedStep, of_written_folder
 from streamactors.elements import DeadLetter, ErrorRoute, OutputTag
 from streamactors.errors import InvalidConfig, InvalidTimestamp
 from streamactors.sources import SourceContext, SplitReader, SplitSource
@@ -277,6 +278,10 @@ class QueueSource(SplitSource[T]):
 
     def assign(self, split: str, parallelism: int) -> int:
         return int(split) % parallelism
+
+    async def diagnose(self, step: PlannedStep) -> Sequence[Finding]:
+        remedy = "give the user access, or name another folder for the queue"
+        return await asyncio.to_thread(lambda: list(of_written_folder("folder", self._layout.folder, remedy)))
 
     def describe(self) -> str:
         partitions = self._layout.partitions

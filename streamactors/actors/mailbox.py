@@ -3,7 +3,8 @@
 Invariants. Items of one channel are taken in the order they were put. What is queued on a channel never weighs more
 than its quota (an item of weight 0 needs no room). A blocked channel gives nothing, and holds nobody else up. The
 control lane is neither bounded nor blocked. Ready channels are served round-robin. An announced item is told of on its
-arrival, and still taken in its turn. The tap sees every item on its arrival, before anybody can take it.
+arrival (or before, where others ahead of it are still on their way), and still taken in its turn. The tap sees every
+item on its arrival, before anybody can take it.
 """
 
 from collections import deque
@@ -13,6 +14,15 @@ from typing import Any, Generic, TypeVar
 from streamactors.actors.signal import Signal
 
 M = TypeVar("M")
+
+
+class Ahead(Generic[M]):
+    """An item that is told of, though others ahead of it on its channel have yet to be put."""
+
+    __slots__ = ("item",)
+
+    def __init__(self, item: M) -> None:
+        self.item = item
 
 
 class _Channel(Generic[M]):
@@ -34,8 +44,9 @@ class Mailbox(Generic[M]):
         self.channels = channels
         self.signal = Signal()
         self.control: deque[Any] = deque()
-        self.announced: deque[tuple[int, M]] = deque()
-        """Items put with `announce`, in the order of their arrival, with their channels; taken by the receiver."""
+        self.announced: deque[tuple[int, M | Ahead[M]]] = deque()
+        """Items put with `announce`, or told of ahead, in the order of that, with their channels; taken by the
+        receiver."""
         self.tap: Callable[[int, M], None] | None = None
         self.quota = max(1, capacity // max(1, channels))
         self.byte_quota = max(1, byte_capacity // max(1, channels))
@@ -69,6 +80,11 @@ class Mailbox(Generic[M]):
             self.announced.append((channel, item))
         if self.tap is not None:
             self.tap(channel, item)
+        self.signal.set()
+
+    def announce(self, channel: int, item: M) -> None:
+        """Tell the receiver of an item that is yet to be put."""
+        self.announced.append((channel, Ahead(item)))
         self.signal.set()
 
     def notify_room(self, channel: int, wake: Callable[[], None]) -> None:

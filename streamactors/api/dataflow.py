@@ -13,11 +13,11 @@ from typing import Any, Final, Generic, Literal, TypeVar, cast, overload
 from streamactors.api.builder import GraphBuilder, needs_uid
 from streamactors.api.inference import common_type, flat_mapped_type, mapped_type, operator_type, stored_type
 from streamactors.api.joined import bound, check_key_types, pair_type, stored_types
-from streamactors.config import Config, Restart
+from streamactors.config import Config
 from streamactors.elements import ErrorRoute, OutputTag
 from streamactors.errors import InvalidDataflow
-from streamactors.graph import planner, render
-from streamactors.graph.execution import choose_execution, why
+from streamactors.graph import render
+from streamactors.graph.execution import why
 from streamactors.graph.logical import (
     Broadcast,
     Edge,
@@ -28,6 +28,8 @@ from streamactors.graph.logical import (
     Rebalance,
     SourceSpec,
 )
+from streamactors.graph.placement import place
+from streamactors.graph.planned import placed, planned, workers_of
 from streamactors.operators.async_io.keyed import KeyedProcessSpec
 from streamactors.operators.async_io.map_async import MapAsyncSpec
 from streamactors.operators.async_io.settings import BatchOf, Retry
@@ -105,28 +107,27 @@ class Dataflow:
         """The steps so far, frozen."""
         return self._builder.graph()
 
-    def explain(self, config: Config | None = None) -> str:
-        """The logical graph, and the plan by which it would run under `config`, as text.
+    def explain(self, config: Config | None = None, *, workers: int | None = None) -> str:
+        """The logical graph, and the plan by which it would run under `config`, as text. `workers`: on so many, else on
+        those of the deployment, where it has any.
 
         Raises InvalidDataflow or InvalidConfig where it would not run.
         """
         config = config or Config()
         graph = self.graph()
-        checkpointing = config.checkpoints is not None
-        restarts = config.restart not in (None, Restart.none())
-        execution = choose_execution(graph, config.execution, checkpointing=checkpointing, restarts=restarts)
-        plan = planner.plan(
-            graph,
-            parallelism=config.parallelism,
-            max_parallelism=config.max_parallelism,
-            checkpointing=checkpointing and execution == "streaming",
-            execution=execution,
-        )
-        return render.explain(graph, plan, why(graph, config.execution, checkpointing=checkpointing))
+        plan = planned(graph, config)
+        reason = why(graph, config.execution, checkpointing=config.checkpoints is not None)
+        return render.explain(graph, plan, reason, placed(plan, workers or workers_of(config)))
 
-    def to_mermaid(self) -> str:
-        """The logical graph as a Mermaid flowchart."""
-        return render.mermaid(self.graph())
+    def to_mermaid(self, config: Config | None = None, *, workers: int | None = None) -> str:
+        """The logical graph as a Mermaid flowchart; or, with `workers` or a deployment over several, the plan by worker
+        (see `explain`)."""
+        graph, config = self.graph(), config or Config()
+        workers = workers or workers_of(config)
+        if workers is None:
+            return render.mermaid(graph)
+        plan = planned(graph, config)
+        return render.placed_mermaid(plan, place(plan, workers))
 
     def __repr__(self) -> str:
         return f"<Dataflow {self.name!r}>"

@@ -16,6 +16,7 @@ from streamactors.checkpoint.protocol import (
     Acknowledge,
     Action,
     AlignmentTimedOut,
+    BarrierAhead,
     BarrierAnnounced,
     BarrierAtHead,
     BarrierLeft,
@@ -60,7 +61,7 @@ class AlignedBarriers:
                 return [] if self._leaving.pop(checkpoint, None) is None else [Acknowledge(checkpoint)]
             case Aborted(checkpoint):
                 return self._abort(checkpoint)
-            case BarrierAnnounced() | AlignmentTimedOut():
+            case BarrierAnnounced() | BarrierAhead() | AlignmentTimedOut():
                 return []
 
     # --------------------------------------------------------------------------- for the protocols that wrap this one

@@ -11,6 +11,7 @@ from streamactors.checkpoint.protocol import (
     Acknowledge,
     Action,
     AlignmentTimedOut,
+    BarrierAhead,
     BarrierAnnounced,
     BarrierAtHead,
     BarrierLeft,
@@ -54,7 +55,7 @@ class CountedBarriers:
                 return self._left(checkpoint)
             case Aborted(checkpoint):
                 return self._abort(checkpoint)
-            case BarrierAnnounced() | AlignmentTimedOut():
+            case BarrierAnnounced() | BarrierAhead() | AlignmentTimedOut():
                 return []
 
     def _snapshot_if_counted(self) -> list[Action]:

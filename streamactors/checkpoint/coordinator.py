@@ -15,7 +15,7 @@ Invariants:
 """
 
 from collections.abc import Collection, Hashable, Mapping
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -23,6 +23,8 @@ from streamactors.elements import Barrier
 
 S = TypeVar("S", bound=Hashable)
 
+Cause = Literal["interval", "request", "final"]
+"""Why a checkpoint was triggered."""
 NOBODY: Final = 0
 """The ticket of a request that nobody waits for."""
 
@@ -95,11 +97,13 @@ class DataEnded(msgspec.Struct, frozen=True):
 
 class SourcesStopped(msgspec.Struct, frozen=True):
     """`stop`: no source reads any further; take the last checkpoint (a savepoint if `target`) and finish.
-    `drain`: only once every subtask has seen the end of data, which the sources have sent."""
+    `drain`: only once every subtask has seen the end of data, which the sources have sent. `resumable`: where that
+    checkpoint fails, nothing else does, and the sources read on."""
 
     ticket: int
     target: str | None = None
     drain: bool = False
+    resumable: bool = False
 
 
 Event = (
@@ -174,11 +178,17 @@ class FailAttempt(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Resume(msgspec.Struct, frozen=True):
+    """The last checkpoint has failed, and is not to be the last one: the sources read on."""
+
+    reason: str
+
+
 class Finish(msgspec.Struct, frozen=True):
     """All is durable and visible: end every subtask."""
 
 
-Action = Trigger | Abort | WriteManifest | Notify | Commit | WriteReceipt | Retire | FailAttempt | Finish
+Action = Trigger | Abort | WriteManifest | Notify | Commit | WriteReceipt | Retire | FailAttempt | Resume | Finish
 
 
 class _Pending(Generic[S]):
@@ -226,6 +236,12 @@ class CheckpointCoordinator(Generic[S]):
     @property
     def in_flight(self) -> tuple[int, ...]:
         return tuple(self._pending)
+
+    def cause(self, checkpoint: int) -> Cause:
+        pending = self._pending[checkpoint]
+        if pending.final:
+            return "final"
+        return "request" if pending.tickets or pending.barrier.savepoint else "interval"
 
     # ------------------------------------------------------------------------------------------------------- events
     def on(self, event: Event, now: float) -> list[Action]:
@@ -290,8 +306,7 @@ class CheckpointCoordinator(Generic[S]):
         return [self._trigger(now)]
 
     def _trigger(self, now: float) -> Action:
-        # A savepoint that was asked for before the end is one of its own.
-        final = self._wants_final() and not any(request.target for request in self._requests)
+        final = self._wants_final() and not any(self._is_ahead_of_final(request) for request in self._requests)
         tickets = []
         target = None
         if final and self._stop is not None:
@@ -313,6 +328,12 @@ class CheckpointCoordinator(Generic[S]):
         if final:
             self._final = barrier.checkpoint
         return Trigger(barrier, self._settings.alignment_timeout if may_overtake else None)
+
+    def _is_ahead_of_final(self, request: Requested) -> bool:
+        """A savepoint that was asked for before the end is one of its own; and where the final checkpoint may fail,
+        again and again, one that commits comes in between."""
+        resumable = self._stop is not None and self._stop.resumable
+        return request.target is not None or (resumable and request == _FOLLOW_UP)
 
     # ---------------------------------------------------------------------------------------------------- completion
     def _acknowledged(self, subtask: S, checkpoint: int, state: Any) -> list[Action]:
@@ -398,6 +419,9 @@ class CheckpointCoordinator(Generic[S]):
         stopping = checkpoint == self._final and self._stop is not None
         savepoint = self._pending[checkpoint].barrier.savepoint
         actions: list[Action] = [self._give_up(checkpoint, reason)]
+        if stopping and self._stop is not None and self._stop.resumable:
+            self._stop, stopping, savepoint = None, False, True
+            actions.append(Resume(f"checkpoint {checkpoint} failed: {reason}"))
         if savepoint and not stopping:
             # Whoever asked for it is told; the job has lost nothing. Its sinks have prepared, though.
             if self._committers:

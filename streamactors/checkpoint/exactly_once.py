@@ -20,6 +20,7 @@ from streamactors.checkpoint.aligned import AlignedBarriers
 from streamactors.checkpoint.protocol import (
     Action,
     AlignmentTimedOut,
+    BarrierAhead,
     BarrierAnnounced,
     BarrierAtHead,
     Decline,
@@ -48,6 +49,8 @@ class ExactlyOnceBarriers:
         match event:
             case BarrierAnnounced(channel, barrier):
                 return self._announced(channel, barrier)
+            case BarrierAhead(_, barrier):
+                return self._told(barrier, self._unaligned.expect(barrier.checkpoint))
             case AlignmentTimedOut(checkpoint):
                 return self._timed_out(checkpoint)
             case BarrierAtHead() | Triggered():
@@ -57,8 +60,11 @@ class ExactlyOnceBarriers:
                 return actions + [action for action in self._aligned.on(event) if action not in actions]
 
     def _announced(self, channel: int, barrier: Barrier) -> list[Action]:
+        return self._told(barrier, self._unaligned.note(channel, barrier.checkpoint))
+
+    def _told(self, barrier: Barrier, noted: list[Action]) -> list[Action]:
         checkpoint = barrier.checkpoint
-        actions = self._unaligned.note(channel, checkpoint) + self._forget_settled()
+        actions = noted + self._forget_settled()
         if checkpoint in self._settled:
             return actions
         first = checkpoint not in self._waiting

@@ -25,6 +25,14 @@ class BarrierAnnounced(msgspec.Struct, frozen=True, gc=False):
     barrier: Barrier
 
 
+class BarrierAhead(msgspec.Struct, frozen=True, gc=False):
+    """A barrier that overtakes has come ahead of elements that are still on their way on channel `channel`, between two
+    processes. It is announced when they have arrived; and no earlier barrier of that channel is yet to be told of."""
+
+    channel: int
+    barrier: Barrier
+
+
 class BarrierAtHead(msgspec.Struct, frozen=True, gc=False):
     """A barrier was taken from channel `channel`: everything ahead of it has been processed."""
 
@@ -56,7 +64,16 @@ class Aborted(msgspec.Struct, frozen=True, gc=False):
     checkpoint: int
 
 
-Event = Triggered | BarrierAnnounced | BarrierAtHead | ChannelEnded | BarrierLeft | AlignmentTimedOut | Aborted
+Event = (
+    Triggered
+    | BarrierAnnounced
+    | BarrierAhead
+    | BarrierAtHead
+    | ChannelEnded
+    | BarrierLeft
+    | AlignmentTimedOut
+    | Aborted
+)
 
 
 class Block(msgspec.Struct, frozen=True, gc=False):

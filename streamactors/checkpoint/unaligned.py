@@ -1,7 +1,7 @@
 """Unaligned barriers (Flink: FLIP-76; Chandy and Lamport, "Distributed Snapshots", 1985, with barriers that overtake).
 
 Invariants, for every checkpoint n that a subtask acknowledges:
-1. Its snapshot was taken at the first announcement of barrier n on any channel, and holds the effects of what had been
+1. Its snapshot was taken when barrier n was first told of on any channel, and holds the effects of what had been
    processed by then. What was in hand, and on every channel what had been queued or still came ahead of barrier n, is
    captured. So effects and captures together are exactly the elements ahead of barrier n, each once, in order.
 2. Barrier n leaves every output ahead of all that the snapshot found unsent there, which is captured, and behind every
@@ -22,6 +22,7 @@ from streamactors.checkpoint.protocol import (
     Acknowledge,
     Action,
     AlignmentTimedOut,
+    BarrierAhead,
     BarrierAnnounced,
     BarrierAtHead,
     BarrierLeft,
@@ -59,6 +60,9 @@ class UnalignedBarriers:
             case BarrierAnnounced(channel, barrier):
                 actions = self.note(channel, barrier.checkpoint)
                 return actions if barrier.checkpoint in self._settled else actions + self.overtake(barrier)
+            case BarrierAhead(_, barrier):
+                actions = self.expect(barrier.checkpoint)
+                return actions if barrier.checkpoint in self._settled else actions + self.overtake(barrier)
             case BarrierAtHead(channel, barrier):
                 self._settled.taken(channel, barrier.checkpoint)
                 return []
@@ -81,15 +85,24 @@ class UnalignedBarriers:
         """Barrier `checkpoint` was announced, whether it is to overtake or not."""
         self._forget_settled()
         skipped = [n for n, announced in self._announced.items() if n < checkpoint and channel not in announced]
-        if checkpoint not in self._announced and checkpoint not in self._settled:
-            self._announced[checkpoint] = set()
-            if max(self._latest) > checkpoint:
-                skipped.append(checkpoint)  # on the channel of that later one it will not come any more
-        self._latest[channel] = checkpoint
         actions = [action for n in sorted(skipped) for action in self._given_up_upstream(n)]
+        actions += self._begin(checkpoint)
+        self._latest[channel] = checkpoint
         if checkpoint in self._announced:
             self._announced[checkpoint].add(channel)
         return actions + self._acknowledge_whole()
+
+    def expect(self, checkpoint: int) -> list[Action]:
+        """Barrier `checkpoint` is to overtake, and known to come on some channel, on which it will be noted then."""
+        self._forget_settled()
+        return self._begin(checkpoint)
+
+    def _begin(self, checkpoint: int) -> list[Action]:
+        if checkpoint in self._announced or checkpoint in self._settled:
+            return []
+        self._announced[checkpoint] = set()
+        # On the channel of a later one it will not come any more.
+        return self._given_up_upstream(checkpoint) if max(self._latest) > checkpoint else []
 
     def overtake(self, barrier: Barrier, taken: Set[int] = frozenset()) -> list[Action]:
         """Begin, with a barrier that was noted; `taken`: the channels that have given it at their head already."""

@@ -31,9 +31,11 @@ class CheckpointWriter:
         abort: Callable[[int], Awaitable[None]],
         clock: Clock,
         reuse: Callable[[int, int, bytes], FileHandle | None] | None = None,
+        names: str = "",
     ) -> None:
         """`folder`, relative to `files`, is where the files go; paths in handles are relative to `root`. `reuse` is
-        `FileRegistry.take`; None where the checkpoint must be complete in its folder."""
+        `FileRegistry.take`; None where the checkpoint must be complete in its folder. `names`: what this writer's names
+        begin with, so that no other one of the same checkpoint gives a file the same."""
         self.place = place
         self.checkpoint = place.checkpoint
         self.files = files
@@ -41,6 +43,7 @@ class CheckpointWriter:
         self._root = root
         self._abort = abort
         self._reuse = reuse
+        self._names = names
         self._state: Literal["open", "completing", "complete", "aborted"] = "open"
         self._sequence = 0
         self._writes: dict[asyncio.Task[FileHandle], None] = {}
@@ -86,7 +89,7 @@ class CheckpointWriter:
 
     async def _write_alone(self, name: str, chunks: Chunks) -> FileHandle:
         self._sequence += 1
-        path = self.path(layout.state_file(self._sequence, name))
+        path = self.path(layout.state_file(self._sequence, f"{self._names}{name}"))
         written = await self.files.write(path, chunks)
         return FileHandle(path.removeprefix(self._root), written.size, written.digest)
 

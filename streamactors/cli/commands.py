@@ -3,16 +3,25 @@
 import asyncio
 import logging
 import os
-from importlib.metadata import version
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from streamactors.cli import demo_live, demo_view, graph_view, inspection, project, serving, state_rows, steering
+from streamactors.cli import (
+    demo_live,
+    demo_view,
+    graph_view,
+    inspection,
+    project,
+    serving,
+    state_rows,
+    steering,
+    told_version,
+)
 from streamactors.cli.doctor import command as doctor
 from streamactors.cli.durations import seconds_of
-from streamactors.cli.failure import refusals, show
 from streamactors.cli.loading import load_flow
 from streamactors.cli.logs import LogFormat, set_up
 from streamactors.cli.options import (
@@ -24,10 +33,13 @@ from streamactors.cli.options import (
     Storage,
     Target,
     Traceback,
+    Workers,
     flags,
     resolved,
 )
 from streamactors.cli.printing import print_json
+from streamactors.cli.problem import run_for_programs, wants_json
+from streamactors.cli.refusing import refusals, tell
 from streamactors.cli.running import RunOptions, run_reporting
 from streamactors.config import Setting, resolve
 from streamactors.errors import CorruptCheckpoint
@@ -51,7 +63,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"streamactors {version('streamactors')}")
+        typer.echo(told_version())
         raise typer.Exit
 
 
@@ -103,6 +115,10 @@ def run(
     ] = False,
     hosts: serving.AllowHost = None,
     savepoints: serving.Savepoints = None,
+    otlp: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Send traces of checkpoints and recoveries to this collector (OTLP)."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="The same as --log-format json.")] = False,
     traceback: Traceback = False,
 ) -> None:
@@ -115,7 +131,7 @@ def run(
     before the module's `config`, that before the defaults.
     """
     log_format = "json" if json else log_format
-    with refusals(traceback):
+    with refusals(traceback, json=log_format == "json"):
         flow, module_config = load_flow(target)
         set_up(log_format, flow.name, level=_level(quiet, verbose), full=traceback)
         given = flags(assignments, parallelism, storage, interval)
@@ -133,6 +149,7 @@ def run(
             None if report_every is None else seconds_of("--report-every", report_every),
             target if control else None,
             serving.serve_options(listen, hosts, savepoints, dashboard=dashboard),
+            otlp,
         )
         code = run_loop(run_reporting(flow, config, options))
     raise typer.Exit(code)
@@ -145,16 +162,18 @@ def explain(
     assignments: Assignments = None,
     parallelism: Parallelism = None,
     mermaid: Annotated[bool, typer.Option("--mermaid", help="The logical graph as a Mermaid flowchart.")] = False,
+    workers: Workers = None,
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
     """Show a flow's logical graph and the plan by which it would run."""
-    with refusals(traceback):
+    with refusals(traceback, json=json):
         flow, config, _ = resolved(target, config_file, flags(assignments, parallelism))
         if json:
-            print_json(graph_view.described(flow, config))
+            print_json(graph_view.described(flow, config, workers))
         else:
-            typer.echo(flow.to_mermaid() if mermaid else flow.explain(config), nl=False)
+            show = flow.to_mermaid if mermaid else flow.explain
+            typer.echo(show(config, workers=workers), nl=False)
 
 
 @app.command(epilog=graph_view.EXIT_CODES)
@@ -165,21 +184,28 @@ def graph(
     parallelism: Parallelism = None,
     text: Annotated[bool, typer.Option("--text", help="For a terminal, with the plan: as `explain` has it.")] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the chart there; .md: as Markdown.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write it there; .md: Markdown, .svg: a picture."),
     ] = None,
+    svg: Annotated[bool, typer.Option("--svg", help="A picture of the chains of steps, as SVG.")] = False,
+    workers: Workers = None,
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
-    """Show a flow's graph as a Mermaid flowchart, which GitHub, GitLab and most editors draw."""
-    with refusals(traceback):
-        graph_view.check_options(text=text, json=json, output=output)
+    """Show a flow's graph as a Mermaid flowchart, which GitHub, GitLab and most editors draw; or as SVG."""
+    with refusals(traceback, json=json):
+        svg = svg or (output is not None and output.suffix == ".svg")
+        graph_view.check_options(text=text, json=json, svg=svg, output=output)
         flow, config, _ = resolved(target, config_file, flags(assignments, parallelism))
         if json:
-            print_json(graph_view.described(flow, config))
-        elif output is not None:
-            graph_view.save(flow.to_mermaid(), output)
+            print_json(graph_view.described(flow, config, workers))
+            return
+        show = flow.explain if text else flow.to_mermaid
+        shown = graph_view.drawn(flow, config) if svg else show(config, workers=workers)
+        if output is not None:
+            graph_view.save(shown, output)
         else:
-            typer.echo(flow.explain(config) if text else flow.to_mermaid(), nl=False)
+            typer.echo(shown, nl=False)
 
 
 @app.command()
@@ -203,14 +229,40 @@ def inspect(
 
     Exit codes: 0; 1 if the checkpoint itself is damaged; 2 if there is none, or nothing of what is asked for.
     """
-    with refusals(traceback):
-        chosen: state_rows.Format = "json" if json and format == "table" else format
-        wanted = state_rows.Wanted(operator, state, key, limit, chosen, output)
+    chosen: state_rows.Format = "json" if json and format == "table" else format
+    _look_into(uri, state_rows.Wanted(operator, state, key, limit, chosen, output), verify, full=traceback)
+
+
+@app.command()
+def state(
+    uri: Annotated[str, typer.Argument(metavar="URI", help="A storage, a flow's folder in it, or one checkpoint.")],
+    operator: Annotated[str | None, typer.Argument(metavar="[UID]", help="What this operator holds.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The rows of this state.")] = None,
+    key: Annotated[str | None, typer.Option(metavar="KEY", help="Of this key alone, as text or as JSON.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows at most; 20 in a table, else all.")] = None,
+    format: Annotated[
+        state_rows.Format, typer.Option(help="Of the rows; json: an object a line; parquet goes into --output.")
+    ] = "table",
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Where the rows go.")] = None,
+    json: Json = False,
+    traceback: Traceback = False,
+) -> None:
+    """Show what stored state holds: that of an operator, or the rows of one of its states. A short form of `inspect`.
+
+    Exit codes: 0; 1 if the checkpoint itself is damaged; 2 if there is none, or nothing of what is asked for.
+    """
+    chosen: state_rows.Format = "json" if json and format == "table" else format
+    _look_into(uri, state_rows.Wanted(operator, name, key, limit, chosen, output), "sizes", full=traceback)
+
+
+def _look_into(uri: str, wanted: state_rows.Wanted, verify: inspection.Depth, *, full: bool) -> None:
+    as_json = wanted.format == "json"
+    with refusals(full, json=as_json):
         wanted.check()
         try:
-            code = asyncio.run(inspection.inspect(uri, as_json=chosen == "json", verify=verify, wanted=wanted))
+            code = asyncio.run(inspection.inspect(uri, as_json=as_json, verify=verify, wanted=wanted))
         except CorruptCheckpoint as error:
-            show(error, full=traceback)
+            tell(error, full=full, json=as_json)
             code = EXIT_FAILED
     raise typer.Exit(code)
 
@@ -229,7 +281,7 @@ def demo(
 
     Exit codes: 0 if every result is there exactly once; 1 if not, and the files are kept.
     """
-    with refusals(False):
+    with refusals(json=json):
         if dashboard:
             equal = demo_view.show(events, keep, as_json=json, then=lambda folder: demo_live.run_on(folder, listen))
         else:
@@ -242,6 +294,7 @@ for _name, _command in (
     ("status", steering.status),
     ("checkpoint", steering.checkpoint),
     ("savepoint", steering.savepoint),
+    ("rescale", steering.rescale),
     ("stop", steering.stop),
     ("cancel", steering.cancel),
 ):
@@ -255,6 +308,8 @@ app.command("serve", epilog=serving.EXIT_CODES)(serving.serve)
 
 def main() -> None:
     """The `streamactors` command, by whatever name it was started: shell completion goes by it."""
+    if wants_json(sys.argv[1:]):
+        run_for_programs(lambda: app(prog_name="streamactors", standalone_mode=False))
     app(prog_name="streamactors")
 
 

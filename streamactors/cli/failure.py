@@ -3,35 +3,20 @@
 import sysconfig
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import typer
 from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
 import streamactors
 from streamactors.errors import CorruptCheckpoint, JobFailed, RecordFailed, RequestFailed, StreamactorsError
-from streamactors.launch import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED
 
 _PACKAGE = Path(streamactors.__file__).parent
 _OURS = (str(_PACKAGE), str(_PACKAGE.parent / "connectors"))
 _PATHS = sysconfig.get_paths()
 _INSTALLED = (_PATHS["purelib"], _PATHS["platlib"])
 _STANDARD = (_PATHS["stdlib"], _PATHS["platstdlib"], "<")
-
-
-@contextmanager
-def refusals(full: bool = False) -> Iterator[None]:
-    """An error of ours ends the command: shown, and as its exit code."""
-    try:
-        yield
-    except StreamactorsError as error:
-        show(error, full=full)
-        raise typer.Exit(EXIT_FAILED if isinstance(error, JobFailed | RequestFailed) else EXIT_REFUSED) from error
-    except KeyboardInterrupt:
-        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def show(error: BaseException, *, full: bool) -> None:
@@ -52,7 +37,7 @@ def show(error: BaseException, *, full: bool) -> None:
 def describe(error: BaseException) -> list[str]:
     """Where in the user's own code and what; operator, key and record; what we say to it."""
     links = chain(error)
-    user = next(filter(_is_of_the_user, links), None)
+    user = own_error(error)
     if user is None:
         return [str(link) for link in links[:1]]
     first, others = _first(user)
@@ -68,6 +53,16 @@ def describe(error: BaseException) -> list[str]:
 def where(error: BaseException) -> str:
     """In one line."""
     return "; ".join(line.strip() for line in describe(error))
+
+
+def own_error(error: BaseException) -> BaseException | None:
+    """What the user's own code has raised, of the error and its causes."""
+    return next(filter(_is_of_the_user, chain(error)), None)
+
+
+def own_frame(error: BaseException) -> str | None:
+    """Where the user's own code has raised it, in one line."""
+    return next(_frame(_first(error)[0]), None)
 
 
 def chain(error: BaseException) -> list[BaseException]:

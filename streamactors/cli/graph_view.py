@@ -6,35 +6,22 @@ from typing import Any, Final
 import msgspec
 
 from streamactors.api.dataflow import Dataflow
-from streamactors.config import Config, Restart
+from streamactors.cli.graph_picture import picture
+from streamactors.config import Config
 from streamactors.errors import InvalidConfig, StorageFailed
-from streamactors.graph import planner
-from streamactors.graph.execution import choose_execution
-from streamactors.graph.logical import LogicalGraph
-from streamactors.graph.physical import PhysicalPlan
+from streamactors.graph.planned import placed, planned, workers_of
 from streamactors.observe.views import graph_of
 
 EXIT_CODES: Final = "Exit codes: 0; 2 refused: there is no such flow, it can't be planned, or a wrong option."
 PAGE: Final = "```mermaid\n{}```\n"
 
 
-def planned(graph: LogicalGraph, config: Config) -> PhysicalPlan:
-    """Raises InvalidDataflow or InvalidConfig where it would not run."""
-    checkpointing = config.checkpoints is not None
-    restarts = config.restart not in (None, Restart.none())
-    execution = choose_execution(graph, config.execution, checkpointing=checkpointing, restarts=restarts)
-    return planner.plan(
-        graph,
-        parallelism=config.parallelism,
-        max_parallelism=config.max_parallelism,
-        checkpointing=checkpointing and execution == "streaming",
-        execution=execution,
-    )
-
-
-def described(flow: Dataflow, config: Config) -> dict[str, Any]:
-    """Nodes and edges as the REST API has them of a job that runs; `subtasks` and `channels` of the whole plan."""
+def described(flow: Dataflow, config: Config, workers: int | None = None) -> dict[str, Any]:
+    """Nodes and edges as the REST API has them of a job that runs; `subtasks` and `channels` of the whole plan;
+    `workers`: the subtasks of each, where there are several."""
     plan = planned(flow.graph(), config)
+    workers = workers or workers_of(config)
+    placement = placed(plan, workers)
     content: dict[str, Any] = msgspec.to_builtins(graph_of(plan))
     return {
         "name": flow.name,
@@ -42,19 +29,25 @@ def described(flow: Dataflow, config: Config) -> dict[str, Any]:
         "subtasks": len(plan.subtasks),
         "channels": sum(map(plan.channel_count, plan.edges)),
         **content,
-        "mermaid": flow.to_mermaid(),
+        **({} if placement is None else {"workers": [list(map(str, slice)) for slice in placement.slices]}),
+        "mermaid": flow.to_mermaid(workers=workers),
     }
 
 
-def check_options(*, text: bool, json: bool, output: Path | None) -> None:
+def drawn(flow: Dataflow, config: Config) -> str:
+    """As SVG."""
+    return picture(flow.name, graph_of(planned(flow.graph(), config)))
+
+
+def check_options(*, text: bool, json: bool, svg: bool, output: Path | None) -> None:
     """Raises InvalidConfig for those that don't go together."""
-    if text + json + (output is not None) > 1:
-        raise InvalidConfig("--text, --json and --output each ask for another form: give one of them")
+    if text + json + (svg or output is not None) > 1:
+        raise InvalidConfig("--text, --json and --svg or --output each ask for another form: give one of them")
 
 
-def save(mermaid: str, path: Path) -> None:
+def save(chart: str, path: Path) -> None:
     """A Markdown file shows the picture by itself on GitHub and in most editors; any other gets the bare chart."""
     try:
-        path.write_text(PAGE.format(mermaid) if path.suffix == ".md" else mermaid, encoding="utf-8")
+        path.write_text(PAGE.format(chart) if path.suffix == ".md" else chart, encoding="utf-8")
     except OSError as error:
         raise StorageFailed(f"can't write {path}: {error.strerror or error}") from error

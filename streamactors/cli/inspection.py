@@ -15,9 +15,9 @@ from streamactors.checkpoint.restorable import CheckpointSummary, list_checkpoin
 from streamactors.checkpoint.storage.contract import Files
 from streamactors.checkpoint.storage.opening import open_files
 from streamactors.checkpoint.storage.uris import normalise_uri
-from streamactors.cli.progress import in_bytes
 from streamactors.cli.state_rows import Wanted, show
 from streamactors.clock import SYSTEM
+from streamactors.diagnosis import in_bytes
 from streamactors.errors import CorruptCheckpoint, InvalidConfig, StreamactorsError
 from streamactors.launch import EXIT_FAILED, EXIT_OK
 from streamactors.settings import redacted

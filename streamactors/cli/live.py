@@ -13,8 +13,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from streamactors.cli.progress import Progress, ProgressMeter, as_line, as_words, fill, in_bytes
+from streamactors.cli.progress import Progress, ProgressMeter, as_line, as_words, fill, read_of
 from streamactors.clock import Clock
+from streamactors.diagnosis import in_bytes
 from streamactors.launch import JobHandle
 
 log = logging.getLogger("streamactors.progress")
@@ -83,7 +84,9 @@ def table(progress: Progress) -> Group:
 
 
 def _bars(progress: Progress) -> Iterator[Table]:
-    """Of a restore, and of a checkpoint that takes long: others would only flicker."""
+    """Of inputs whose end is known, of a restore, and of a checkpoint that takes long: others would only flicker."""
+    for read in progress.inputs:
+        yield _bar(read_of(read), read.done, read.total)
     if (restored := progress.restored) is not None:
         words = f"{in_bytes(restored.done)} of {in_bytes(restored.total)} restored"
         yield _bar(words, restored.done, restored.total)

@@ -19,6 +19,9 @@ Assignments = Annotated[
     list[str] | None, typer.Option("--set", "-s", metavar="NAME=VALUE", help="Any setting: checkpoints.retain=5.")
 ]
 Parallelism = Annotated[int | None, typer.Option(help="Of every step that doesn't set its own.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Show which of so many workers would run what, else those of the deployment.")
+]
 Storage = Annotated[str | None, typer.Option(metavar="URI", help="Where checkpoints lie.")]
 Interval = Annotated[str | None, typer.Option(metavar="DURATION", help="Between checkpoints: 10s.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show whole tracebacks.")]

@@ -5,7 +5,9 @@ from typing import Any
 
 import msgspec
 
+from streamactors.diagnosis import in_bytes
 from streamactors.runtime.info import CheckpointInfo, CheckpointUnderWay, Restoring
+from streamactors.runtime.progress import input_progress
 
 ENDED = ("finished", "failed", "cancelled")
 
@@ -48,6 +50,15 @@ class Restored(msgspec.Struct, frozen=True):
     total: int
 
 
+class InputRead(msgspec.Struct, frozen=True):
+    """What a source has read of an input whose end it knows: `done` of `total`."""
+
+    uid: str
+    done: int
+    total: int
+    unit: str
+
+
 class Progress(msgspec.Struct, frozen=True):
     flow: str
     status: str
@@ -56,6 +67,7 @@ class Progress(msgspec.Struct, frozen=True):
     operators: tuple[OperatorProgress, ...]
     under_way: Snapshotting | None = None
     restored: Restored | None = None
+    inputs: tuple[InputRead, ...] = ()
 
 
 class ProgressMeter:
@@ -68,6 +80,7 @@ class ProgressMeter:
         self._measured_at: float | None = None
         self._checkpoint: tuple[int, float] | None = None
         self._operators: tuple[OperatorProgress, ...] = ()
+        self._inputs: tuple[InputRead, ...] = ()
 
     def measure(
         self,
@@ -82,9 +95,10 @@ class ProgressMeter:
             elapsed = 0.0 if self._measured_at is None else now - self._measured_at
             counts = _by_operator(metrics["subtasks"])
             self._operators = tuple(self._operator(uid, counts[uid], elapsed) for uid in self._uids if uid in counts)
+            self._inputs = self._read(metrics["subtasks"])
             self._measured_at = now
         elif metrics["status"] in ENDED:
-            self._operators = ()
+            self._operators, self._inputs = (), ()
         checkpoint = self._checkpointed(metrics["last_checkpoint"], now)
         return Progress(
             self._flow,
@@ -94,7 +108,13 @@ class ProgressMeter:
             self._operators,
             _oldest(under_way, len(metrics["subtasks"])),
             None if restoring is None else Restored(restoring.done, restoring.total),
+            self._inputs,
         )
+
+    def _read(self, subtasks: Mapping[str, Any]) -> tuple[InputRead, ...]:
+        told = input_progress(subtasks.values())
+        read = [(uid, told[uid]) for uid in self._uids if uid in told]
+        return tuple(InputRead(uid, one.done, one.total, one.unit) for uid, one in read if one.total)
 
     def _operator(self, uid: str, counts: "_Counts", elapsed: float) -> OperatorProgress:
         before = self._before.get(uid, (0, 0))
@@ -144,8 +164,13 @@ def _by_operator(subtasks: Mapping[str, Any]) -> dict[str, _Counts]:
 
 def as_line(progress: Progress) -> str:
     """For a log."""
-    operators = ", ".join(map(_rates, progress.operators))
-    return f"{progress.flow}: {progress.status}, {as_words(progress)}" + (f"; {operators}" if operators else "")
+    told = [", ".join(map(read_of, progress.inputs)), ", ".join(map(_rates, progress.operators))]
+    return "; ".join([f"{progress.flow}: {progress.status}, {as_words(progress)}", *filter(None, told)])
+
+
+def read_of(read: InputRead) -> str:
+    amount = in_bytes if read.unit == "bytes" else "{:,}".format
+    return f"{read.uid} {100 * read.done // read.total}% read ({amount(read.done)} of {amount(read.total)})"
 
 
 def _rates(operator: OperatorProgress) -> str:
@@ -172,11 +197,3 @@ def as_words(progress: Progress) -> str:
 
 def fill(operator: OperatorProgress) -> str:
     return f"{operator.queued / operator.capacity:.0%}" if operator.capacity else "-"
-
-
-def in_bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            break
-        count /= 1000
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -13,15 +13,16 @@ from typing import Annotated, Final
 
 import typer
 
-from streamactors.cli.failure import refusals
 from streamactors.cli.options import Json
 from streamactors.cli.printing import print_json
+from streamactors.cli.refusing import refusals
 from streamactors.errors import InvalidConfig, StorageFailed
 
 EXIT_CODES = "Exit codes: 0 made; 2 refused: no such name can be used, or the folder is not empty."
 NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9]*([-_][A-Za-z0-9]+)*")
 TAKEN: Final = frozenset({"connectors", "streamactors", "tests", "pytest_streamactors"}) | sys.stdlib_module_names
 """Modules that one of this name would hide."""
+TO_TEST: Final = ["pip install pytest pytest-asyncio", "python -m pytest"]
 TEMPLATE: Final = {
     "README.md": "README.md.template",
     "pyproject.toml": "pyproject.toml.template",
@@ -39,11 +40,11 @@ def new(
     json: Json = False,
 ) -> None:
     """Make a project: a flow that runs at once, a test that passes, and a README that says how to go on."""
-    with refusals():
+    with refusals(json=json):
         name = folder.absolute().name
         module = module_of(name)
         made = _write(folder, {"name": name, "module": module, "version": _version()})
-    steps = [f"cd {shlex.quote(str(folder))}", f"streamactors run {module}:flow", "python -m pytest"]
+    steps = [f"cd {shlex.quote(str(folder))}", f"streamactors run {module}:flow", *TO_TEST]
     if json:
         print_json({"name": name, "folder": str(folder.absolute()), "files": made, "next": steps})
     else:

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from streamactors.api.dataflow import Dataflow
-from streamactors.cli.failure import show
 from streamactors.cli.live import Display, LiveDisplay, LogDisplay, SilentDisplay, follow
+from streamactors.cli.problem import INTERRUPTED, print_problem
 from streamactors.cli.progress import ProgressMeter
+from streamactors.cli.refusing import tell
 from streamactors.cli.serving import ServeOptions, beside
 from streamactors.clock import SYSTEM
 from streamactors.config import Config
-from streamactors.launch import JobHandle, run_until_signalled
+from streamactors.launch import EXIT_INTERRUPTED, JobHandle, run_until_signalled
 
 EVERY_ON_A_TERMINAL = 0.5
 EVERY_IN_A_LOG = 10.0
@@ -36,6 +37,7 @@ class RunOptions:
     every: float | None
     steered_as: str | None = None
     serve: ServeOptions = field(default_factory=ServeOptions)
+    otlp: str | None = None
 
 
 async def run_reporting(flow: Dataflow, config: Config, options: RunOptions) -> int:
@@ -51,9 +53,11 @@ async def run_reporting(flow: Dataflow, config: Config, options: RunOptions) -> 
         @contextlib.asynccontextmanager
         async def reported(handle: JobHandle) -> AsyncIterator[None]:
             """From before it starts: a restore may take long."""
+            from streamactors.observe.exporting import traced_if_configured  # nobody else needs it
+
             task = asyncio.ensure_future(follow(handle, meter, display, options.every or every, SYSTEM))
             reporting.append(task)
-            async with beside(options.steered_as, options.serve)(handle):
+            async with traced_if_configured(handle, options.otlp), beside(options.steered_as, options.serve)(handle):
                 yield
 
         try:
@@ -74,9 +78,10 @@ async def run_reporting(flow: Dataflow, config: Config, options: RunOptions) -> 
             await asyncio.gather(*reporting, return_exceptions=True)
             for handle in handles:
                 display.show(meter.measure(handle.metrics(), SYSTEM.monotonic()))
-    if not options.json:  # there the log has it
-        for failure in failures:
-            show(failure, full=options.full_traceback)
+    for failure in failures:
+        tell(failure, full=options.full_traceback, json=options.json)
+    if options.json and not failures and code == EXIT_INTERRUPTED:
+        print_problem(INTERRUPTED)
     return code
 
 

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from streamactors.cli.failure import refusals
 from streamactors.cli.printing import print_json_line
+from streamactors.cli.refusing import refusals
 from streamactors.launch import Beside, JobHandle, run_loop
 from streamactors.observe.network import DEFAULT, TOKEN, Served, served, serving_all
 from streamactors.observe.steering import steered_if_possible
@@ -78,7 +78,7 @@ def serve(
     Changes need the token in the environment variable STREAMACTORS_TOKEN; without it, one is made up and printed. At
     other addresses than loopback there must be one, and reading needs it too.
     """
-    with refusals():
+    with refusals(json=json):
         run_loop(_serve(listen, ServeOptions(listen, hosts or (), savepoints or ()), as_json=json))
 
 

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from streamactors import state_processor
 from streamactors.checkpoint.restorable import Verify
-from streamactors.cli.progress import in_bytes
+from streamactors.diagnosis import in_bytes
 from streamactors.errors import InvalidConfig, StateAccessError, StorageFailed, UnserialisableKey
 from streamactors.state_processor import KeyedRows, OperatorInfo, Snapshot, StateInfo, StoredRows, plain
 from streamactors.state_processor.arrow import TableType, pyarrow

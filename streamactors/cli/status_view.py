@@ -67,6 +67,9 @@ class StatusView:
         parts: list[Any] = [title, Text(_origin(status), style="dim")]
         if status.last_failure:
             parts.append(Text(f"the attempt before failed: {status.last_failure}", style="yellow"))
+        if status.autoscale is not None:
+            dry = " (dry run)" if status.autoscale.dry_run else ""
+            parts.append(Text(f"autoscaler{dry}: {status.autoscale.action}: {status.autoscale.reason}", style="dim"))
         return Group(*parts, self._operators(status, progress))
 
     def _operators(self, status: JobStatus, progress: Progress) -> Table:

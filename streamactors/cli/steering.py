@@ -1,4 +1,4 @@
-"""`streamactors list`, `status`, `checkpoint`, `savepoint`, `stop`, `cancel`: commands for jobs of other processes."""
+"""`streamactors list`, `status`, `checkpoint`, `savepoint`, `rescale`, `stop`, `cancel`, for other jobs."""
 
 import asyncio
 import shlex
@@ -16,15 +16,16 @@ from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from streamactors.checkpoint.storage.uris import normalise_uri
 from streamactors.cli import status_view
 from streamactors.cli.durations import seconds_of
-from streamactors.cli.failure import refusals
 from streamactors.cli.options import Json
 from streamactors.cli.printing import print_json, print_view
-from streamactors.cli.progress import in_bytes
+from streamactors.cli.refusing import refusals
 from streamactors.clock import SYSTEM
+from streamactors.diagnosis import in_bytes
 from streamactors.errors import InvalidConfig, RequestFailed
 from streamactors.observe import model, registry
 from streamactors.observe.client import JobClient
 from streamactors.observe.registry import RunningJob
+from streamactors.runtime.rescaling import changes
 
 T = TypeVar("T")
 
@@ -59,7 +60,7 @@ OnlyJob = Annotated[
 
 def list_jobs(json: Json = False) -> None:
     """List the jobs of this user on this machine."""
-    with refusals():
+    with refusals(json=json):
         jobs = _running()
         rows = asyncio.run(_summaries(jobs))
     if json:
@@ -79,7 +80,7 @@ def status(
     json: Json = False,
 ) -> None:
     """Show how a job does: its operators, its last checkpoint, its restarts."""
-    with refusals():
+    with refusals(json=json):
         found = registry.find(job, _running())
         if watch:
             seconds = seconds_of("--every", every) if every is not None else 1.0 if sys.stdout.isatty() else 10.0
@@ -91,7 +92,7 @@ def status(
 
 def checkpoint(job: OnlyJob = None, json: Json = False) -> None:
     """Take a checkpoint now, and wait until it is complete."""
-    with refusals():
+    with refusals(json=json):
         found = registry.find(job, _running())
         taken = _wait(f"{found.entry.flow}: taking a checkpoint", JobClient(found).checkpoint)
         print_json(taken) if json else typer.echo(f"{found.entry.flow}: {_taken(taken)}")
@@ -103,7 +104,7 @@ def savepoint(
     json: Json = False,
 ) -> None:
     """Take a savepoint of a job that goes on, and wait until it is complete."""
-    with refusals():
+    with refusals(json=json):
         target = _absolute(uri)
         found = registry.find(job, _running())
         taken = _wait(f"{found.entry.flow}: taking a savepoint", lambda: JobClient(found).savepoint(target))
@@ -128,7 +129,7 @@ def stop(
 
     It reads no further, takes its last checkpoint, commits its output and ends.
     """
-    with refusals():
+    with refusals(json=json):
         target = None if savepoint is None else _absolute(savepoint)
         found = registry.find(job, _running())
         ended = _wait(f"{found.entry.flow}: stopping", lambda: JobClient(found).stop(target, drain=drain))
@@ -138,11 +139,35 @@ def stop(
         _print_ended(found, ended, to_be_resumed=not drain)
 
 
+def rescale(
+    job: Job,
+    parallelism: Annotated[
+        int | None, typer.Option("--parallelism", min=1, help="Of the steps to which the flow gives none of their own.")
+    ] = None,
+    steps: Annotated[
+        list[str] | None, typer.Option("--step", metavar="UID=N", help="Of this step, and those chained to it.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Change the parallelism of a job that runs, and wait until it runs on.
+
+    It stops reading, takes a checkpoint, commits its output and goes on from there: no record is lost or doubled. A new
+    process starts with the parallelism of its settings.
+    """
+    with refusals(json=json):
+        widths = _widths(steps or [])
+        if parallelism is None and not widths:
+            raise InvalidConfig("to what? Give --parallelism N, or --step UID=N, or both")
+        found = registry.find(job, _running())
+        done = _wait(f"{found.entry.flow}: rescaling", lambda: JobClient(found).rescale(parallelism, widths))
+        print_json(done) if json else typer.echo(f"{done.name}: {_rescaled(done)}")
+
+
 def cancel(
     job: Job, yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False, json: Json = False
 ) -> None:
     """End a job at once, without a checkpoint: what it has not committed comes again when it is started again."""
-    with refusals():
+    with refusals(json=json):
         found = registry.find(job, _running())
         _confirm(found, yes)
         ended = _wait(f"{found.entry.flow}: cancelling", JobClient(found).cancel)
@@ -180,6 +205,16 @@ def _summary(job: RunningJob) -> dict[str, Any] | None:
 def _absolute(uri: str) -> str:
     """The job's current folder may be another one."""
     return uri if "://" in uri else normalise_uri(uri)
+
+
+def _widths(steps: Sequence[str]) -> dict[str, int]:
+    widths = {}
+    for step in steps:
+        uid, _, width = step.rpartition("=")
+        if not uid or not width.isdecimal():
+            raise InvalidConfig(f"--step {step!r}: write it as UID=N, such as --step totals=8")
+        widths[uid] = int(width)
+    return widths
 
 
 def _confirm(job: RunningJob, yes: bool) -> None:
@@ -234,6 +269,13 @@ async def _follow(client: JobClient, every: float, show: Callable[[model.JobStat
 def _taken(taken: model.Checkpoint) -> str:
     size = in_bytes(taken.state_bytes + taken.inflight_bytes)
     return f"{taken.kind} {taken.id} complete in {taken.seconds:.3f} s, {size}: {taken.uri}"
+
+
+def _rescaled(done: model.Rescaled) -> str:
+    last = done.last_rescale
+    if last is None or not done.changed:
+        return "runs by that parallelism already"
+    return f"rescaled: {changes(last.before, last.after)}; nothing was read for {last.pause_seconds:.3f} s"
 
 
 def _print_ended(job: RunningJob, ended: model.Ended, *, to_be_resumed: bool) -> None:

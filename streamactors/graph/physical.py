@@ -1,6 +1,6 @@
 """The physical plan: chains of nodes with their subtasks, and the channels between them. Frozen data."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -99,6 +99,18 @@ class PhysicalPlan:
         """By node uid."""
         return {node.uid: (vertex, node) for vertex in self.vertices for node in vertex.nodes}
 
+    @cached_property
+    def forward_groups(self) -> tuple[tuple[Vertex, ...], ...]:
+        """Chains that forward edges connect, which makes them equally wide; in topological order."""
+        group = {vertex.uid: [vertex.uid] for vertex in self.vertices}
+        for edge in self.edges:
+            one, other = group[edge.upstream], group[edge.downstream]
+            if isinstance(edge.partitioning, Forward) and one is not other:
+                one.extend(other)
+                group.update(dict.fromkeys(other, one))
+        joined = {id(uids): set(uids) for uids in group.values()}
+        return tuple(tuple(vertex for vertex in self.vertices if vertex.uid in uids) for uids in joined.values())
+
     def channels_out(self, edge: int, sender: SubtaskId) -> list[ChannelId]:
         """The channels of one edge from one sender, ordered by receiver."""
         leave = self.edges[edge]
@@ -110,13 +122,16 @@ class PhysicalPlan:
     def channels_in(self, receiver: SubtaskId) -> list[ChannelId]:
         """The input channels of a subtask, in the order that numbers them in its mailbox."""
         return [
-            channel
+            ChannelId(number, sender, receiver)
             for number, edge in enumerate(self.edges)
             if edge.downstream == receiver.vertex
-            for sender in self.vertex[edge.upstream].subtasks()
-            for channel in self.channels_out(number, sender)
-            if channel.receiver == receiver
+            for sender in self._senders(edge, receiver)
         ]
+
+    def _senders(self, edge: Exit, receiver: SubtaskId) -> Iterable[SubtaskId]:
+        if isinstance(edge.partitioning, Forward):
+            return (SubtaskId(edge.upstream, receiver.index),)
+        return self.vertex[edge.upstream].subtasks()
 
     def channel_count(self, edge: Exit) -> int:
         up, down = self.vertex[edge.upstream].parallelism, self.vertex[edge.downstream].parallelism

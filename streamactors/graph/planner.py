@@ -5,6 +5,8 @@ mailbox between them (Flink: operator chaining).
 """
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Final
 
 from streamactors.errors import InvalidConfig, InvalidDataflow, MissingExtra
 from streamactors.graph.logical import Edge, Forward, LogicalGraph, Node, Partitioning, Rebalance, SourceSpec
@@ -19,22 +21,28 @@ _NO_SIDE_OUTPUTS = frozenset(
 )
 """Kinds of steps in which no user code can reach `emit_to`."""
 
+NO_STEPS: Final[Mapping[str, int]] = MappingProxyType({})
+
 
 def plan(
     graph: LogicalGraph,
     *,
     parallelism: int = 1,
+    steps: Mapping[str, int] = NO_STEPS,
     max_parallelism: int | None = None,
     checkpointing: bool = False,
     execution: Execution = "streaming",
 ) -> PhysicalPlan:
-    """Chain, expand and connect. `parallelism` holds for nodes that set none. In batch, sinks commit though no
-    checkpoints are taken.
+    """Chain, expand and connect. `parallelism` holds for nodes that set none, `steps` (by uid) ahead of what they set.
+    In batch, sinks commit though no checkpoints are taken.
 
     Raises InvalidDataflow or InvalidConfig, naming the operator and the remedy.
     """
     _check_graph(graph)
-    widths = {node.id: parallelism if node.parallelism is None else node.parallelism for node in graph.nodes}
+    widths = {
+        node.id: steps.get(node.uid, parallelism if node.parallelism is None else node.parallelism)
+        for node in graph.nodes
+    }
     groups = _max_parallelism(graph, widths, max_parallelism)
     _check_connectors(graph, checkpointing=checkpointing, committing=checkpointing or execution == "batch")
     following = _following(graph, widths)

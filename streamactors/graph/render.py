@@ -1,13 +1,15 @@
-"""Both graphs as text: for a terminal, and as a Mermaid flowchart."""
+"""Both graphs as text, and the plan by worker: for a terminal, and as a Mermaid flowchart."""
 
 import functools
+import itertools
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from streamactors.graph.execution import TAKES_IN, intake
 from streamactors.graph.logical import Edge, Forward, Keyed, LogicalGraph, Node, SourceSpec
-from streamactors.graph.physical import Exit, PhysicalPlan, Vertex, partitioning_name
+from streamactors.graph.physical import ChannelId, Exit, PhysicalPlan, SubtaskId, Vertex, partitioning_name
+from streamactors.graph.placement import Placement
 from streamactors.operators.base import OperatorSpec
 from streamactors.operators.process import ProcessSpec, ReduceSpec
 from streamactors.operators.sink import SinkSpec
@@ -18,10 +20,11 @@ _INDENT = " " * 6
 
 
 # ------------------------------------------------------------------------------------------------------- for a terminal
-def explain(graph: LogicalGraph, plan: PhysicalPlan, why: str = "") -> str:
-    """The logical graph, then the plan: chains, subtasks, channels, and the key groups of each subtask. `why`: who has
-    chosen how it is executed."""
+def explain(graph: LogicalGraph, plan: PhysicalPlan, why: str = "", placement: Placement | None = None) -> str:
+    """The logical graph, then the plan: chains, subtasks, channels, and the key groups of each subtask; and which
+    worker runs which, where there are several. `why`: who has chosen how it is executed."""
     lines = [f"Dataflow {graph.name}", "", *_logical(graph), "", *_execution(plan, why), *_physical(plan)]
+    lines += [] if placement is None else ["", *_placed(plan, placement)]
     return "\n".join(lines) + "\n"
 
 
@@ -97,6 +100,47 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" + ("" if number == 1 else "s")
 
 
+# -------------------------------------------------------------------------------------------------------------- workers
+def _placed(plan: PhysicalPlan, placement: Placement) -> Iterator[str]:
+    channels = sum(plan.channel_count(edge) for edge in plan.edges)
+    crossing = sum(placement.crosses(channel) for channel in _channels(plan))
+    workers = _count(placement.workers, "worker")
+    yield f"Placement: {workers}, {crossing} of {_count(channels, 'channel')} between them"
+    for worker, slice in enumerate(placement.slices):
+        text = f"  worker {worker}: {', '.join(map(_nonbreaking, _by_vertex(slice))) or 'nothing'}"
+        lines = textwrap.wrap(text, _WIDTH, subsequent_indent=_INDENT * 2, break_on_hyphens=False)
+        yield from (line.replace("\N{NO-BREAK SPACE}", " ") for line in lines)
+
+
+def _channels(plan: PhysicalPlan) -> Iterator[ChannelId]:
+    for number, edge in enumerate(plan.edges):
+        for sender in plan.vertex[edge.upstream].subtasks():
+            yield from plan.channels_out(number, sender)
+
+
+def _by_vertex(slice: Iterable[SubtaskId]) -> list[str]:
+    """Such as `totals[0-2, 5]`."""
+    return [
+        f"{vertex}[{_ranges([subtask.index for subtask in subtasks])}]"
+        for vertex, subtasks in itertools.groupby(slice, key=lambda subtask: subtask.vertex)
+    ]
+
+
+def _ranges(indexes: Iterable[int]) -> str:
+    """Of ascending numbers: neighbours as the first and the last."""
+    runs: list[list[int]] = []
+    for index in indexes:
+        if runs and runs[-1][-1] == index - 1:
+            runs[-1][1:] = [index]
+        else:
+            runs.append([index])
+    return ", ".join("-".join(map(str, run)) for run in runs)
+
+
+def _nonbreaking(text: str) -> str:
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
 # ------------------------------------------------------------------------------------------------------------- Mermaid
 def mermaid(graph: LogicalGraph) -> str:
     """A flowchart: sources are rounded, sinks are cylinders, side outputs are dotted."""
@@ -104,6 +148,40 @@ def mermaid(graph: LogicalGraph) -> str:
     lines += [f"    n{node.id}{_shape(node)}" for node in graph.nodes]
     lines += [f"    n{edge.upstream} {_arrow(node, edge)} n{node.id}" for node in graph.nodes for edge in node.inputs]
     return "\n".join(lines) + "\n"
+
+
+def placed_mermaid(plan: PhysicalPlan, placement: Placement) -> str:
+    """A flowchart of the chains on each worker. Thick arrows lead from one worker to another."""
+    lines = ["flowchart LR"]
+    for worker, slice in enumerate(placement.slices):
+        lines += [f'    subgraph w{worker}["worker {worker}"]', *_boxes(plan, worker, slice), "    end"]
+    return "\n".join([*lines, *_between(plan, placement)]) + "\n"
+
+
+def _boxes(plan: PhysicalPlan, worker: int, slice: Iterable[SubtaskId]) -> Iterator[str]:
+    for uid, subtasks in itertools.groupby(slice, key=lambda subtask: subtask.vertex):
+        indexes = [subtask.index for subtask in subtasks]
+        what = "subtask" if len(indexes) == 1 else "subtasks"
+        words = [plan.vertex[uid].name, f"{what} {_ranges(indexes)} of {plan.vertex[uid].parallelism}"]
+        yield f'        {_box(plan, worker, uid)}["{"<br/>".join(map(_escaped, words))}"]'
+
+
+def _box(plan: PhysicalPlan, worker: int, uid: str) -> str:
+    return f"w{worker}n{plan.vertex[uid].nodes[0].id}"
+
+
+def _between(plan: PhysicalPlan, placement: Placement) -> Iterator[str]:
+    """One arrow for all channels from a chain on one worker to a chain on another, or on the same."""
+    arrows: dict[tuple[int, str, int, str], Exit] = {}
+    for channel in _channels(plan):
+        workers = placement.worker_of(channel.sender), placement.worker_of(channel.receiver)
+        arrows.setdefault(
+            (workers[0], channel.sender.vertex, workers[1], channel.receiver.vertex), plan.edges[channel.edge]
+        )
+    for (sender, upstream, receiver, downstream), edge in arrows.items():
+        line = "-->" if sender == receiver else "==>"
+        label = "" if isinstance(edge.partitioning, Forward) else f"|{partitioning_name(edge.partitioning)}|"
+        yield f"    {_box(plan, sender, upstream)} {line}{label} {_box(plan, receiver, downstream)}"
 
 
 def _shape(node: Node) -> str:

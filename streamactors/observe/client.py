@@ -47,6 +47,9 @@ class JobClient:
     def stop(self, savepoint: str | None, *, drain: bool) -> model.Ended:
         return self._ask("POST", f"{self._path}/stop", model.Ended, {"savepoint": savepoint, "drain": drain})
 
+    def rescale(self, parallelism: int | None, steps: Mapping[str, int]) -> model.Rescaled:
+        return self._ask("POST", f"{self._path}/rescale", model.Rescaled, {"parallelism": parallelism, "steps": steps})
+
     def cancel(self) -> model.Ended:
         return self._ask("POST", f"{self._path}/cancel", model.Ended, {})
 

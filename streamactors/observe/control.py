@@ -29,6 +29,7 @@ from streamactors.errors import (
     JobFailed,
     JobNotRunning,
     MissingExtra,
+    RescaleUnderWay,
     StorageFailed,
     StreamactorsError,
 )
@@ -51,6 +52,7 @@ _NO_STORE: Final = {"cache-control": "no-store"}
 
 CODES: Final[tuple[tuple[type[StreamactorsError], str, int], ...]] = (
     (JobNotRunning, "job-not-running", 409),
+    (RescaleUnderWay, "rescale-under-way", 409),
     (CheckpointFailed, "checkpoint-failed", 409),
     (StorageFailed, "storage-failed", 409),
     (JobFailed, "job-failed", 409),
@@ -95,6 +97,16 @@ class SteeredJob:
         if uri is None and savepoint is not None:
             raise JobNotRunning(f"job {self.name!r} had finished before: no savepoint was taken")
         return self._ended(None if uri is None else self.view.completed(uri))
+
+    async def rescale(self, request: model.RescaleRequest) -> model.Rescaled:
+        default, steps, before = request.parallelism, request.steps, self._handle.last_rescale
+        if default is None:
+            asked = self._handle.rescale(parallelism=steps)
+        else:
+            asked = self._handle.rescale(parallelism=default, steps=steps)
+        await self._carry_out(f"rescale, parallelism {default}, steps {steps}", asked)
+        changed = self._handle.last_rescale is not before
+        return model.Rescaled(name=self.name, changed=changed, last_rescale=self.view.last_rescale())
 
     async def cancel(self, _: model.Nothing) -> model.Ended:
         await self._carry_out("cancel", self._handle.cancel())
@@ -194,6 +206,7 @@ OPERATIONS: Final = (
         model.BackPressure,
         lambda job, _: job.backpressure(),
     ),
+    Operation("GET", f"{JOB}/state", "How stored state is spread", model.State, lambda job, _: job.state()),
     Operation("GET", f"{JOB}/watermarks", "How far event time is", model.Watermarks, lambda job, _: job.watermarks()),
     Operation("GET", f"{JOB}/exceptions", "What ended attempts", model.Exceptions, lambda job, _: job.exceptions()),
     Operation("GET", f"{JOB}/config", "Its settings", model.Settings, lambda job, _: job.config()),
@@ -213,6 +226,14 @@ OPERATIONS: Final = (
         model.Ended,
         act=SteeredJob.stop,
         takes=model.StopRequest,
+    ),
+    Operation(
+        "POST",
+        f"{JOB}/rescale",
+        "Go on by another parallelism",
+        model.Rescaled,
+        act=SteeredJob.rescale,
+        takes=model.RescaleRequest,
     ),
     Operation("POST", f"{JOB}/cancel", "End at once", model.Ended, act=SteeredJob.cancel),
 )

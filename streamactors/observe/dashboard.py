@@ -33,6 +33,7 @@ FILES: Final = (
     "views/checkpoints.js",
     "views/exceptions.js",
     "views/graph.js",
+    "views/histogram.js",
     "views/job.js",
     "views/mailbox.js",
     "views/operators.js",

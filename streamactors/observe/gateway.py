@@ -34,8 +34,11 @@ T = TypeVar("T")
 log = logging.getLogger("streamactors.control")
 
 _CHUNK: Final = 1 << 16
-_OPTIONS: Final = {"savepoints": model.SavepointRequest, "stop": model.StopRequest}
-"""What these take may name a savepoint."""
+_OPTIONS: Final = {
+    "savepoints": model.SavepointRequest,
+    "stop": model.StopRequest,
+    "rescale": model.RescaleRequest,
+}
 
 
 class Gateway:
@@ -84,7 +87,15 @@ class Gateway:
             if (last := status.last_checkpoint) is None:
                 return Reading(status, checkpoints)
             detail = await self._get(job, f"{path}/checkpoints/{last.id}", model.CheckpointDetail)
-            return Reading(status, checkpoints, detail)
+            return Reading(status, checkpoints, detail, await self._state(job, path))
+        except RequestFailed as error:
+            log.debug("%s", error)
+            return None
+
+    async def _state(self, job: RunningJob, path: str) -> model.State | None:
+        """None where the job's process has an older version, which tells no such thing."""
+        try:
+            return await self._get(job, f"{path}/state", model.State)
         except RequestFailed as error:
             log.debug("%s", error)
             return None

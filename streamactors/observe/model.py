@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from streamactors.state.key_groups import MAX_KEY_GROUPS
+
 Status = Literal["starting", "running", "restarting", "finished", "failed", "cancelled"]
 
 
@@ -43,18 +45,29 @@ class CheckpointDetail(Checkpoint, frozen=True, kw_only=True):
 
 
 class CheckpointUnderWay(msgspec.Struct, frozen=True, kw_only=True):
-    """`seconds` since it was triggered. `waiting_for`: the subtasks that have not acknowledged, the first twenty."""
+    """`seconds` since it was triggered, `quiet_seconds` since then or the last acknowledgement. `waiting_for`: the
+    subtasks that have not acknowledged, the first twenty."""
 
     id: int
     seconds: float
     acknowledged: int
     waiting_for: list[str]
+    kind: Literal["checkpoint", "savepoint"] = "checkpoint"
+    quiet_seconds: float = 0.0
 
 
 class CheckpointGivenUp(msgspec.Struct, frozen=True, kw_only=True):
     id: int
     time_ms: int
     reason: str
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of its input a source has read that knows its end: `done` of `total`."""
+
+    done: int
+    total: int
+    unit: Literal["bytes", "records"]
 
 
 class Operator(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +85,41 @@ class Operator(msgspec.Struct, frozen=True, kw_only=True):
     skew_ms: int = 0
     entries: int = 0
     """Keys in its states."""
+    progress: Progress | None = None
+
+
+class KeyGroups(msgspec.Struct, frozen=True, kw_only=True):
+    """What the key groups from `first` to `last` hold together: keys, and bytes where that is known."""
+
+    first: int
+    last: int
+    entries: int
+    bytes: int | None
+
+
+class OperatorState(msgspec.Struct, frozen=True, kw_only=True):
+    """What one operator has stored, over all its subtasks. `bytes`: all of it; `entries`: keys in its states.
+    `key_groups`: ranges of equal width, 64 at most. `skew`: what the largest key group (`largest`) holds, over the mean
+    of all key groups; of `bytes`, or of `entries` where a backend's own files tell no bytes by key group; None where
+    nothing is stored by key. `subtask_skew`: of bytes, the largest subtask over the mean."""
+
+    uid: str
+    max_parallelism: int
+    subtasks: int
+    entries: int
+    bytes: int
+    key_groups: list[KeyGroups]
+    skew: float | None = None
+    skew_of: Literal["bytes", "entries"] = "bytes"
+    largest: int | None = None
+    subtask_skew: float | None = None
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True):
+    """As the last complete checkpoint or savepoint of this process has stored it; None: there was none yet."""
+
+    checkpoint: int | None
+    operators: list[OperatorState]
 
 
 class Histogram(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,6 +173,16 @@ class Subtask(msgspec.Struct, frozen=True, kw_only=True):
     backpressured_seconds: float = 0.0
 
 
+class Rescale(msgspec.Struct, frozen=True, kw_only=True):
+    """`time_ms`: when the job ran on; `pause_seconds`: nothing was read; `before`, `after`: the parallelism of every
+    step, by uid."""
+
+    time_ms: int
+    pause_seconds: float
+    before: dict[str, int]
+    after: dict[str, int]
+
+
 class JobSummary(msgspec.Struct, frozen=True, kw_only=True):
     """`stopping`: it has been asked to stop, and reads no further. `restarts`: attempts after the first.
     `last_failure` ended an earlier attempt."""
@@ -140,13 +198,42 @@ class JobSummary(msgspec.Struct, frozen=True, kw_only=True):
     target: str | None
     last_checkpoint: Checkpoint | None
     last_failure: str | None
+    last_rescale: Rescale | None = None
+
+
+class AutoscaledSteps(msgspec.Struct, frozen=True, kw_only=True):
+    """Steps that are equally wide, called by the first of them. `load`: the share of time that each subtask would have
+    to work to keep up, above 1 they are too few; None where it is not known. `rate`: records a second; `pending`: what
+    waits at a source that tells it."""
+
+    uid: str
+    parallelism: int
+    wanted: int
+    load: float | None
+    busy: float
+    rate: float
+    pending: float | None
+    reason: str
+
+
+class Autoscaling(msgspec.Struct, frozen=True, kw_only=True):
+    """What the autoscaler has decided last; `parallelism`: what it has asked for, by uid. `steps` are empty while it
+    waits."""
+
+    action: Literal["wait", "keep", "rescale"]
+    reason: str
+    dry_run: bool
+    parallelism: dict[str, int]
+    steps: list[AutoscaledSteps]
 
 
 class JobStatus(JobSummary, frozen=True, kw_only=True):
-    """With all that it counts; `operators` in the order of the flow."""
+    """With all that it counts; `operators` in the order of the flow. `autoscale`: None where it is off, or has not
+    looked yet."""
 
     operators: list[Operator]
     subtasks: list[Subtask]
+    autoscale: Autoscaling | None = None
 
 
 class Jobs(msgspec.Struct, frozen=True, kw_only=True):
@@ -198,8 +285,8 @@ class Subtasks(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Channel(msgspec.Struct, frozen=True, kw_only=True):
-    """One input channel. `queued` records of `capacity` and `bytes` wait; `barriers` (checkpoint ids) are among them;
-    `blocked`: an aligned barrier holds it back."""
+    """One input channel. `queued` records of `capacity` and `bytes` wait; `barriers` (checkpoint ids) are among them,
+    with so many records `ahead` of each; `blocked`: an aligned barrier holds it back."""
 
     sender: str
     tag: str | None
@@ -210,12 +297,23 @@ class Channel(msgspec.Struct, frozen=True, kw_only=True):
     elements: int
     blocked: bool
     barriers: list[int]
+    ahead: list[int] = []
+
+
+class SubtaskUnderWay(msgspec.Struct, frozen=True, kw_only=True):
+    """A checkpoint under way, as one subtask sees it. `acknowledged`: it has done its part."""
+
+    id: int
+    kind: Literal["checkpoint", "savepoint"]
+    seconds: float
+    acknowledged: bool
 
 
 class SubtaskDetail(msgspec.Struct, frozen=True, kw_only=True):
     subtask: Subtask
     load: Load
     channels: list[Channel]
+    under_way: list[SubtaskUnderWay] = []
 
 
 class SubtaskLoad(Load, frozen=True, kw_only=True):
@@ -340,6 +438,24 @@ Uri = Annotated[str, msgspec.Meta(max_length=2000)]
 
 class SavepointRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     uri: Uri
+
+
+Width = Annotated[int, msgspec.Meta(ge=1, le=MAX_KEY_GROUPS)]
+
+
+class RescaleRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`parallelism`: of steps that have none of their own; `steps`: by uid. At least one of them."""
+
+    parallelism: Width | None = None
+    steps: dict[str, Width] = {}
+
+
+class Rescaled(msgspec.Struct, frozen=True, kw_only=True):
+    """`changed`: False where it ran by that parallelism already."""
+
+    name: str
+    changed: bool
+    last_rescale: Rescale | None
 
 
 class StopRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

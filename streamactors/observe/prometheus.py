@@ -127,6 +127,12 @@ def _skews(reading: Reading) -> Iterator[Sample]:
             yield (reading.status.name, operator.uid), operator.skew_ms / 1000
 
 
+def _group_skews(reading: Reading) -> Iterator[Sample]:
+    for operator in () if reading.state is None else reading.state.operators:
+        if operator.skew is not None:
+            yield (reading.status.name, operator.uid), operator.skew
+
+
 def _statuses(reading: Reading) -> Iterator[Sample]:
     for status in get_args(model.Status):
         yield (reading.status.name, status), float(reading.status.status == status)
@@ -235,6 +241,12 @@ FAMILIES: Final = (
         _of_node(lambda n: sum(n.entries.values())),
     ),
     _Family("streamactors_state_bytes", "Stored by the last checkpoint.", _BY_SUBTASK, _state_bytes),
+    _Family(
+        "streamactors_state_key_group_skew_ratio",
+        "The largest key group over the mean, as stored by the last checkpoint.",
+        _BY_OPERATOR,
+        _group_skews,
+    ),
     _Family(
         "streamactors_checkpoints_completed_total",
         "Savepoints too.",

@@ -40,7 +40,11 @@ async def _read(job: SteeredJob) -> Reading:
     status = job.view.status()
     await asyncio.sleep(0)
     checkpoints, last = job.view.checkpoints(), status.last_checkpoint
-    return Reading(status, checkpoints, None if last is None else job.view.checkpoint(last.id))
+    if last is None:
+        return Reading(status, checkpoints)
+    detail = job.view.checkpoint(last.id)
+    await asyncio.sleep(0)
+    return Reading(status, checkpoints, detail, job.view.state())
 
 
 def web_app(control: App, read: Callable[[], Awaitable[Sequence[Reading]]], access: Access) -> Guard:

@@ -9,8 +9,9 @@ import re
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from math import isfinite
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from streamactors.clock import Clock
 from streamactors.config import shown
@@ -22,8 +23,11 @@ from streamactors.metrics import BUCKETS, Readings
 from streamactors.observe import model
 from streamactors.observe.backpressure import LoadMeter, Spent
 from streamactors.observe.registry import Entry
+from streamactors.observe.state import state_of
+from streamactors.runtime.autoscaling.decisions import Decision
 from streamactors.runtime.figures import SubtaskCheckpoint
 from streamactors.runtime.info import ChannelFill, CheckpointInfo, CheckpointUnderWay, Incident
+from streamactors.runtime.progress import input_progress
 from streamactors.settings import redacted
 
 WAITING_SHOWN: Final = 20
@@ -56,7 +60,9 @@ class JobView:
     def status(self) -> model.JobStatus:
         counts = self._counts()
         subtasks = [_subtask(id, count) for id, count in counts.items()]
-        return model.JobStatus(**self._summary(), operators=self._operators(counts), subtasks=subtasks)
+        return model.JobStatus(
+            **self._summary(), operators=self._operators(counts), subtasks=subtasks, autoscale=self._autoscale()
+        )
 
     async def tick(self) -> model.Tick:
         """In pieces of a few milliseconds, between which the loop is others'."""
@@ -91,6 +97,7 @@ class JobView:
             "target": self._entry.target,
             "last_checkpoint": self.last_checkpoint(),
             "last_failure": without_passwords(str(failures[-1])) if failures else None,
+            "last_rescale": self.last_rescale(),
         }
 
     def _counts(self) -> Mapping[str, Counts]:
@@ -109,6 +116,7 @@ class JobView:
         plan = self._plan()
         into, out, entries = Counter[str](), Counter[str](), Counter[str]()
         times: defaultdict[str, list[Counts]] = defaultdict(list)
+        progress = input_progress(subtasks.values())
         for subtask in subtasks.values():
             for uid, counts in subtask["nodes"].items():
                 into[uid] += counts["records_in"]
@@ -127,6 +135,7 @@ class JobView:
                 watermark_ms=(spread := _spread(times[uid]))[0],
                 skew_ms=spread[1],
                 entries=entries[uid],
+                progress=None if (told := progress.get(uid)) is None else model.Progress(**asdict(told)),
             )
             for uid, (vertex, node) in plan.node.items()
         ]
@@ -143,7 +152,10 @@ class JobView:
         channels = self._handle.channels(vertex, index)
         load = self._measure(counts)[id]
         return model.SubtaskDetail(
-            subtask=_subtask(id, counts[id]), load=load, channels=[_channel(fill) for fill in channels]
+            subtask=_subtask(id, counts[id]),
+            load=load,
+            channels=[_channel(fill) for fill in channels],
+            under_way=[_seen_by(id, one) for one in self._handle.checkpoints_under_way],
         )
 
     def backpressure(self) -> model.BackPressure:
@@ -198,9 +210,38 @@ class JobView:
                 return model.CheckpointDetail(**_checkpoint(info), subtasks=subtasks)
         raise InvalidRequest(f"job {self.name!r} remembers no complete checkpoint {id}", "unknown-checkpoint", 404)
 
+    def state(self) -> model.State:
+        completed = self._handle.checkpoints
+        if not completed:
+            return model.State(checkpoint=None, operators=[])
+        return model.State(checkpoint=completed[-1].id, operators=state_of(completed[-1].subtasks))
+
     def last_checkpoint(self) -> model.Checkpoint | None:
         completed = self._handle.checkpoints
         return checkpoint(completed[-1]) if completed else None
+
+    def last_rescale(self) -> model.Rescale | None:
+        info = self._handle.last_rescale
+        if info is None:
+            return None
+        seconds = round(info.pause.total_seconds(), 6)
+        return model.Rescale(
+            time_ms=info.time_ms, pause_seconds=seconds, before=dict(info.before), after=dict(info.after)
+        )
+
+    def _autoscale(self) -> model.Autoscaling | None:
+        decision: Decision | None = self._handle.metrics().get("autoscale")
+        settings = self._handle.config.autoscale
+        if decision is None or settings is None:
+            return None
+        steps = [model.AutoscaledSteps(**asdict(group)) for group in decision.groups]
+        return model.Autoscaling(
+            action=decision.action,
+            reason=decision.reason,
+            dry_run=settings.dry_run,
+            parallelism=dict(decision.parallelism),
+            steps=steps,
+        )
 
     def completed(self, uri: str) -> model.Checkpoint:
         return next(checkpoint(info) for info in reversed(self._handle.checkpoints) if info.uri == uri)
@@ -227,7 +268,7 @@ def checkpoint(info: CheckpointInfo) -> model.Checkpoint:
 def _checkpoint(info: CheckpointInfo) -> dict[str, Any]:
     return {
         "id": info.id,
-        "kind": "savepoint" if info.savepoint else "checkpoint",
+        "kind": _kind(savepoint=info.savepoint),
         "uri": redacted(info.uri),
         "time_ms": info.time_ms,
         "seconds": info.duration.total_seconds(),
@@ -258,7 +299,22 @@ def _under_way(one: CheckpointUnderWay, everybody: Sequence[str]) -> model.Check
         seconds=round(one.seconds, 3),
         acknowledged=len(acknowledged),
         waiting_for=waiting[:WAITING_SHOWN],
+        kind=_kind(savepoint=one.savepoint),
+        quiet_seconds=round(max(0.0, one.quiet_seconds), 3),
     )
+
+
+def _seen_by(subtask: str, one: CheckpointUnderWay) -> model.SubtaskUnderWay:
+    return model.SubtaskUnderWay(
+        id=one.id,
+        kind=_kind(savepoint=one.savepoint),
+        seconds=round(one.seconds, 3),
+        acknowledged=any(part.subtask == subtask for part in one.acknowledged),
+    )
+
+
+def _kind(*, savepoint: bool) -> Literal["checkpoint", "savepoint"]:
+    return "savepoint" if savepoint else "checkpoint"
 
 
 def _subtask(id: str, counts: Counts) -> model.Subtask:
@@ -335,6 +391,7 @@ def _channel(fill: ChannelFill) -> model.Channel:
         elements=fill.elements,
         blocked=fill.blocked,
         barriers=list(fill.barriers),
+        ahead=list(fill.ahead),
     )
 
 

@@ -30,7 +30,7 @@ from streamactors.runtime.bounded.inputs import SortedInput
 from streamactors.runtime.bounded.runs import RunFormat
 from streamactors.runtime.bounded.sorter import Sorter
 from streamactors.runtime.chain import Chain, LinkSlot
-from streamactors.runtime.channel import Channel
+from streamactors.runtime.channel import Channel, Demanding
 from streamactors.runtime.event_time import InputTimes, Lanes
 from streamactors.runtime.inflight import Captures, Route
 from streamactors.runtime.inputs import Input, MailboxInput, SourceInput, SourceTime
@@ -43,7 +43,7 @@ from streamactors.runtime.snapshot import Snapshots, SnapshotStorage
 from streamactors.runtime.subtask import Subtask
 from streamactors.runtime.sweeping import Sweeper
 from streamactors.sinks import SinkContext
-from streamactors.sources import SourceContext
+from streamactors.sources import SPLITS, SourceContext
 from streamactors.state.backend import KeyedBackend
 from streamactors.state.backends import full_every, keyed_backend
 from streamactors.state.heap.backend import HeapBackend
@@ -266,12 +266,14 @@ class _Assembly:
         ids = plan.channels_out(number, self._id)
         channels: Sequence[Channel] = [self._around.channel(id) for id in ids]
         routing = router(edge.partitioning, node.uid, len(channels), plan.vertex[edge.downstream].max_parallelism)
+        demanding = next((channel for channel in channels if isinstance(channel, Demanding)), None)
+        prove = None if demanding is None else demanding.prove
         if self._spec.overtaking:
             routes = [self._route(id) for id in ids]
-            prove = functools.partial(_prove, self._spec.codec, routes[0])
+            prove = prove or functools.partial(_prove, self._spec.codec, routes[0])
             output = Output(routing, channels, routes, prove, self._captures.before_seen, name=self._edge_name(number))
         else:
-            output = Output(routing, channels, name=self._edge_name(number))
+            output = Output(routing, channels, prove=prove, name=self._edge_name(number))
         self._outputs.append(output)
         return output
 
@@ -369,7 +371,7 @@ class _Assembly:
             metrics=self._metrics[node.uid],
             resources=self._spec.resources,
         )
-        return SourceInput(
+        source = SourceInput(
             node.uid,
             node.spec.source.reader(context),
             self._start(node).positions,
@@ -381,6 +383,8 @@ class _Assembly:
             retain=max(self._spec.checkpoints.retain, 1) if self._spec.checkpoints else 1,
             names_in=self._spec.plan.name if node.uid in self._spec.plan.record_ids.given else None,
         )
+        self._metrics[node.uid].gauge(SPLITS, lambda: source.splits)
+        return source
 
     def _sorted_input(self, channels: Sequence[ChannelId]) -> SortedInput:
         edges = [self._spec.plan.edges[channel.edge] for channel in channels]
@@ -474,8 +478,10 @@ class _Assembly:
     def _snapshots(self) -> Snapshots | None:
         if self._spec.checkpoints is None or self._around.storage is None:
             return None
-        around = self._around
-        return Snapshots(self._id, self._around.storage, around.governor, around.reports, self._captures)
+        around, groups = self._around, self._vertex.max_parallelism
+        return Snapshots(
+            self._id, self._around.storage, around.governor, around.reports, self._captures, max_parallelism=groups
+        )
 
     def _log(self, node: Node) -> logging.LoggerAdapter[logging.Logger]:
         about = {"flow": self._spec.plan.name, "uid": node.uid, "subtask": self._id.index}

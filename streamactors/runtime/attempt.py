@@ -34,6 +34,7 @@ from streamactors.checkpoint.manifest import (
     requirements,
 )
 from streamactors.checkpoint.restorable import Restorable
+from streamactors.checkpoint.storage.contract import Written
 from streamactors.checkpoint.store import CheckpointStore
 from streamactors.checkpoint.writer import CheckpointWriter
 from streamactors.clock import Clock
@@ -51,7 +52,9 @@ from streamactors.errors import (
 from streamactors.graph.physical import PhysicalPlan, SubtaskId
 from streamactors.operators.sink import SinkSpec
 from streamactors.runtime.assembly import AttemptSpec
+from streamactors.runtime.events import CheckpointTriggered
 from streamactors.runtime.figures import SnapshotFigures, SubtaskCheckpoint
+from streamactors.runtime.group_figures import GroupFigures
 from streamactors.runtime.info import ChannelFill, CheckpointGivenUp, CheckpointInfo, CheckpointUnderWay, Restoring
 from streamactors.runtime.messages import (
     AttachTap,
@@ -67,6 +70,7 @@ from streamactors.runtime.messages import (
     Ready,
     Report,
     Reports,
+    ResumeReading,
     SnapshotDeclined,
     SnapshotStored,
     Start,
@@ -75,7 +79,6 @@ from streamactors.runtime.messages import (
     TransactionsCommitted,
     TriggerBarrier,
 )
-from streamactors.runtime.snapshot import SnapshotStorage
 from streamactors.runtime.taps import Subscription, Tap
 from streamactors.state.key_groups import key_group, subtask_of
 
@@ -88,6 +91,12 @@ class Deployed(Protocol):
     def send(self, subtask: SubtaskId, message: Control) -> None: ...
     def metrics(self) -> dict[str, Any]: ...
     def channels(self, subtask: SubtaskId) -> list[ChannelFill]: ...
+    async def delivered(self) -> None:
+        """Until all that was sent so far is with the subtasks, or will never be."""
+
+    async def settle(self, checkpoint: int) -> None:
+        """Of one that is given up: until nobody but this process writes anything for it, or as long as is worth it."""
+
     async def shut_down(self) -> None:
         """Cancel what still runs, and wait until nothing is left."""
 
@@ -95,16 +104,15 @@ class Deployed(Protocol):
 class Deploy(Protocol):
     """Places and starts every subtask of an attempt; their reports go to `reports`."""
 
-    async def __call__(
-        self, spec: AttemptSpec, storage: SnapshotStorage | None, reports: Reports, clock: Clock
-    ) -> Deployed: ...
+    async def __call__(self, spec: AttemptSpec, storage: "StoredSnapshots", reports: Reports, clock: Clock) -> Deployed:
+        """Where it raises, nothing is left of them."""
 
 
 class StoredSnapshots:
     """The snapshot storage of one attempt. Dies with it: a zombie's writes are refused by the closed writers."""
 
     def __init__(self, restored: Restorable | None, clock: Clock) -> None:
-        self._restored = restored
+        self.restored = restored
         self._clock = clock
         self.writers: dict[int, CheckpointWriter] = {}
         self.bytes_read = 0
@@ -120,25 +128,26 @@ class StoredSnapshots:
     ) -> FileHandle:
         return await self._writer(barrier).write(name, chunks, alone=alone)
 
-    def reuse(self, barrier: Barrier, size: int, digest: bytes) -> FileHandle | None:
-        return self._writer(barrier).reuse(size, digest)
+    async def reuse(self, barrier: Barrier, contents: Sequence[Written]) -> list[FileHandle | None]:
+        writer = self._writer(barrier)
+        return [writer.reuse(content.size, content.digest) for content in contents]
 
     async def fetch(self, part: NativeFileHandle, receive: Callable[[bytes], None]) -> None:
-        assert self._restored is not None
-        await native_files.fetch(self._restored, part, receive, self._clock)
+        assert self.restored is not None
+        await native_files.fetch(self.restored, part, receive, self._clock)
         self.bytes_read += part.size
 
     async def read(self, handle: KeyedHandle, blocks: Sequence[BlockRef]) -> list[bytes]:
-        assert self._restored is not None
-        return self._counted(await self._restored.read_blocks(handle, blocks))
+        assert self.restored is not None
+        return self._counted(await self.restored.read_blocks(handle, blocks))
 
     async def read_lists(self, handle: ListsHandle, blocks: Sequence[ListRef]) -> list[bytes]:
-        assert self._restored is not None
-        return self._counted(await self._restored.read_lists(handle, blocks))
+        assert self.restored is not None
+        return self._counted(await self.restored.read_lists(handle, blocks))
 
     async def read_frames(self, handle: InFlightHandle, frames: Sequence[FrameRef]) -> list[bytes]:
-        assert self._restored is not None
-        return self._counted(await self._restored.read_frames(handle, frames))
+        assert self.restored is not None
+        return self._counted(await self.restored.read_frames(handle, frames))
 
     def _counted(self, read: list[bytes]) -> list[bytes]:
         self.bytes_read += sum(map(len, read))
@@ -159,6 +168,8 @@ class Attempt:
         on_running: Callable[[bool], None],
         on_checkpoint: Callable[[CheckpointInfo], None],
         on_given_up: Callable[[CheckpointGivenUp], None],
+        on_triggered: Callable[[CheckpointTriggered], None],
+        on_resumed: Callable[[str], None],
         subscriptions: Sequence[Subscription] = (),
     ) -> None:
         self._spec = spec
@@ -170,6 +181,8 @@ class Attempt:
         self._on_running = on_running
         self._on_checkpoint = on_checkpoint
         self._on_given_up = on_given_up
+        self._on_triggered = on_triggered
+        self._on_resumed = on_resumed
         self._storage = StoredSnapshots(restored, clock)
         self._committers = _committers(spec.plan) if spec.committing else []
         self._coordinator = self._make_coordinator(spec.checkpoints)
@@ -185,6 +198,8 @@ class Attempt:
         """Barriers go out in the order decided, though opening a checkpoint's folder takes its time."""
         self._last_info: CheckpointInfo | None = None
         self._started_at: dict[int, float] = {}
+        self._savepoints: set[int] = set()
+        """Of the checkpoints of this attempt."""
         self._parts: dict[int, list[SubtaskCheckpoint]] = {}
         """Those acknowledged, of the checkpoints in `_started_at`."""
         self._infos: dict[int, CheckpointInfo] = {}
@@ -195,6 +210,11 @@ class Attempt:
         self._stop_ticket: int | None = None
         self._stop_target: str | None = None
         self._drain = False
+        self._handing_over = False
+        """To a next attempt, in peace."""
+        self._handed_over = False
+        self.read_until: float | None = None
+        """When the last source stopped reading, to hand over; monotonic seconds."""
         self._failure: BaseException | None = None
         self._running = False
 
@@ -303,6 +323,13 @@ class Attempt:
             self._receive(decide.SourcesStopped(self._stop_ticket, savepoint, drain=True))
         return answer
 
+    def hand_over(self) -> None:
+        """Ask the sources to read no further, take an aligned checkpoint that commits, and end, for a next attempt to
+        go on. Where that checkpoint fails, this one goes on: `on_resumed` is told why."""
+        self._handing_over = True
+        self._stop_ticket = decide.NOBODY
+        self._to_sources(StopReading())
+
     def query(self, uid: str, state: str, key: Any) -> asyncio.Future[Any]:
         """Asks the subtask that owns the key; AttemptEnded if there will be no answer."""
         vertex, _ = self._plan.node[uid]
@@ -310,18 +337,19 @@ class Attempt:
         subtask = SubtaskId(vertex.uid, subtask_of(group, vertex.parallelism, vertex.max_parallelism))
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if subtask in self._stopped:
-            answer.set_exception(_has_ended(subtask))
+            answer.set_exception(self._unanswered(subtask))
             return answer
         self._queries[answer] = subtask
         answer.add_done_callback(lambda done: self._queries.pop(done, None))
         self._send([subtask], Query(uid, state, key, group, answer))
         return answer
 
-    def tap(self, subscription: Subscription) -> None:
-        """From now on, it is given what its step emits."""
+    async def tap(self, subscription: Subscription) -> None:
+        """Once this returns, it is given what its step emits."""
         tap = self._taps[subscription] = Tap(subscription)
-        if self._running:
+        if self._running and self._deployed is not None:
             self._attach(subscription, tap)
+            await self._deployed.delivered()
 
     def untap(self, subscription: Subscription) -> None:
         tap = self._taps.pop(subscription, None)
@@ -338,6 +366,9 @@ class Attempt:
         """Those that may emit yet: nobody would take what is sent to one that has ended."""
         return [subtask for subtask in self._plan.node[uid][0].subtasks() if subtask not in self._stopped]
 
+    def _unanswered(self, subtask: SubtaskId) -> StreamactorsError:
+        return AttemptEnded() if self._handed_over else _has_ended(subtask)
+
     def metrics(self) -> dict[str, Any]:
         return {} if self._deployed is None else self._deployed.metrics()
 
@@ -351,7 +382,7 @@ class Attempt:
 
     @property
     def running(self) -> bool:
-        return self._running
+        return self._running and not self._handed_over
 
     def _new_ticket(self, savepoint: str | None = None) -> tuple[int, asyncio.Future[CheckpointInfo]]:
         ticket = next(self._numbers)
@@ -383,16 +414,18 @@ class Attempt:
             case Stopped(subtask):
                 self._stopped.add(subtask)
                 asked = [query for query, owner in self._queries.items() if owner == subtask]
-                self._refuse_queries(asked, _has_ended(subtask))
+                self._refuse_queries(asked, self._unanswered(subtask))
             case Failed(_, error):
                 self._failure = self._in_doubt(error)
             case ReadingStopped(subtask):
                 self._reading_stopped.add(subtask)
                 everywhere = len(self._reading_stopped) == len(self._plan.sources)
                 if everywhere and self._stop_ticket is not None and not self._drain:
-                    self._decide(decide.SourcesStopped(self._stop_ticket, self._stop_target))
-            case SnapshotStored(subtask, checkpoint, state, figures):
-                self._note_part(subtask, checkpoint, state, figures)
+                    self.read_until = self._clock.monotonic()
+                    resumable = self._handing_over
+                    self._decide(decide.SourcesStopped(self._stop_ticket, self._stop_target, resumable=resumable))
+            case SnapshotStored(subtask, checkpoint, state, figures, groups):
+                self._note_part(subtask, checkpoint, state, figures, groups)
                 self._decide(decide.Acknowledged(subtask, checkpoint, state))
             case SnapshotDeclined(subtask, checkpoint, reason):
                 self._decide(decide.Declined(subtask, checkpoint, reason))
@@ -403,10 +436,17 @@ class Attempt:
             case _:
                 self._decide(message)
 
-    def _note_part(self, subtask: SubtaskId, checkpoint: int, state: SubtaskState, figures: SnapshotFigures) -> None:
+    def _note_part(
+        self,
+        subtask: SubtaskId,
+        checkpoint: int,
+        state: SubtaskState,
+        figures: SnapshotFigures,
+        groups: tuple[GroupFigures, ...],
+    ) -> None:
         started = self._started_at.get(checkpoint)
         if started is not None:
-            part = SubtaskCheckpoint.of(str(subtask), self._clock.monotonic() - started, figures, state)
+            part = SubtaskCheckpoint.of(str(subtask), self._clock.monotonic() - started, figures, state, groups)
             self._parts.setdefault(checkpoint, []).append(part)
 
     @property
@@ -421,7 +461,9 @@ class Attempt:
     def under_way(self) -> list[CheckpointUnderWay]:
         now = self._clock.monotonic()
         return [
-            CheckpointUnderWay(checkpoint, now - started, tuple(self._parts.get(checkpoint, ())))
+            CheckpointUnderWay(
+                checkpoint, now - started, tuple(self._parts.get(checkpoint, ())), checkpoint in self._savepoints
+            )
             for checkpoint, started in self._started_at.items()
         ]
 
@@ -459,6 +501,9 @@ class Attempt:
         match action:
             case decide.Trigger(barrier, patience):
                 self._started_at[barrier.checkpoint] = self._clock.monotonic()
+                if barrier.savepoint:
+                    self._savepoints.add(barrier.checkpoint)
+                self._tell_triggered(barrier)
                 if patience is not None:
                     overtakes_at = self._clock.time_ms() + round(patience * 1000)
                     barrier = msgspec.structs.replace(barrier, overtakes_at=overtakes_at)
@@ -474,7 +519,8 @@ class Attempt:
                 self._broadcast(CheckpointComplete(checkpoint, commit=True))
             case decide.Abort(checkpoint, reason, tickets):
                 log.warning("%s: checkpoint %d was given up: %s", self._plan.name, checkpoint, reason)
-                self._on_given_up(CheckpointGivenUp(checkpoint, self._clock.time_ms(), reason))
+                parts = tuple(self._parts.get(checkpoint, ()))
+                self._on_given_up(CheckpointGivenUp(checkpoint, self._clock.time_ms(), reason, parts))
                 self._broadcast(CheckpointAborted(checkpoint))
                 self._run_beside(f"abort {checkpoint}", self._abort(checkpoint))
                 self._answer(tickets, CheckpointFailed(f"checkpoint {checkpoint} was given up: {reason}"))
@@ -484,8 +530,24 @@ class Attempt:
                 self._run_beside("retention", self._retire(in_flight))
             case decide.FailAttempt(reason):
                 self._failure = self._failure or CheckpointFailed(reason)
+            case decide.Resume(reason):
+                self._resume(reason)
             case decide.Finish():
+                if self._handing_over:
+                    self._handed_over = True
+                    self._on_running(False)
                 self._broadcast(Finish())
+
+    def _tell_triggered(self, barrier: Barrier) -> None:
+        assert isinstance(self._coordinator, CheckpointCoordinator)
+        cause = self._coordinator.cause(barrier.checkpoint)
+        self._on_triggered(CheckpointTriggered(barrier.checkpoint, cause, barrier.savepoint))
+
+    def _resume(self, reason: str) -> None:
+        self._handing_over, self._stop_ticket, self.read_until = False, None, None
+        self._reading_stopped.clear()
+        self._to_sources(ResumeReading())
+        self._on_resumed(reason)
 
     def _run_beside(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work, name=f"{self._plan.name}: {name}")
@@ -510,6 +572,8 @@ class Attempt:
                 return
             if number in self._coordinator.in_flight:
                 self._storage.writers[number] = writer
+                if barrier.savepoint:  # in full: a relative path means something else in another process
+                    barrier = msgspec.structs.replace(barrier, target=writer.uri)
                 self._to_sources(TriggerBarrier(barrier))
             else:
                 await self._store.abort(number)  # given up before it was begun
@@ -565,6 +629,8 @@ class Attempt:
         self._storage.writers.pop(checkpoint, None)
         self._started_at.pop(checkpoint, None)
         self._parts.pop(checkpoint, None)
+        if self._deployed is not None:
+            await self._deployed.settle(checkpoint)
         await self._store.abort(checkpoint)
 
     async def _write_receipt(self, checkpoint: int) -> None:

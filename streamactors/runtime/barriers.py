@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from streamactors.actors.mailbox import Mailbox
+from streamactors.actors.mailbox import Ahead, Mailbox
 from streamactors.checkpoint.manifest import ChannelTime, GroupTime
 from streamactors.checkpoint.protocol import (
     Aborted,
@@ -111,7 +111,7 @@ class Barriers:
     # ------------------------------------------------------------------------------------------ in the middle of a call
     def urgent(self) -> bool:
         """Whether a barrier waits to overtake."""
-        announced = any(barrier.overtakes for _, barrier in self._mailbox.announced if isinstance(barrier, Barrier))
+        announced = any(_overtakes(element) for _, element in self._mailbox.announced)
         return announced or any(_overtakes(message) for message in self._mailbox.control)
 
     async def announce_patient(self) -> None:
@@ -250,4 +250,8 @@ class Barriers:
 
 
 def _overtakes(message: object) -> bool:
-    return isinstance(message, AlignmentExpired) or (isinstance(message, TriggerBarrier) and message.barrier.overtakes)
+    match message:
+        case Barrier(overtakes=overtakes) | TriggerBarrier(Barrier(overtakes=overtakes)):
+            return overtakes
+        case _:
+            return isinstance(message, AlignmentExpired | Ahead)

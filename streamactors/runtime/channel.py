@@ -2,11 +2,11 @@
 
 Contract of every channel, whatever carries it: elements arrive once and in the order sent; a batch is sent only into
 room (`room` counts records), everything else needs none; `notify_room` calls back once there is room again; a barrier
-is announced to the receiver on its arrival.
+is announced to the receiver on its arrival, and one that overtakes may be told of before that.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from streamactors.actors.mailbox import Mailbox
 from streamactors.elements import Barrier, Batch, Element, Watermark
@@ -19,6 +19,14 @@ class Channel(Protocol):
     def room(self) -> int: ...
     def send(self, element: Element) -> None: ...
     def notify_room(self, wake: Callable[[], None]) -> None: ...
+
+
+@runtime_checkable
+class Demanding(Channel, Protocol):
+    """A channel that can't carry everything."""
+
+    def prove(self, batch: Batch) -> None:
+        """Raises UnserialisableValue, naming the edge, where the first record could not be carried."""
 
 
 class MailboxChannel:

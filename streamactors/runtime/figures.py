@@ -1,9 +1,10 @@
 """How long one subtask took over one checkpoint, and what it stored: for people, nothing is decided by it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from streamactors.checkpoint.manifest import NodeState, SubtaskState
+from streamactors.runtime.group_figures import GroupFigures
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,19 +21,31 @@ class SnapshotFigures:
 @dataclass(frozen=True, slots=True)
 class SubtaskCheckpoint:
     """One subtask's part in a checkpoint. `seconds`: from the trigger to its acknowledgement; `state_bytes` by
-    operator, of those that hold any."""
+    operator, of those that hold any; `groups`: how that of keys is spread over key groups,
+    which only the last checkpoint of a job keeps."""
 
     subtask: str
     seconds: float
     figures: SnapshotFigures
     state_bytes: dict[str, int]
     inflight_bytes: int
+    groups: tuple[GroupFigures, ...] = field(default=(), compare=False, repr=False)
 
     @classmethod
-    def of(cls, subtask: str, seconds: float, figures: SnapshotFigures, state: SubtaskState) -> "SubtaskCheckpoint":
+    def of(
+        cls,
+        subtask: str,
+        seconds: float,
+        figures: SnapshotFigures,
+        state: SubtaskState,
+        groups: tuple[GroupFigures, ...] = (),
+    ) -> "SubtaskCheckpoint":
         stored = {node.uid: size for node in state.nodes if (size := _stored_bytes(node))}
         in_flight = () if state.in_flight is None else state.in_flight.frames
-        return cls(subtask, seconds, figures, stored, sum(frame.length for frame in in_flight))
+        return cls(subtask, seconds, figures, stored, sum(frame.length for frame in in_flight), groups)
+
+    def without_groups(self) -> "SubtaskCheckpoint":
+        return replace(self, groups=()) if self.groups else self
 
 
 def _stored_bytes(node: NodeState) -> int:

@@ -9,13 +9,14 @@ Invariants:
    that are needed to restore one, also over restarts.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 from streamactors.checkpoint import layout
 from streamactors.checkpoint.manifest import BlockRef, FileHandle, KeyedHandle
+from streamactors.checkpoint.storage.contract import Written
 from streamactors.elements import Barrier
 from streamactors.runtime.messages import NodeRestore
 from streamactors.state.backend import KeyedSnapshot
@@ -35,7 +36,7 @@ Write = Callable[[KeyedSnapshot], Awaitable[KeyedHandle | None]]
 class ReuseTarget(Protocol):
     """The checkpoint that a snapshot becomes a part of."""
 
-    def reuse(self, barrier: Barrier, size: int, digest: bytes) -> FileHandle | None: ...
+    async def reuse(self, barrier: Barrier, contents: Sequence[Written]) -> list[FileHandle | None]: ...
 
 
 class Increments:
@@ -69,10 +70,15 @@ class Increments:
         """`part`: of one state and key group."""
         self._stored[version] = (*self._stored.get(version, ())[1 - COPIES :], part)
 
-    def found(self, version: Version, reuse: Callable[[FileHandle], FileHandle | None]) -> KeyedHandle | None:
-        """Where it lies, and may be referred to. The latest is tried first, which is to stay the longest."""
+    def files(self, version: Version) -> Iterator[FileHandle]:
+        """All that it lies in, as far as is known."""
+        return (part.file for part in self._stored.get(version, ()))
+
+    def found(self, version: Version, there: Mapping[str, FileHandle]) -> KeyedHandle | None:
+        """Where it lies, and may be referred to: `there`, by path. The latest is tried first, which is to stay the
+        longest."""
         for part in reversed(self._stored.get(version, ())):
-            file = reuse(part.file)
+            file = there.get(part.file.path)
             if file is not None:
                 return KeyedHandle(FileHandle(file.path, file.size, file.digest, part.file.start), part.blocks)
         return None
@@ -92,15 +98,31 @@ class IncrementalStoring:
 
     async def refer(self, target: ReuseTarget, barrier: Barrier, turn: Turn) -> None:
         """Early, so that nothing is kept aside for what need not be written. Raises CheckpointFailed."""
-        reuse = _Reuse(target, barrier, self._increments.is_young)
+        there = await self._there(target, barrier, turn)
         found: dict[StateGroup, KeyedHandle] = {}
         for some in _slices(self._snapshot.versions.items()):
             for place, version in some:
-                if (part := self._increments.found(version, reuse)) is not None:
+                if (part := self._increments.found(version, there)) is not None:
                     found[place] = part
             await turn()
         self._snapshot.leave_out(found)
         self._referred = _by_file(found.values())
+
+    async def _there(self, target: ReuseTarget, barrier: Barrier, turn: Turn) -> dict[str, FileHandle]:
+        """What may be referred to, by the path where it was stored. Asks once for each file, which holds many groups,
+        and for all of them at once."""
+        files: dict[str, FileHandle] = {}
+        for some in _slices(self._snapshot.versions.values()):
+            files.update((file.path, file) for version in some for file in self._increments.files(version))
+            await turn()
+        young = [file for file in files.values() if self._increments.is_young(file, barrier.checkpoint)]
+        answers = await target.reuse(barrier, [Written(file.size, file.digest) for file in young])
+        # The same content may have been stored before, under another name.
+        return {
+            file.path: there
+            for file, there in zip(young, answers, strict=True)
+            if there is not None and self._increments.is_young(there, barrier.checkpoint)
+        }
 
     async def store(self, write: Write, turn: Turn) -> tuple[KeyedHandle, ...]:
         """`write` stores what the snapshot gives out."""
@@ -114,28 +136,6 @@ class IncrementalStoring:
 
     def abort(self) -> None:
         self._snapshot.abort()
-
-
-class _Reuse:
-    """Asks once for each file, which holds many groups."""
-
-    def __init__(self, target: ReuseTarget, barrier: Barrier, is_young: Callable[[FileHandle, int], bool]) -> None:
-        self._target = target
-        self._barrier = barrier
-        self._is_young = is_young
-        self._answers: dict[str, FileHandle | None] = {}
-
-    def __call__(self, file: FileHandle) -> FileHandle | None:
-        if file.path not in self._answers:
-            self._answers[file.path] = self._ask(file)
-        return self._answers[file.path]
-
-    def _ask(self, file: FileHandle) -> FileHandle | None:
-        if not self._is_young(file, self._barrier.checkpoint):
-            return None
-        found = self._target.reuse(self._barrier, file.size, file.digest)
-        # The same content may have been stored before, under another name.
-        return found if found is not None and self._is_young(found, self._barrier.checkpoint) else None
 
 
 def _slices(items: Iterable[T]) -> Iterator[list[T]]:

@@ -1,7 +1,8 @@
 """What a job tells about its checkpoints and its failures."""
 
 import datetime as dt
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from streamactors.runtime.figures import SubtaskCheckpoint
 
@@ -39,6 +40,10 @@ class CheckpointInfo:
         duration = dt.timedelta(seconds=seconds)
         return cls(id, uri, duration, state_bytes, uploaded_bytes, inflight_bytes, savepoint, time_ms, subtasks)
 
+    def without_groups(self) -> "CheckpointInfo":
+        """For the history: what is only told of the last one is left out."""
+        return replace(self, subtasks=tuple(part.without_groups() for part in self.subtasks))
+
 
 @dataclass(frozen=True, slots=True)
 class CheckpointUnderWay:
@@ -47,6 +52,12 @@ class CheckpointUnderWay:
     id: int
     seconds: float
     acknowledged: tuple[SubtaskCheckpoint, ...]
+    savepoint: bool = False
+
+    @property
+    def quiet_seconds(self) -> float:
+        """Since the last acknowledgement; since it was triggered if there is none."""
+        return self.seconds - max((part.seconds for part in self.acknowledged), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +70,29 @@ class Restoring:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointGivenUp:
-    """`time_ms`: when, in milliseconds since the epoch."""
+    """`time_ms`: when, in milliseconds since the epoch; `subtasks`: the parts of those that had acknowledged."""
 
     id: int
     time_ms: int
     reason: str
+    subtasks: tuple[SubtaskCheckpoint, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RescaleInfo:
+    """`time_ms`: when the job ran on, in milliseconds since the epoch; `pause`: from when the last source stopped
+    reading until the first could read again; `before` and `after`: the parallelism of every step, by uid."""
+
+    time_ms: int
+    pause: dt.timedelta
+    before: Mapping[str, int]
+    after: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelFill:
     """What waits on one input channel of a subtask: `queued` records of `capacity`, in `elements` with the barriers
-    among them, by checkpoint id."""
+    among them, by checkpoint id; `ahead`: how many of the records are ahead of each barrier."""
 
     sender: str
     tag: str | None
@@ -80,6 +103,7 @@ class ChannelFill:
     elements: int
     blocked: bool
     barriers: tuple[int, ...]
+    ahead: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

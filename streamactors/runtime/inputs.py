@@ -5,6 +5,7 @@ the records that `take` has not given yet.
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ from streamactors.errors import InvalidDataflow, RecordFailed
 from streamactors.operators import record_ids
 from streamactors.operators.base import dead_letter
 from streamactors.operators.timestamps import RefusedRecords
-from streamactors.sources import SourceBatch, SplitReader, UndecodableRecord
-from streamactors.time.alignment import AlignmentGroup
+from streamactors.sources import InputProgress, SourceBatch, SplitReader, UndecodableRecord
+from streamactors.time.alignment import Aligned, AlignmentGroup
 from streamactors.time.timestamps import TimestampAssigner
 from streamactors.time.watermarks import SplitWatermarks
+
+log = logging.getLogger("streamactors.source")
 
 
 class Input(Protocol):
@@ -33,6 +36,10 @@ class Input(Protocol):
         """`full`: no records, whatever there may be."""
 
     def stop(self, *, drain: bool) -> None: ...
+    def resume(self) -> None:
+        """Read on, after a `stop` that did not drain."""
+
+    def progress(self) -> InputProgress | None: ...
     def snapshot(self, checkpoint: int, *, savepoint: bool = False) -> dict[str, Any]: ...
     def split_times(self) -> dict[str, Any]: ...
     async def completed(self, checkpoint: int) -> None: ...
@@ -52,6 +59,12 @@ class MailboxInput:
 
     def stop(self, *, drain: bool) -> None:
         raise TypeError("only sources are stopped; the others follow")
+
+    def resume(self) -> None:
+        raise TypeError("only sources are stopped; the others follow")
+
+    def progress(self) -> InputProgress | None:
+        return None
 
     def snapshot(self, checkpoint: int, *, savepoint: bool = False) -> dict[str, Any]:
         return {}
@@ -110,8 +123,7 @@ class SourceInput:
         self._dead_letters = dead_letters
         self._source_time = watermarks
         self._time = None if watermarks is None else watermarks.splits
-        group = None if watermarks is None else watermarks.alignment
-        self._aligned = None if group is None else group.join(wake)
+        self._aligned = self._join()
         self._monotonic = monotonic
         self._names_in = names_in
         self._marks: deque[TimeMark] = deque()
@@ -129,6 +141,7 @@ class SourceInput:
         self._taken = 0
         self._undecodable = 0
         self._positions: dict[str, Any] = {}
+        self._progress_failed = False
         self._at_checkpoint: dict[int, dict[str, Any]] = {}
         self._savepoints: set[int] = set()
         self._retained: deque[Mapping[str, Any]] = deque(maxlen=retain)
@@ -137,6 +150,13 @@ class SourceInput:
         self._exhausted = False
         self._stopped = False
         self._ending = False
+        self._ended = False
+        """It has given the end of the data."""
+
+    @property
+    def splits(self) -> int:
+        """How many it reads, or has read."""
+        return len(self._positions)
 
     async def open(self) -> None:
         self._opened = True
@@ -150,7 +170,7 @@ class SourceInput:
             return 0, self._marks.popleft()
         if self._ending:
             self._ending = False
-            self._stopped = True
+            self._stopped = self._ended = True
             return 0, END
         if self._stopped or full:
             return None
@@ -276,6 +296,12 @@ class SourceInput:
         self._leave()
         self._wake()
 
+    def resume(self) -> None:
+        self._stopped = self._ended
+        if not self._exhausted and not self._ended and self._aligned is None:
+            self._aligned = self._join()
+        self._wake()
+
     # ---------------------------------------------------------------------------------------------------- event time
     def _herald(self, time: SplitWatermarks) -> bool:
         """Whether something is to be told ahead of the records in hand."""
@@ -330,6 +356,11 @@ class SourceInput:
             self._paused = self._ahead if self._can_pause else frozenset()
         return bool(before - self._ahead)
 
+    def _join(self) -> Aligned | None:
+        """Those that wait for each other; it counts from when it has told where it is."""
+        group = None if self._source_time is None else self._source_time.alignment
+        return None if group is None else group.join(self._wake)
+
     def _leave(self) -> None:
         """Nobody is to wait for it, and it for nobody."""
         if self._aligned is not None:
@@ -343,6 +374,16 @@ class SourceInput:
                 self._begin(*parked)
                 return True
         return False
+
+    def progress(self) -> InputProgress | None:
+        """None too where the reader can't tell for an error of its own: no job is to fail by it."""
+        try:
+            return self._reader.progress()
+        except Exception as error:
+            if not self._progress_failed:  # it is asked for again and again
+                self._progress_failed = True
+                log.warning("source %r does not tell its progress: %s: %s", self._uid, type(error).__name__, error)
+            return None
 
     # --------------------------------------------------------------------------------------------------- checkpoints
     def split_times(self) -> dict[str, Any]:

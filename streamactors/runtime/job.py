@@ -20,28 +20,50 @@ from streamactors.clock import Clock
 from streamactors.config import Config
 from streamactors.errors import (
     AttemptEnded,
+    CheckpointFailed,
     CorruptCheckpoint,
     IncompatibleState,
     InvalidConfig,
     InvalidDataflow,
     JobFailed,
     JobNotRunning,
+    RescaleUnderWay,
     StateAccessError,
     StorageFailed,
     StreamactorsError,
 )
+from streamactors.graph.parallelism import Parallelism, widths
 from streamactors.graph.physical import PhysicalPlan, SubtaskId
 from streamactors.operators.sink import SinkSpec
 from streamactors.runtime.assembly import AttemptSpec
 from streamactors.runtime.attempt import Attempt, Deploy
+from streamactors.runtime.autoscaling.decisions import Decision
+from streamactors.runtime.autoscaling.steering import autoscaled
+from streamactors.runtime.events import (
+    AttemptBegun,
+    AttemptFailed,
+    AttemptRunning,
+    CheckpointAbandoned,
+    CheckpointCompleted,
+    JobEnded,
+    JobEvent,
+    Listener,
+    Moment,
+    RescaleAbandoned,
+    RescaleBegun,
+    Rescaled,
+    RestartScheduled,
+)
 from streamactors.runtime.info import (
     ChannelFill,
     CheckpointGivenUp,
     CheckpointInfo,
     CheckpointUnderWay,
     Incident,
+    RescaleInfo,
     Restoring,
 )
+from streamactors.runtime.rescaling import Rescaling
 from streamactors.runtime.restart import RestartPolicy
 from streamactors.runtime.restore import Restores, plan_restore, stored_max_parallelism
 from streamactors.runtime.restore_in_flight import Backlogs, plan_backlogs
@@ -58,10 +80,11 @@ Status = Literal["starting", "running", "restarting", "finished", "failed", "can
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What to run. `plan` makes the physical plan for a max parallelism (None: the default)."""
+    """What to run. `plan` makes the physical plan for a max parallelism (None: the default) and what the job was
+    rescaled to."""
 
     name: str
-    plan: Callable[[int | None], PhysicalPlan]
+    plan: Callable[[int | None, Parallelism], PhysicalPlan]
     config: Config
     restore: str | None = "latest"
     fresh: bool = False
@@ -88,8 +111,15 @@ class Job:
         """Of the current attempt, or the last one."""
         self.stopping = False
         """Whether it has been asked to stop."""
+        self.last_rescale: RescaleInfo | None = None
+        self.autoscale: Decision | None = None
+        """What the autoscaler has decided last; None where there is none, or not yet."""
         self._stop_asked = asyncio.Lock()
-        """Held until it is known whether it can be stopped as asked: whoever asks meanwhile waits for that."""
+        """Held until it is known whether it can be stopped, or rescaled, as asked: whoever asks meanwhile waits."""
+        self._parallelism = Parallelism(spec.config.parallelism)
+        self._rescaling: Rescaling | None = None
+        self._handed_over = 0
+        """Attempts that have ended in peace, for the next one to go on."""
         self._spec = spec
         self._deploy = deploy
         self._clock = clock
@@ -103,6 +133,7 @@ class Job:
         self._subscriptions: list[Subscription] = []
         """Those that each attempt feeds."""
         self._begun_ms = clock.time_ms()
+        self.listeners: list[Listener] = []
         self.running = asyncio.Event()
         """Set while an attempt runs."""
         self.settled = asyncio.Event()
@@ -121,7 +152,9 @@ class Job:
         """Until finished; raises JobFailed, or what says that the job can't start at all."""
         try:
             await self._open_store()
-            await self._run_attempts(await self._choose_restore())
+            restored = await self._choose_restore()
+            async with autoscaled(self, self._spec.config.autoscale, self._clock, self._now_decided):
+                await self._run_attempts(restored)
             self.status = "finished"
         except asyncio.CancelledError:
             self.status = "cancelled"
@@ -131,6 +164,7 @@ class Job:
             raise
         finally:
             self.running.clear()
+            self._tell(JobEnded(self.status))
             if self._store is not None:
                 await despite_cancellation(self._store.close())
             if self._opened is not None:
@@ -180,11 +214,19 @@ class Job:
         while True:
             try:
                 await self._run_attempt(restored)
-                return
+                if self._rescaling is None or self._store is None:
+                    return
+                self._handed_over += 1
+                restored = None  # what it began with is not what there is to fall back from
+                restored = await self._store.latest()
             except Exception as error:
                 restored = await self._recover_in_the_end(error, restored)
 
     async def _run_attempt(self, restored: Restorable | None) -> None:
+        stored = (None, None) if restored is None else (restored.manifest.checkpoint, restored.uri)
+        self._tell(AttemptBegun(self._number, *stored))
+        if self._rescaling is not None:
+            self._parallelism = self._rescaling.new
         spec = await self._prepare(restored)
         if restored is not None:
             log.info("%s: restoring %s", self.name, restored.uri)
@@ -197,6 +239,8 @@ class Job:
             on_running=self._now_running,
             on_checkpoint=self._now_checkpointed,
             on_given_up=self._now_given_up,
+            on_triggered=self._tell,
+            on_resumed=self._now_resumed,
             subscriptions=self._subscriptions,
         )
         self._attempt = attempt
@@ -205,20 +249,33 @@ class Job:
         finally:
             self._last_metrics = attempt.metrics()
             self._attempt = None
+            if self._rescaling is not None and self._rescaling.read_until is None:
+                read_until = attempt.read_until
+                self._rescaling.read_until = self._clock.monotonic() if read_until is None else read_until
+
+    @property
+    def _number(self) -> int:
+        """Of the attempt; the first is 1."""
+        return self.restarts + self._handed_over + 1
 
     def _planned(self, restored: Restorable | None) -> tuple[PhysicalPlan, Restores, Backlogs]:
-        kept = stored_max_parallelism(restored.manifest) if restored is not None else None
-        plan = self._spec.plan(self._spec.config.max_parallelism or kept)
+        plan = self._plan_of(self._parallelism, stored_max_parallelism(restored.manifest) if restored else None)
         if restored is None:
             return plan, {}, {}
         restores = plan_restore(restored.manifest, plan, self._spec.drop_state)
         return plan, restores, plan_backlogs(restored.manifest, plan, self._spec.drop_state)
 
+    def _plan_of(self, parallelism: Parallelism, kept: int | None = None) -> PhysicalPlan:
+        """`kept`: the max parallelism that is stored; None: that of this process so far, if there was an attempt."""
+        if kept is None and self.plan is not None:
+            kept = self.plan.vertices[0].max_parallelism
+        return self._spec.plan(self._spec.config.max_parallelism or kept, parallelism)
+
     async def _prepare(self, restored: Restorable | None) -> AttemptSpec:
         config = self._spec.config
         plan, restores, backlogs = self._planned(restored)
         self.plan = plan
-        run, attempt, widest = 0, self.restarts + 1, dict[str, int]()
+        run, attempt, widest = 0, self._number, dict[str, int]()
         if plan.execution == "batch":  # later than that of an earlier process: nobody has counted them
             attempt += self._begun_ms
         if self._store is not None:
@@ -246,21 +303,43 @@ class Job:
     def _now_running(self, running: bool) -> None:
         if not running:
             self.running.clear()
+            if self._rescaling is not None:
+                self.status = "restarting"
             return
         self.status = "running"
         self.running.set()
         self.settled.set()
+        self._tell(AttemptRunning())
+        self._rescaled()
 
     def _now_checkpointed(self, info: CheckpointInfo) -> None:
         self.last_checkpoint = info
+        if self.checkpoints:
+            self.checkpoints[-1] = self.checkpoints[-1].without_groups()
         self.checkpoints.append(info)
         self.checkpoints_completed += 1
         seconds = info.duration.total_seconds()
         log.info("%s: checkpoint %d complete in %.3f s, %d bytes", self.name, info.id, seconds, info.state_bytes)
+        self._tell(CheckpointCompleted(info))
+
+    def _now_decided(self, decision: Decision) -> None:
+        self.autoscale = decision
 
     def _now_given_up(self, checkpoint: CheckpointGivenUp) -> None:
         self.given_up.append(checkpoint)
         self.checkpoints_given_up += 1
+        self._tell(CheckpointAbandoned(checkpoint))
+
+    def _tell(self, event: JobEvent) -> None:
+        """Whoever listens can't make the job fail."""
+        if not self.listeners:
+            return
+        at = Moment(self._clock.time_ms(), self._clock.monotonic())
+        for listener in tuple(self.listeners):
+            try:
+                listener(event, at)
+            except Exception:
+                log.exception("%s: a listener has failed on %s", self.name, type(event).__name__)
 
     # ------------------------------------------------------------------------------------------------------- failure
     @property
@@ -278,9 +357,13 @@ class Job:
 
     async def _recover(self, error: Exception, restored: Restorable | None) -> Restorable | None:
         """What the next attempt starts from; raises JobFailed if there is to be none."""
-        self.incidents.append(Incident(self._clock.time_ms(), self.restarts + 1, error))
-        if isinstance(error, IncompatibleState | InvalidConfig | InvalidDataflow):
-            raise error  # refused before anything ran
+        self.incidents.append(Incident(self._clock.time_ms(), self._number, error))
+        self._tell(AttemptFailed(self._number, error))
+        if isinstance(error, IncompatibleState | InvalidConfig | InvalidDataflow):  # refused before anything ran
+            if self._rescaling is None or self._parallelism is not self._rescaling.new:
+                raise error
+            self._give_up_rescale(error)
+            return restored
         if isinstance(error, CorruptCheckpoint) and restored is not None and self._store is not None:
             return await self._store.fall_back(restored, error)
         await self._wait_for_restart(error)
@@ -296,6 +379,7 @@ class Job:
         self.settled.set()
         self.restarts += 1
         log.warning("%s: attempt failed, restarting in %.2f s: %s", self.name, delay, error, exc_info=error)
+        self._tell(RestartScheduled(delay))
         await self._clock.sleep(delay)
 
     def _worth_a_restart(self, error: Exception) -> bool:
@@ -307,12 +391,12 @@ class Job:
         self._refuse_in_batch("checkpoint")
         if self._spec.config.checkpoints is None:
             raise InvalidConfig("checkpoints are off: give Config(checkpoints=Checkpoints(storage, interval=…))")
-        return await (await self._current()).checkpoint()
+        return await (await self._undisturbed()).checkpoint()
 
     async def savepoint(self, uri: str) -> CheckpointInfo:
         """Take one in the new or empty folder `uri`. Raises CheckpointFailed, InvalidConfig, StorageFailed."""
         await self._check_target(uri)
-        return await (await self._current()).checkpoint(uri)
+        return await (await self._undisturbed()).checkpoint(uri)
 
     @property
     def batch(self) -> bool:
@@ -344,12 +428,74 @@ class Job:
                 return False
             if savepoint is not None:
                 await self._check_target(savepoint)
-            attempt = await self._current()
+            attempt = await self._undisturbed()
             self.stopping = True
             answer = attempt.stop(drain=drain, savepoint=savepoint)
         if answer is not None:
             await answer
         return True
+
+    async def rescale(self, steps: Mapping[str, int], default: int | None = None) -> RescaleInfo | None:
+        """Go on by another parallelism (of `steps` by uid, of all others by `default`; None leaves it), from an aligned
+        checkpoint that commits; None where it runs by that already. It goes on if the caller does not wait. Raises
+        InvalidConfig, RescaleUnderWay, JobNotRunning, CheckpointFailed."""
+        self._refuse_rescale()
+        async with self._stop_asked:
+            attempt = await self._current()
+            if self.stopping:
+                raise JobNotRunning(f"job {self.name!r} is stopping: start it again with another parallelism")
+            if self._rescaling is not None:
+                raise RescaleUnderWay(
+                    f"job {self.name!r} is being rescaled already ({self._rescaling.changes}): ask again once it runs"
+                )
+            plan, parallelism = attempt.plan, self._parallelism.rescaled(default, steps, attempt.plan)
+            before, after = widths(plan), widths(self._plan_of(parallelism, plan.vertices[0].max_parallelism))
+            if before == after:
+                log.info("%s: runs by that parallelism already", self.name)
+                return None
+            rescaling = self._rescaling = Rescaling(self._parallelism, parallelism, before, after)
+            log.info("%s: rescaling: %s", self.name, rescaling.changes)
+            self._tell(RescaleBegun(before, after))
+            attempt.hand_over()
+        return await rescaling.answer()
+
+    def _refuse_rescale(self) -> None:
+        if self.batch:
+            raise InvalidConfig(
+                f"job {self.name!r} can't be rescaled: execution = 'batch' takes no checkpoint to go on from; cancel "
+                "it, and run it again with another parallelism"
+            )
+        if self._spec.config.checkpoints is None:
+            raise InvalidConfig(
+                f"job {self.name!r} can't be rescaled: it goes on from a checkpoint, and these are off: give "
+                "Config(checkpoints=Checkpoints(storage, …))"
+            )
+
+    def _rescaled(self) -> None:
+        """An attempt runs: by the new parallelism, if there is one."""
+        rescaling, self._rescaling = self._rescaling, None
+        if rescaling is None:
+            return
+        info = self.last_rescale = rescaling.done(self._clock.time_ms(), self._clock.monotonic())
+        log.info(
+            "%s: rescaled: %s; nothing was read for %.3f s. A new process starts with the parallelism of its Config",
+            self.name,
+            rescaling.changes,
+            info.pause.total_seconds(),
+        )
+        self._tell(Rescaled(info))
+
+    def _now_resumed(self, reason: str) -> None:
+        self._give_up_rescale(CheckpointFailed(f"job {self.name!r} was not rescaled, and goes on as it was: {reason}"))
+
+    def _give_up_rescale(self, error: Exception) -> None:
+        rescaling, self._rescaling = self._rescaling, None
+        if rescaling is None:
+            return
+        self._parallelism = rescaling.old
+        log.warning("%s: not rescaled (%s): %s", self.name, rescaling.changes, error)
+        self._tell(RescaleAbandoned(rescaling.before, rescaling.after, error))
+        rescaling.failed(error)
 
     async def query(self, uid: str, state: str, key: Any) -> Any:
         """A copy of what `key` holds, as of between two records. Raises StateAccessError."""
@@ -367,8 +513,12 @@ class Job:
         check_emits(self.plan or (await self._current()).plan, uid)
         subscription = Subscription(uid, tag, buffer)
         self._subscriptions.append(subscription)
-        if self._attempt is not None:
-            self._attempt.tap(subscription)
+        try:
+            if self._attempt is not None:
+                await self._attempt.tap(subscription)
+        except BaseException:
+            self.unsubscribe(subscription)
+            raise
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
@@ -384,6 +534,14 @@ class Job:
                 raise JobNotRunning(f"job {self.name!r} is not running any more: {self.status}")
             await self.running.wait()
         return self._attempt
+
+    async def _undisturbed(self) -> Attempt:
+        """The running attempt, waiting for a rescale that is under way."""
+        while True:
+            attempt = await self._current()
+            if self._rescaling is None:
+                return attempt
+            await self._rescaling.ended()
 
     @property
     def checkpoints_under_way(self) -> list[CheckpointUnderWay]:
@@ -403,5 +561,7 @@ class Job:
             "status": self.status,
             "restarts": self.restarts,
             "last_checkpoint": self.last_checkpoint,
+            "last_rescale": self.last_rescale,
+            "autoscale": self.autoscale,
             "subtasks": subtasks,
         }

@@ -2,62 +2,60 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import msgspec
 
 from streamactors.checkpoint.manifest import BlockRef, KeyedHandle, ListRef, ListsHandle, NativeHandle, SubtaskState
 from streamactors.elements import Barrier
 from streamactors.graph.physical import SubtaskId
 from streamactors.runtime.event_time import NodeTime
 from streamactors.runtime.figures import SnapshotFigures
+from streamactors.runtime.group_figures import GroupFigures
 from streamactors.runtime.taps import Tap
 
 
 # -------------------------------------------------------------------------------------------------------------- control
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(msgspec.Struct, frozen=True):
     """Every subtask is open and restored: begin."""
 
 
-@dataclass(frozen=True, slots=True)
-class TriggerBarrier:
+class TriggerBarrier(msgspec.Struct, frozen=True):
     """To sources: put the barrier in here."""
 
     barrier: Barrier
 
 
-@dataclass(frozen=True, slots=True)
-class AlignmentExpired:
+class AlignmentExpired(msgspec.Struct, frozen=True):
     """To itself: the checkpoint may not wait for its alignment any longer."""
 
     checkpoint: int
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointComplete:
+class CheckpointComplete(msgspec.Struct, frozen=True):
     checkpoint: int
     commit: bool
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointAborted:
+class CheckpointAborted(msgspec.Struct, frozen=True):
     checkpoint: int
 
 
-@dataclass(frozen=True, slots=True)
-class StopReading:
+class StopReading(msgspec.Struct, frozen=True):
     """To sources: read no further. `drain`: and send the end of data."""
 
     drain: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class ResumeReading(msgspec.Struct, frozen=True):
+    """To sources that were told to stop: read on."""
+
+
+class Finish(msgspec.Struct, frozen=True):
     """All is durable: end."""
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(msgspec.Struct, frozen=True):
     """Read `state` of operator `uid` for one key, between two records."""
 
     uid: str
@@ -67,8 +65,7 @@ class Query:
     answer: asyncio.Future[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class AttachTap:
+class AttachTap(msgspec.Struct, frozen=True):
     """What node `uid` emits (to side output `tag`) goes to the tap too."""
 
     uid: str
@@ -76,8 +73,7 @@ class AttachTap:
     tap: Tap
 
 
-@dataclass(frozen=True, slots=True)
-class DetachTap:
+class DetachTap(msgspec.Struct, frozen=True):
     uid: str
     tag: str | None
     tap: Tap
@@ -90,6 +86,7 @@ Control = (
     | CheckpointComplete
     | CheckpointAborted
     | StopReading
+    | ResumeReading
     | Finish
     | Query
     | AttachTap
@@ -98,55 +95,48 @@ Control = (
 
 
 # -------------------------------------------------------------------------------------------------------------- reports
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(msgspec.Struct, frozen=True):
     subtask: SubtaskId
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotStored:
+class SnapshotStored(msgspec.Struct, frozen=True):
     subtask: SubtaskId
     checkpoint: int
     state: SubtaskState
-    figures: SnapshotFigures = field(default_factory=SnapshotFigures)
+    figures: SnapshotFigures = msgspec.field(default_factory=SnapshotFigures)
+    groups: tuple[GroupFigures, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotDeclined:
+class SnapshotDeclined(msgspec.Struct, frozen=True):
     subtask: SubtaskId
     checkpoint: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class TransactionsCommitted:
+class TransactionsCommitted(msgspec.Struct, frozen=True):
     subtask: SubtaskId
     checkpoint: int
 
 
-@dataclass(frozen=True, slots=True)
-class EndReached:
+class EndReached(msgspec.Struct, frozen=True):
     """All inputs have ended, and so has this subtask's output."""
 
     subtask: SubtaskId
 
 
-@dataclass(frozen=True, slots=True)
-class ReadingStopped:
+class ReadingStopped(msgspec.Struct, frozen=True):
     """A source reads no further."""
 
     subtask: SubtaskId
 
 
-@dataclass(frozen=True, slots=True)
-class Stopped:
+class Stopped(msgspec.Struct, frozen=True):
     """The actor has ended, and released everything."""
 
     subtask: SubtaskId
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(msgspec.Struct, frozen=True):
     """`subtask` None: something of the job itself."""
 
     subtask: SubtaskId | None
@@ -164,8 +154,7 @@ class Reports(Protocol):
     def __call__(self, report: Report, /) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class ListPiece:
+class ListPiece(msgspec.Struct, frozen=True):
     """The items `start` to `stop` of those in one block."""
 
     handle: ListsHandle
@@ -174,18 +163,17 @@ class ListPiece:
     stop: int
 
 
-@dataclass(frozen=True, slots=True)
-class NodeRestore:
+class NodeRestore(msgspec.Struct, frozen=True):
     """What one node of one subtask starts from."""
 
     blocks: tuple[tuple[KeyedHandle, tuple[BlockRef, ...]], ...] = ()
-    schemas: Mapping[str, Any] = field(default_factory=dict)
+    schemas: Mapping[str, Any] = msgspec.field(default_factory=dict)
     positions: Mapping[str, Any] | None = None
     """None: the source was never part of a checkpoint."""
     pending: tuple[Any, ...] = ()
     allow_dropped: bool = False
     lists: tuple[ListPiece, ...] = ()
-    list_schemas: Mapping[str, Any] = field(default_factory=dict)
-    time: NodeTime = field(default_factory=NodeTime)
+    list_schemas: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    time: NodeTime = msgspec.field(default_factory=NodeTime)
     native: tuple[NativeHandle, ...] = ()
     """Those that hold some of its key groups."""

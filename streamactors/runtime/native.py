@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from typing import Final, ParamSpec, Protocol, TypeVar
 
 from streamactors.checkpoint.manifest import FileHandle, NativeFileHandle, NativeHandle
+from streamactors.checkpoint.storage.contract import Written
 from streamactors.clock import Clock, uninterrupted
 from streamactors.elements import Barrier
 from streamactors.errors import StorageFailed
@@ -23,7 +24,7 @@ READ_BYTES: Final = 1 << 20
 class NativeTarget(Protocol):
     """The checkpoint that a snapshot becomes a part of."""
 
-    def reuse(self, barrier: Barrier, size: int, digest: bytes) -> FileHandle | None: ...
+    async def reuse(self, barrier: Barrier, contents: Sequence[Written]) -> list[FileHandle | None]: ...
     async def write(
         self, barrier: Barrier, name: str, chunks: AsyncIterator[bytes], *, alone: bool = False
     ) -> FileHandle: ...
@@ -61,20 +62,25 @@ class NativeStoring:
         if not self._snapshot.entries:
             return None
         files = await self._in_thread(self._snapshot.files)
-        parts = [await self._store_shared(target, barrier, name, file) for file in files if file.shared]
+        parts = await self._store_shared(target, barrier, name, [file for file in files if file.shared])
         parts += await self._store_own(target, barrier, name, [file for file in files if not file.shared])
         entries = {state: dict(groups) for state, groups in self._snapshot.entries.items()}
         return NativeHandle(self._snapshot.format, self._groups.start, self._groups.stop, tuple(parts), entries)
 
     async def _store_shared(
-        self, target: NativeTarget, barrier: Barrier, name: str, file: NativeFile
-    ) -> NativeFileHandle:
-        stored = target.reuse(barrier, file.size, file.digest)
-        if stored is None:
-            stored = await target.write(barrier, f"{name}-{file.name}", self._chunks([file]), alone=True)
-            if (stored.size, stored.digest) != (file.size, file.digest):
-                raise StorageFailed(f"{file.path} was changed while it was stored: is the local disk damaged?")
-        return NativeFileHandle(file.name, stored, 0, file.size)
+        self, target: NativeTarget, barrier: Barrier, name: str, files: Sequence[NativeFile]
+    ) -> list[NativeFileHandle]:
+        there = await target.reuse(barrier, [Written(file.size, file.digest) for file in files])
+        return [
+            NativeFileHandle(file.name, stored or await self._upload(target, barrier, name, file), 0, file.size)
+            for file, stored in zip(files, there, strict=True)
+        ]
+
+    async def _upload(self, target: NativeTarget, barrier: Barrier, name: str, file: NativeFile) -> FileHandle:
+        stored = await target.write(barrier, f"{name}-{file.name}", self._chunks([file]), alone=True)
+        if (stored.size, stored.digest) != (file.size, file.digest):
+            raise StorageFailed(f"{file.path} was changed while it was stored: is the local disk damaged?")
+        return stored
 
     async def _store_own(
         self, target: NativeTarget, barrier: Barrier, name: str, files: Sequence[NativeFile]

@@ -29,10 +29,12 @@ from streamactors.checkpoint.manifest import (
     NodeState,
     SubtaskState,
 )
+from streamactors.checkpoint.storage.contract import Written
 from streamactors.elements import Barrier
 from streamactors.errors import StreamactorsError
 from streamactors.graph.physical import SubtaskId
 from streamactors.runtime.figures import SnapshotFigures, Stopwatch
+from streamactors.runtime.group_figures import GroupFigures, spread_over_groups
 from streamactors.runtime.incremental import IncrementalStoring
 from streamactors.runtime.inflight import CHUNK_BYTES, Capture, Captures
 from streamactors.runtime.messages import Failed, Reports, SnapshotDeclined, SnapshotStored
@@ -68,8 +70,8 @@ class SnapshotStorage(Protocol):
     ) -> FileHandle:
         """`alone`: nothing else is to be in that file."""
 
-    def reuse(self, barrier: Barrier, size: int, digest: bytes) -> FileHandle | None:
-        """What an earlier checkpoint has stored with this content; None if it has to be written."""
+    async def reuse(self, barrier: Barrier, contents: Sequence[Written]) -> list[FileHandle | None]:
+        """For each what an earlier checkpoint has stored with this content; None if it has to be written."""
 
     async def fetch(self, part: NativeFileHandle, receive: Callable[[bytes], None]) -> None:
         """See `native_files.Fetch`."""
@@ -114,6 +116,7 @@ class _Pending:
     capture: Capture | None = None
     acknowledged: bool = False
     states: tuple[NodeState, ...] | None = None
+    groups: tuple[GroupFigures, ...] = ()
     in_flight: InFlightHandle | None = None
 
     @property
@@ -125,9 +128,17 @@ class Snapshots:
     """The snapshots that one subtask has in flight."""
 
     def __init__(
-        self, subtask: SubtaskId, storage: SnapshotStorage, governor: Governor, reports: Reports, captures: Captures
+        self,
+        subtask: SubtaskId,
+        storage: SnapshotStorage,
+        governor: Governor,
+        reports: Reports,
+        captures: Captures,
+        *,
+        max_parallelism: int,
     ) -> None:
         self._subtask = subtask
+        self._max_parallelism = max_parallelism
         self._storage = storage
         self._governor = governor
         self._reports = reports
@@ -232,7 +243,9 @@ class Snapshots:
                     await node.keyed.settle(self._governor.give_way)
             for native in natives:
                 await native.link()
-            pending.states = tuple([await self._store_node(pending.barrier, node) for node in pending.nodes])
+            states = [await self._store_node(pending.barrier, node) for node in pending.nodes]
+            pending.groups = await spread_over_groups(states, self._max_parallelism, self._governor.give_way)
+            pending.states = tuple(states)
 
     async def _store_in_flight(self, pending: _Pending, capture: Capture) -> None:
         chunks = capture.chunks(self._governor)
@@ -331,7 +344,7 @@ class Snapshots:
                 channels=pending.channels,
             )
             figures = SnapshotFigures() if pending.watch is None else pending.watch.read()
-            self._reports(SnapshotStored(id, checkpoint, state, figures))
+            self._reports(SnapshotStored(id, checkpoint, state, figures, pending.groups))
 
 
 async def _with_first(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:

@@ -17,9 +17,10 @@ from collections import deque
 from collections.abc import Sequence
 
 from streamactors.actors.governor import Governor
-from streamactors.actors.mailbox import Mailbox
+from streamactors.actors.mailbox import Ahead, Mailbox
 from streamactors.checkpoint.final_commit import FINAL
 from streamactors.checkpoint.protocol import (
+    BarrierAhead,
     BarrierAnnounced,
     BarrierAtHead,
     BarrierLeft,
@@ -62,6 +63,7 @@ from streamactors.runtime.messages import (
     ReadingStopped,
     Ready,
     Reports,
+    ResumeReading,
     Start,
     StopReading,
     TransactionsCommitted,
@@ -70,6 +72,7 @@ from streamactors.runtime.messages import (
 from streamactors.runtime.nodes import NodeRuntime
 from streamactors.runtime.routing import Outputs
 from streamactors.runtime.sweeping import Sweeper
+from streamactors.sources import InputProgress
 
 
 class Subtask:
@@ -128,6 +131,11 @@ class Subtask:
         """The channel that has ended after all others, until the end has been processed."""
         self._started = False
         self._done = False
+
+    @property
+    def progress(self) -> InputProgress | None:
+        """Of a source that knows its end."""
+        return self._input.progress()
 
     # ------------------------------------------------------------------------------------------------------ lifetime
     async def run(self) -> None:
@@ -327,9 +335,12 @@ class Subtask:
         await self.load.wait(HELD_BACK, self.mailbox.signal)
         self._check_alive()
 
-    async def _announced(self, channel: int, element: Element) -> None:
-        if isinstance(element, Barrier):
-            await self.barriers.on(BarrierAnnounced(channel, element))
+    async def _announced(self, channel: int, element: Element | Ahead[Element]) -> None:
+        match element:
+            case Barrier():
+                await self.barriers.on(BarrierAnnounced(channel, element))
+            case Ahead(item=Barrier() as barrier):
+                await self.barriers.on(BarrierAhead(channel, barrier))
 
     # ------------------------------------------------------------------------------------------------------- control
     async def _obey(self, message: Control) -> None:
@@ -352,6 +363,8 @@ class Subtask:
             case StopReading(drain):
                 self._input.stop(drain=drain)
                 self._reports(ReadingStopped(self.id))
+            case ResumeReading():
+                self._input.resume()
             case Finish():
                 self._done = True
             case Query():

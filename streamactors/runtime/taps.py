@@ -33,7 +33,7 @@ class Subscription(AsyncIterator[Any]):
     def __init__(self, uid: str, tag: str | None, buffer: int) -> None:
         self.uid = uid
         self.tag = tag
-        self._buffer = buffer
+        self.buffer = buffer
         self._values: deque[Any] = deque(maxlen=buffer)
         self._lost = 0
         self._in_a_row = 0
@@ -45,8 +45,8 @@ class Subscription(AsyncIterator[Any]):
     def receive(self, values: Sequence[Any]) -> None:
         if self._ended:
             return
-        self._lost += max(0, len(self._values) + len(values) - self._buffer)
-        self._values.extend(values[-self._buffer :])
+        self._lost += max(0, len(self._values) + len(values) - self.buffer)
+        self._values.extend(values[-self.buffer :])
         self._news.set()
 
     def end(self, error: BaseException | None = None) -> None:
@@ -72,13 +72,35 @@ class Subscription(AsyncIterator[Any]):
             self._in_a_row = 0
         if self._lost:
             lost, self._lost = self._lost, 0
-            raise SubscriptionLagged(self.uid, lost, self._buffer)
+            raise SubscriptionLagged(self.uid, lost, self.buffer)
         if self._values:
             self._in_a_row += 1
             return self._values.popleft()
         if self._error is not None:
             raise self._error
         raise StopAsyncIteration
+
+    async def take(self) -> tuple[list[Any], int] | None:
+        """All that is buffered, at least one, and how many were lost ahead of it. None at the end; raises what ended
+        it."""
+        while not self._values and not self._ended:
+            self._news.clear()
+            await self._news.wait()
+        values, lost = self.drain()
+        if not values and self._error is not None:
+            raise self._error
+        return (values, lost) if values else None
+
+    def drain(self) -> tuple[list[Any], int]:
+        """What is buffered now, and how many were lost ahead of it."""
+        values, lost = list(self._values), self._lost
+        self._values.clear()
+        self._lost = 0
+        return values, lost
+
+    def lose(self, lost: int) -> None:
+        """Values that were lost on their way here."""
+        self._lost += lost
 
 
 class Tap:
@@ -92,6 +114,17 @@ class Tap:
     def stage(self, batch: Batch) -> None:
         if self._subscription is not None:
             self._subscription.receive(batch.values)
+
+    def receive(self, values: Sequence[Any], lost: int) -> None:
+        """What was emitted in another process, and how much of it was lost on the way."""
+        if self._subscription is not None:
+            self._subscription.lose(lost)
+            self._subscription.receive(values)
+
+    @property
+    def buffer(self) -> int:
+        """Values that wait at most."""
+        return 0 if self._subscription is None else self._subscription.buffer
 
     def tell(self, mark: TimeMark) -> None:
         """A subscriber sees values, and no event time."""

@@ -174,6 +174,22 @@ class SourceContract(ABC, Generic[T]):
                 split: values for split, values in usual.values.items() if values
             }
 
+    async def test_progress_goes_on_to_the_end(self) -> None:
+        """Of a reader that tells any: nobody is to see all of it read too early, or go back."""
+        reader = self.reader()
+        try:
+            await reader.open(None)
+            told = [reader.progress()]
+            while await reader.read() is not None:
+                told.append(reader.progress())
+        finally:
+            await reader.close()
+        seen = [one for one in told if one is not None]
+        if seen:
+            assert len(seen) == len(told) and len({(one.total, one.unit) for one in seen}) == 1
+            assert [one.done for one in seen] == sorted(one.done for one in seen)
+            assert seen[0].done == 0 and seen[-1].done == seen[-1].total
+
     async def test_every_split_is_read_by_the_subtask_it_is_assigned_to(self) -> None:
         for parallelism in (1, 2, 3):
             for subtask, reading in enumerate(await self.read_by(parallelism)):

@@ -14,8 +14,9 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 from streamactors.api.dataflow import Dataflow
 from streamactors.clock import SYSTEM, Clock
+from streamactors.cluster.slice import Slice
 from streamactors.config import Config, Heap, RocksDB, StateBackend
-from streamactors.deploy.local import LocalAttempt, deploy_locally
+from streamactors.deploy.local import deploy_locally
 from streamactors.errors import InvalidConfig, JobFailed, JobNotRunning
 from streamactors.launch import JobHandle, _job
 from streamactors.operators.async_io.link import AsyncLink
@@ -114,7 +115,7 @@ class Engine:
         self.clock = clock
         self._scripts = scripts
         self._timeout = timeout
-        self._attempt: LocalAttempt | None = None
+        self._attempt: Slice | None = None
         self._handle: JobHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self.told = False
@@ -127,7 +128,7 @@ class Engine:
 
     @property
     def subtasks(self) -> list[Subtask]:
-        return [] if self._attempt is None else list(self._attempt._subtasks.values())
+        return [] if self._attempt is None else list(self._attempt.subtasks)
 
     def timers(self, uid: str, group: int) -> list[TimerService]:
         """Of the subtask of operator `uid` that has this key group; empty where it has none."""
@@ -151,7 +152,7 @@ class Engine:
 
     async def _deploy(
         self, spec: AttemptSpec, storage: SnapshotStorage | None, reports: Reports, clock: Clock
-    ) -> LocalAttempt:
+    ) -> Slice:
         self._attempt = await deploy_locally(spec, storage, reports, clock)
         return self._attempt
 

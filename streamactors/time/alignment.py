@@ -6,7 +6,7 @@ enough, or nobody counts any more: so nobody waits for ever who could go on. Not
 the members tell it again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 
 class Aligned:
@@ -37,9 +37,12 @@ class Aligned:
 class AlignmentGroup:
     """Its members wait for the slowest of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_change: Callable[[], None] | None = None) -> None:
+        """`on_change`: called when a member has told something else than before."""
         self.slowest: int | None = None
+        self._elsewhere: int | None = None
         self._members: list[Aligned] = []
+        self._on_change = on_change
 
     def join(self, wake: Callable[[], None]) -> Aligned:
         """`wake` must not call back."""
@@ -54,7 +57,22 @@ class AlignmentGroup:
 
     def changed(self) -> None:
         """Look again who is the slowest."""
-        told = [member.watermark for member in self._members if member.watermark is not None]
+        self._look()
+        if self._on_change is not None:
+            self._on_change()
+
+    @property
+    def slowest_here(self) -> int | None:
+        """Of the members in this process."""
+        return min((member.watermark for member in self._members if member.watermark is not None), default=None)
+
+    def told_elsewhere(self, slowest: int | None) -> None:
+        """Of the members in other processes."""
+        self._elsewhere = slowest
+        self._look()
+
+    def _look(self) -> None:
+        told = [slowest for slowest in (self.slowest_here, self._elsewhere) if slowest is not None]
         before, self.slowest = self.slowest, min(told, default=None)
         if self.slowest != before:
             self._wake_waiting(self.slowest)
@@ -67,10 +85,23 @@ class AlignmentGroup:
 
 
 class AlignmentGroups:
-    """Those of one attempt at running a job, by name."""
+    """Those of one attempt at running a job, by name; of one process, which is told of the others. What these tell is
+    late: a member may then wait longer than it has to, never for ever, since where they are only grows."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_change: Callable[[], None] | None = None) -> None:
         self._groups: dict[str, AlignmentGroup] = {}
+        self._on_change = on_change
 
     def __getitem__(self, name: str) -> AlignmentGroup:
-        return self._groups.setdefault(name, AlignmentGroup())
+        if name not in self._groups:
+            self._groups[name] = AlignmentGroup(self._on_change)
+        return self._groups[name]
+
+    def slowest_here(self) -> dict[str, int | None]:
+        """By group."""
+        return {name: group.slowest_here for name, group in self._groups.items()}
+
+    def told_elsewhere(self, slowest: Mapping[str, int | None]) -> None:
+        """By group."""
+        for name, watermark in slowest.items():
+            self[name].told_elsewhere(watermark)

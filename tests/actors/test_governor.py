@@ -100,7 +100,7 @@ async def test_a_cancelled_waiter_leaves_the_queue() -> None:
     waiting = [asyncio.create_task(governor.turn()) for _ in range(3)]
     await asyncio.sleep(0)
     waiting[0].cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await asyncio.gather(*waiting, return_exceptions=True)
     assert not governor._waiting
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from streamactors.actors.mailbox import Mailbox
+from streamactors.actors.mailbox import Ahead, Mailbox
 
 
 class AnyUse(RuleBasedStateMachine):
@@ -143,4 +143,20 @@ async def test_whatever_arrives_sets_the_signal() -> None:
     await mailbox.signal.wait()
     mailbox.block(0)
     mailbox.unblock_all()
+    await mailbox.signal.wait()
+
+
+def test_an_item_may_be_told_of_before_it_is_put_and_is_taken_in_its_turn() -> None:
+    mailbox: Mailbox[str] = Mailbox(2, 10)
+    mailbox.announce(1, "late")
+    mailbox.put(1, "first", 1)
+    mailbox.put(1, "late", 0, announce=True)
+    (place, ahead), then = mailbox.announced
+    assert isinstance(ahead, Ahead) and (place, ahead.item) == then == (1, "late")
+    assert [mailbox.take(), mailbox.take(), mailbox.take()] == [(1, "first"), (1, "late"), None]
+
+
+async def test_being_told_of_an_item_wakes_the_receiver() -> None:
+    mailbox: Mailbox[str] = Mailbox(1, 10)
+    mailbox.announce(0, "late")
     await mailbox.signal.wait()

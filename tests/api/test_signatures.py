@@ -22,11 +22,11 @@ EXPORTS = {
     "Checkpoints", "Config", "Context", "CorruptCheckpoint", "Counter", "Dataflow", "DeadLetter", "Decoder",
     "Deployment", "Encoder", "ErrorRoute", "Heap", "Histogram", "IncompatibleState", "InvalidConfig",
     "InvalidDataflow", "JobFailed", "Json", "KeyedOperator", "KeyedStream", "ListState", "Local", "MapState",
-    "MetricGroup", "MsgPack", "Operator", "OperatorContext", "OperatorListState", "OutputTag", "Raw", "Restart", "Sink",
-    "Source", "StateAccessError", "StateBackend", "StorageInUse", "Stream", "StreamactorsError", "Text",
+    "MetricGroup", "MsgPack", "Operator", "OperatorContext", "OperatorListState", "OutputTag", "Raw", "Ray", "Restart",
+    "Sink", "Source", "StateAccessError", "StateBackend", "StorageInUse", "Stream", "StreamactorsError", "Text",
     "TransactionLost", "UnionListState", "ValueState",
     "BatchOf", "CallCancelled", "Retry",
-    "record_id", "record_ids",
+    "Autoscale", "record_id", "record_ids",
     "Watermarks", "NoSuchStep", "SubscriptionLagged",
 }  # fmt: skip
 
@@ -35,8 +35,8 @@ MARKS = "idle_after=None, max_ahead=None, ahead=None, align=None, align_group=''
 PINS: list[tuple[Any, str, str]] = [
     (sa.Dataflow, "__init__", "self, name"),
     (sa.Dataflow, "source", "self, uid, source, *, watermarks=None, parallelism=None"),
-    (sa.Dataflow, "explain", "self, config=None"),
-    (sa.Dataflow, "to_mermaid", "self"),
+    (sa.Dataflow, "explain", "self, config=None, *, workers=None"),
+    (sa.Dataflow, "to_mermaid", "self, config=None, *, workers=None"),
     (sa.Stream, "map", f"self, fn, *, {STEP}"),
     (sa.Stream, "filter", f"self, fn, *, {STEP}"),
     (sa.Stream, "flat_map", f"self, fn, *, {STEP}"),
@@ -144,7 +144,14 @@ PINS: list[tuple[Any, str, str]] = [
         sa.Config,
         "__init__",
         "self, *, parallelism=1, max_parallelism=None, mailbox_capacity=4096, execution='streaming', "
-        "state_backend='heap', checkpoints=None, restart=None, deployment=None, sort_memory=..., sort_folder=None",
+        "state_backend='heap', checkpoints=None, restart=None, deployment=None, sort_memory=..., sort_folder=None, "
+        "autoscale=None",
+    ),
+    (
+        sa.Autoscale,
+        "__init__",
+        "self, *, target=0.7, tolerance=0.2, min_parallelism=1, max_parallelism=None, steps=None, every=..., "
+        "window=..., cooldown=..., scale_down_after=..., catch_up=..., max_factor=3.0, dry_run=False",
     ),
     (sa.Config, "from_toml", "path"),
     (FileSource, "__init__", "self, path, *, value, follow=False, on_error='fail'"),

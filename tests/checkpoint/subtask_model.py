@@ -58,6 +58,10 @@ def tail(channel: int, barrier: int | Barrier) -> p.BarrierAnnounced:
     return p.BarrierAnnounced(channel, _barrier(barrier))
 
 
+def coming(channel: int, barrier: int | Barrier) -> p.BarrierAhead:
+    return p.BarrierAhead(channel, _barrier(barrier))
+
+
 def _barrier(barrier: int | Barrier) -> Barrier:
     return Barrier(barrier) if isinstance(barrier, int) else barrier
 
@@ -318,16 +322,21 @@ class Subtask:
 
 @dataclass
 class Model(Subtask):
-    """A subtask with input channels. `doomed`: a checkpoint that the coordinator is going to abort."""
+    """A subtask with input channels. `doomed`: a checkpoint that the coordinator is going to abort. `remote`: barriers
+    that overtake may be told of while what is ahead of them on their channel is still on its way."""
 
     scripts: Sequence[Script] = ()
     doomed: int | None = None
+    remote: bool = False
+    told: list[int] = field(default_factory=list)
+    """Up to where in its script a channel's barriers have been told of."""
     arrived: list[int] = field(default_factory=list)
     taken: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.scripts = [[Barrier(e) if isinstance(e, int) and e > 0 else e for e in script] for script in self.scripts]
+        self.told = [0] * len(self.scripts)
         self.arrived = [0] * len(self.scripts)
         self.taken = [0] * len(self.scripts)
         self.processed = [[] for _ in self.scripts]
@@ -340,6 +349,8 @@ class Model(Subtask):
             arrived, taken = self.arrived[channel], self.taken[channel]
             if arrived < len(script) and self._may_arrive(script[arrived]):
                 yield "arrive", channel
+            if self.remote and self._next_ahead(channel) is not None:
+                yield "tell ahead", channel
             if taken < arrived and channel not in self.blocked and self._may_take(script[taken]):
                 yield "take", channel
 
@@ -358,6 +369,23 @@ class Model(Subtask):
             if n < element.checkpoint and (b.savepoint or (_is_plain(b) and not _is_plain(element)))
         }
         return not (alone & self.whole()) - self.acknowledged - self.aborted
+
+    def _next_ahead(self, channel: int) -> int | None:
+        """Where the first barrier stands that is not told of yet, if it may overtake what has not arrived."""
+        for place in range(max(self.told[channel], self.arrived[channel]), len(self.scripts[channel])):
+            element = self.scripts[channel][place]
+            if isinstance(element, Barrier):
+                may = element.overtakes and place > self.arrived[channel] and self._may_arrive(element)
+                return place if may else None
+        return None
+
+    def tell_ahead(self, channel: int) -> None:
+        place = self._next_ahead(channel)
+        assert place is not None
+        self.told[channel] = place + 1
+        barrier = self.scripts[channel][place]
+        assert isinstance(barrier, Barrier)
+        self.tell_soon(p.BarrierAhead(channel, barrier))
 
     def arrive(self, channel: int) -> None:
         place = self.arrived[channel]

@@ -8,7 +8,18 @@ from streamactors.checkpoint import protocol as p
 from streamactors.checkpoint.at_least_once import AtLeastOnceBarriers, CountedBarriers
 from streamactors.elements import Barrier
 from tests.checkpoint.barrier_scripts import CHOICES, Kind, any_scripts, small_scripts, with_aborts
-from tests.checkpoint.subtask_model import Model, Script, Source, exhaust, head, plain, run, savepoint
+from tests.checkpoint.subtask_model import (
+    Model,
+    Script,
+    Source,
+    coming,
+    exhaust,
+    head,
+    overtaking,
+    plain,
+    run,
+    savepoint,
+)
 
 
 @given(any_scripts([plain]), CHOICES)
@@ -81,6 +92,11 @@ class TestRule4SavepointsAreAlignedWhateverTheMode:
         assert isinstance(decline, p.Decline) and decline.checkpoint == 1
         assert protocol.on(head(2, savepoint(1))) == protocol.on(head(1, 2)) == []
         assert protocol.on(head(2, 2)) == [p.Snapshot(Barrier(2)), p.Forward(Barrier(2))]
+
+    def test_one_that_is_known_to_come_changes_nothing(self) -> None:
+        protocol = AtLeastOnceBarriers(1)
+        assert protocol.on(coming(0, overtaking(1))) == []
+        assert protocol.on(head(0, 1)) == [p.Snapshot(Barrier(1)), p.Forward(Barrier(1))]
 
     def test_it_is_discarded_once(self) -> None:
         protocol = AtLeastOnceBarriers(1)

@@ -92,6 +92,17 @@ def test_one_checkpoint_serves_all_requests_that_wait() -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- completion
+def test_it_tells_why_a_checkpoint_was_triggered() -> None:
+    coordinator = make(max_concurrent=3)
+    coordinator.on(c.Started(), 0)
+    coordinator.on(c.Tick(), 10)
+    coordinator.on(c.Requested(1), 11)
+    assert [coordinator.cause(checkpoint) for checkpoint in coordinator.in_flight] == ["interval", "request"]
+    complete(coordinator, 2, 12)
+    end(coordinator, 13)
+    assert [coordinator.cause(checkpoint) for checkpoint in coordinator.in_flight] == ["final"]
+
+
 def test_the_order_from_acknowledgements_to_the_receipt() -> None:
     coordinator = make()
     coordinator.on(c.Started(), 0)
@@ -250,6 +261,36 @@ def test_a_stop_whose_checkpoint_fails_fails_the_attempt_however_tolerant() -> N
     assert kinds(coordinator.on(c.Declined("middle", 1, "no"), 2)) == [c.Abort, c.FailAttempt]
 
 
+def test_a_stop_that_may_fail_lets_the_sources_read_on() -> None:
+    coordinator = make(interval=None)
+    coordinator.on(c.Started(), 0)
+    assert triggered(coordinator.on(c.SourcesStopped(c.NOBODY, resumable=True), 1)) == [1]
+    actions = coordinator.on(c.Declined("middle", 1, "no"), 2)
+    assert kinds(actions) == [c.Abort, c.Resume, c.Trigger], "what the sinks have prepared is committed"
+    assert not actions[2].barrier.savepoint  # type: ignore[union-attr]
+    [write] = acknowledge(coordinator, 2, 3)
+    assert isinstance(write, c.WriteManifest) and not write.final
+    coordinator.on(c.ManifestWritten(2), 3)
+    assert triggered(coordinator.on(c.SourcesStopped(c.NOBODY, resumable=True), 4)) == [3]
+    assert c.Notify(3, commit=True, tickets=(c.NOBODY,)) in complete(coordinator, 3, 5)
+
+
+def test_between_two_that_fail_a_checkpoint_commits() -> None:
+    coordinator = make(interval=None, max_concurrent=2, tolerable_failures=1)
+    coordinator.on(c.Started(), 0)
+    coordinator.on(c.SourcesStopped(c.NOBODY, resumable=True), 1)
+    assert triggered(coordinator.on(c.Declined("middle", 1, "no"), 2)) == [2]
+    assert triggered(coordinator.on(c.Declined("middle", 2, "no"), 3)) == []
+    coordinator.on(c.Requested(1, "file:///s"), 3)
+    coordinator.on(c.SourcesStopped(c.NOBODY, resumable=True), 3)
+    coordinator.on(c.Declined("middle", 3, "no"), 4)  # the savepoint
+    [write] = acknowledge(coordinator, 4, 5)
+    assert isinstance(write, c.WriteManifest) and not write.final
+    assert triggered(coordinator.on(c.ManifestWritten(4), 6)) == [5]
+    [write] = acknowledge(coordinator, 5, 7)
+    assert isinstance(write, c.WriteManifest) and write.final
+
+
 def test_a_failed_final_checkpoint_is_tried_again() -> None:
     coordinator = make(tolerable_failures=1)
     coordinator.on(c.Started(), 0)
@@ -287,7 +328,7 @@ class AnythingThatMayHappen(RuleBasedStateMachine):
         self.committed: dict[int, set[str]] = {}
         self.receipts: set[int] = set()
         self.receipts_due: list[int] = []
-        self.finished = self.failed = self.stopped = False
+        self.finished = self.failed = self.stopped = self.handing_over = False
         self.ended: set[str] = set()
         self.tickets: set[int] = set()
         self.answered: set[int] = set()
@@ -340,6 +381,9 @@ class AnythingThatMayHappen(RuleBasedStateMachine):
                 assert set(in_flight) == set(self.barriers) - self.ended_checkpoints
             case c.FailAttempt():
                 self.failed = True
+            case c.Resume():
+                assert self.handing_over, "nobody has stopped reading for a while"
+                self.stopped = self.handing_over = False
             case c.Finish():
                 last = self.manifests[-1]
                 assert last in self.final
@@ -347,6 +391,7 @@ class AnythingThatMayHappen(RuleBasedStateMachine):
                 self.finished = True
 
     def answer(self, tickets: tuple[int, ...]) -> None:
+        tickets = tuple(ticket for ticket in tickets if ticket != c.NOBODY)
         assert not set(tickets) & self.answered, "answered twice"
         assert set(tickets) <= self.tickets
         self.answered |= set(tickets)
@@ -433,6 +478,12 @@ class AnythingThatMayHappen(RuleBasedStateMachine):
         self.tickets.add(ticket)
         self.stopped = not drain
         self.feed(c.SourcesStopped(ticket, drain=drain))
+
+    @precondition(lambda self: self.alive() and not self.stopped)
+    @rule()
+    def hand_over(self) -> None:
+        self.stopped = self.handing_over = True
+        self.feed(c.SourcesStopped(c.NOBODY, resumable=True))
 
     @precondition(lambda self: not self.alive())
     @rule()

@@ -14,6 +14,7 @@ from tests.checkpoint.subtask_model import (
     Model,
     Script,
     Source,
+    coming,
     exhaust,
     head,
     overtaking,
@@ -38,6 +39,12 @@ def test_the_mode_chooses_the_protocol() -> None:
 def test_any_interleaving(channels: list[Script], choices: list[int]) -> None:
     protocol = ExactlyOnceBarriers(len(channels))
     run(Model(protocol, scripts=channels, prompt=False, outputs=2, hand_room=2, unsent_room=3), choices)
+
+
+@given(any_scripts([overtaking], [timed, timed_out], [savepoint]), CHOICES)
+def test_any_interleaving_between_processes(channels: list[Script], choices: list[int]) -> None:
+    protocol = ExactlyOnceBarriers(len(channels))
+    run(Model(protocol, scripts=channels, prompt=False, hand_room=2, unsent_room=3, remote=True), choices)
 
 
 @given(any_scripts([timed, timed, timed_out]), CHOICES)
@@ -72,6 +79,12 @@ MIXED: list[list[Script]] = [
 @pytest.mark.parametrize("channels", MIXED)
 def test_every_interleaving_of_kinds(channels: list[Script]) -> None:
     assert exhaust(Model(ExactlyOnceBarriers(len(channels)), scripts=channels, unsent_room=1), abort=1) > 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", MIXED)
+def test_every_interleaving_of_kinds_between_processes(channels: list[Script]) -> None:
+    assert exhaust(Model(ExactlyOnceBarriers(len(channels)), scripts=channels, unsent_room=1, remote=True)) > 50
 
 
 @pytest.mark.parametrize("kinds", [(timed, timed), (timed, timed_out), (overtaking, savepoint), (plain, plain)])
@@ -154,6 +167,17 @@ def test_a_source_that_has_something_in_hand_for_too_long_overtakes() -> None:
     assert source.on(p.BarrierLeft(1)) == [p.Acknowledge(1)]
 
 
+def test_one_that_is_known_to_come_hands_an_alignment_over() -> None:
+    protocol = ExactlyOnceBarriers(2)
+    protocol.on(tail(0, ONE))
+    protocol.on(head(0, ONE))
+    late = timed_out(1)
+    begin = [p.Snapshot(late), p.CaptureInHand(1), p.Capture(1, 1), p.Overtake(late), p.UnblockAll()]
+    assert protocol.on(coming(1, late)) == begin
+    assert protocol.on(p.BarrierLeft(1)) == []
+    assert protocol.on(tail(1, late)) == [p.Acknowledge(1)]
+
+
 class TestRule4NoBarrierOvertakesAnother:
     def test_an_earlier_one_that_is_being_aligned_goes_first(self) -> None:
         protocol = ExactlyOnceBarriers(2)
@@ -205,6 +229,11 @@ class TestRule4NoBarrierOvertakesAnother:
 
 
 class TestRule5AbortsMayComeBeforeTheirBarrier:
+    def test_one_that_is_known_to_come_begins_nothing(self) -> None:
+        protocol = ExactlyOnceBarriers(2)
+        assert protocol.on(p.Aborted(1)) == protocol.on(coming(1, timed_out(1))) == []
+        assert protocol.on(tail(1, timed_out(1))) == protocol.on(tail(0, ONE)) == []
+
     def test_its_late_barrier_starts_no_timer_and_blocks_nothing(self) -> None:
         protocol = ExactlyOnceBarriers(2)
         assert protocol.on(p.Aborted(1)) == protocol.on(tail(0, ONE)) == protocol.on(head(0, ONE)) == []

@@ -103,6 +103,25 @@ def test_any_batch_comes_back(data: st.DataObject) -> None:
     assert list(map(typed, found.values)) == list(map(typed, batch.values))
 
 
+@given(st.lists(st.tuples(values, values), min_size=1, max_size=6), st.booleans())
+def test_what_is_sent_comes_with_its_keys(pairs: list[tuple[Any, Any]], keyed: bool) -> None:
+    records, keys = [value for value, _ in pairs], [key for _, key in pairs]
+    sent = FrameCodec().encode_to_send(Batch(records, keys=keys if keyed else None, groups=[1] * len(pairs)), EDGE)
+    found = FrameCodec().decode_sent(sent, EDGE)
+    assert list(map(typed, found.values)) == list(map(typed, records))
+    assert (found.keys is not None) == keyed and found.groups == [1] * len(pairs)
+    assert not keyed or list(map(typed, found.keys or ())) == list(map(typed, keys))
+
+
+def test_what_is_refused_of_a_record_to_be_sent() -> None:
+    refused = "type builtins.function on the edge 'orders' → 'totals' can't be sent to another process: .*one process"
+    for batch in (Batch([lambda: None]), Batch([1], keys=[lambda: None])):
+        with pytest.raises(UnserialisableValue, match=refused):
+            FrameCodec().encode_to_send(batch, EDGE)
+    with pytest.raises(UnserialisableValue, match=refused):
+        FrameCodec().check_sendable(lambda: None, EDGE)
+
+
 @pytest.mark.parametrize(
     "records",
     [

@@ -1,12 +1,14 @@
 """The unaligned protocol against a model that knows from the channels' scripts what each checkpoint must hold."""
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 
 from streamactors.checkpoint import protocol as p
 from streamactors.checkpoint.unaligned import UnalignedBarriers
 from tests.checkpoint.barrier_scripts import CHOICES, any_scripts, small_scripts, with_aborts
-from tests.checkpoint.subtask_model import END, Model, Script, Source, exhaust, head, overtaking, run, tail
+from tests.checkpoint.subtask_model import END, Model, Script, Source, coming, exhaust, head, overtaking, run, tail
 
 ONE, TWO = overtaking(1), overtaking(2)
 
@@ -25,6 +27,23 @@ def test_every_interleaving_of_small_scripts(channels: list[Script], abort: int)
 def test_every_interleaving_of_two_outputs_and_two_in_hand() -> None:
     model = Model(UnalignedBarriers(1), scripts=[[0, 0, ONE, 0]], outputs=2, hand_room=2, prompt=False)
     assert exhaust(model) > 300
+
+
+@given(any_scripts([overtaking]), CHOICES)
+def test_any_interleaving_between_processes(channels: list[Script], choices: list[int]) -> None:
+    protocol = UnalignedBarriers(len(channels))
+    run(Model(protocol, scripts=channels, prompt=False, hand_room=2, unsent_room=3, remote=True), choices)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", small_scripts(overtaking, overtaking))
+def test_every_interleaving_of_small_scripts_between_processes(channels: list[Script]) -> None:
+    assert exhaust(Model(UnalignedBarriers(len(channels)), scripts=channels, unsent_room=1, remote=True)) > 100
+
+
+@pytest.mark.parametrize("channels", [[[0, ONE, 0], [ONE]], [[0, TWO], [ONE, 0, TWO]]])
+def test_every_interleaving_of_aborts_between_processes(channels: list[Script]) -> None:
+    exhaust(Model(UnalignedBarriers(2), scripts=channels, outputs=0, remote=True), abort=1)
 
 
 @pytest.mark.parametrize("outputs", [0, 1])
@@ -46,6 +65,14 @@ def test_the_first_announcement_snapshots_captures_and_overtakes() -> None:
         p.Overtake(ONE),
     ]
     assert protocol.on(head(1, ONE)) == protocol.on(tail(0, ONE)) == []
+
+
+def test_one_that_is_known_to_come_begins_and_counts_when_it_has_come() -> None:
+    protocol = UnalignedBarriers(2)
+    captures = [p.Capture(1, 0), p.Capture(1, 1)]
+    assert protocol.on(coming(0, ONE)) == [p.Snapshot(ONE), p.CaptureInHand(1), *captures, p.Overtake(ONE)]
+    assert protocol.on(p.BarrierLeft(1)) == protocol.on(coming(1, ONE)) == protocol.on(tail(1, ONE)) == []
+    assert protocol.on(tail(0, ONE)) == [p.Acknowledge(1)]
 
 
 def test_it_is_acknowledged_when_it_has_left_and_is_announced_everywhere() -> None:
@@ -83,10 +110,11 @@ class TestRule4NoBarrierOvertakesAnother:
         assert rest[0] == p.Snapshot(TWO)
         assert protocol.on(p.BarrierLeft(1)) == []
 
-    def test_so_does_a_later_one_that_came_before_it_and_was_aborted(self) -> None:
+    @pytest.mark.parametrize("told", [tail, coming])
+    def test_so_does_a_later_one_that_came_before_it_and_was_aborted(self, told: Callable[..., p.Event]) -> None:
         protocol = UnalignedBarriers(2)
         assert protocol.on(p.Aborted(2)) == protocol.on(tail(0, TWO)) == []
-        (decline,) = protocol.on(tail(1, ONE))
+        (decline,) = protocol.on(told(1, ONE))
         assert isinstance(decline, p.Decline) and decline.checkpoint == 1
 
 
@@ -95,6 +123,11 @@ class TestRule5AbortsMayComeBeforeTheirBarrier:
         protocol = UnalignedBarriers(2)
         assert protocol.on(p.Aborted(1)) == protocol.on(tail(0, ONE)) == protocol.on(tail(1, ONE)) == []
         assert p.Snapshot(TWO) in protocol.on(tail(0, TWO))
+
+    def test_nor_does_one_that_is_known_to_come(self) -> None:
+        protocol = UnalignedBarriers(2)
+        assert protocol.on(p.Aborted(1)) == protocol.on(coming(0, ONE)) == protocol.on(tail(0, ONE)) == []
+        assert p.Snapshot(TWO) in protocol.on(coming(1, TWO))
 
     def test_an_abort_stops_the_capture_of_its_own_checkpoint_only(self) -> None:
         protocol = UnalignedBarriers(2)

@@ -146,7 +146,7 @@ def completed(project: Path, *words: str) -> set[str]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("registry_folder")
 def test_a_shell_completes_commands_options_and_jobs(project: Path) -> None:
-    assert completed(project, "s") == {"savepoint", "serve", "status", "stop"}
+    assert completed(project, "s") == {"savepoint", "serve", "state", "status", "stop"}
     assert "--dry-run" not in completed(project, "stop", "--") and "--drain" in completed(project, "stop", "--")
     assert completed(project, "stop", "st") == set()
     with streamactors("run", "jobs:stuck", cwd=project) as program:

@@ -14,8 +14,9 @@ from streamactors.cli.commands import app
 from streamactors.cli.doctor import storage
 from streamactors.cli.doctor.machine import of_cores, of_open_files
 from streamactors.cli.doctor.packages import Requirement, of_requirements
-from streamactors.cli.doctor.storage import of_storage, room
+from streamactors.cli.doctor.storage import of_storage
 from streamactors.clock import SystemClock
+from streamactors.diagnosis import room
 from tests.programs import Program, streamactors
 from tests.test_cli import kept_logging
 
@@ -25,6 +26,7 @@ from pathlib import Path
 import streamactors as sa
 from connectors.files import FileSink, FileSource
 from connectors.memory import ListSource
+from connectors.queue import QueueSource
 from streamactors.sources import SplitSource
 
 class Odd(SplitSource):
@@ -57,6 +59,15 @@ def of(source, name="orders"):
 good = lambda: of(ListSource([1, 2]))
 nothing_there = lambda: of(FileSource("absent/*.jsonl", value=sa.Json()))
 followed = lambda: of(FileSource("absent/*.jsonl", value=sa.Json(), follow=True))
+queued = lambda: of(QueueSource("jobs.py/below", value=sa.Json()))
+
+def into(folder):
+    flow = sa.Dataflow("orders")
+    flow.source("in", ListSource([1, 2])).sink("out", FileSink(folder, value=sa.Json()))
+    return flow
+
+into_a_file = lambda: into("jobs.py")
+into_leftovers = lambda: into("left")
 silent = lambda: of(Odd(never))
 waiting = lambda: of(Odd(waits))
 broken = lambda: of(Odd(breaks))
@@ -105,6 +116,9 @@ def test_where_nothing_is_wrong_it_says_so_and_leaves_nothing_behind(project: Pa
         (["jobs:followed"], "checkpoints", "warning", "begins anew"),
         (["jobs:silent", "--timeout", "50ms"], "source in", "problem", "no answer within 0.05 s"),
         (["jobs:broken"], "source in", "problem", "LookupError: no such cluster"),
+        (["jobs:queued"], "source in: folder", "problem", "jobs.py is no folder"),
+        (["jobs:into_a_file"], "sink out: folder", "problem", "jobs.py is no folder"),
+        (["jobs:good"], "sink out: folder", "ok", "free at"),
         (["jobs:misspelt"], "flow jobs:misspelt", "problem", "jobs.py:"),
         (["absent:flow"], "flow absent:flow", "problem", "there is no module 'absent'"),
         (["jobs:good", "--set", "paralelism=2"], "flow jobs:good", "problem", "did you mean 'parallelism'?"),
@@ -121,6 +135,31 @@ def test_what_is_wrong_is_told(args: list[str], check: str, level: str, expected
     found = {found["check"]: found for found in told["findings"]}
     assert found[check]["level"] == level and expected in found[check]["found"], found
     assert told["wrong"] == (level == "problem") and result.exit_code == told["wrong"]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("suffix", "options", "level", "expected"),
+    [
+        ("pending", ["--storage", "stored", "--set", "checkpoints.interval=10s"], "ok", "2 hidden part files (10 B)"),
+        ("pending", [], "warning", "of runs under checkpoints"),
+        ("open", [], "warning", "nobody will ever make them visible"),
+        ("else", [], None, ""),
+    ],
+)
+def test_what_a_sink_has_left_hidden(
+    project: Path, suffix: str, options: list[str], level: str | None, expected: str
+) -> None:
+    (project / "left").mkdir()
+    for number in range(2):
+        (project / "left" / f".orders@out@0001-0001-0000-00000{number}-3fa9c1d2.jsonl.{suffix}").write_text("12345")
+        (project / "left" / f".orders@another@0001-0001-0000-00000{number}-3fa9c1d2.jsonl.{suffix}").touch()
+    before = sorted(project.rglob("*"))
+    told = json.loads(CliRunner().invoke(app, ["doctor", "jobs:into_leftovers", *options, "--json"]).stdout)
+    found = {found["check"]: found for found in told["findings"]}
+    assert found.get("sink out: hidden parts", {}).get("level") == level
+    assert level is None or expected in found["sink out: hidden parts"]["found"]
+    assert [path for path in sorted(project.rglob("*")) if path.suffix != ".pyc"] == before
 
 
 def test_the_users_own_line_is_shown_first_and_all_of_it_on_demand(project: Path) -> None:

@@ -66,7 +66,8 @@ def test_it_says_what_it_has_made(tmp_path: Path) -> None:
     result = new(str(folder), "--json")
     assert result.exit_code == 0
     told = json.loads(result.stdout)
-    assert told["name"] == "my_job" and told["next"][1:] == ["streamactors run my_job:flow", "python -m pytest"]
+    to_test = ["pip install pytest pytest-asyncio", "python -m pytest"]
+    assert told["name"] == "my_job" and told["next"][1:] == ["streamactors run my_job:flow", *to_test]
     assert sorted(told["files"]) == sorted(
         str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
     )

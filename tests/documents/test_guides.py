@@ -3,6 +3,7 @@
 import asyncio
 import configparser
 import datetime as dt
+import importlib.util
 import json
 import re
 import shlex
@@ -25,7 +26,7 @@ from streamactors.testing import KafkaBroker, OperatorHarness
 from tests.documents.terminal import Terminal, steps
 from tests.kafka_topics import Topics
 from tests.programs import PATIENCE, ROOT, Program
-from tests.structure.test_docs import snippets
+from tests.structure.test_docs import documents, snippets
 
 pytestmark = pytest.mark.slow
 
@@ -65,11 +66,11 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
 
 
 def followed(terminal: Terminal, name: str, read: list[int]) -> str:
-    """All commands of the page, each of which succeeds; what the last one printed. Each stop waits until its job has
-    read that many records: who reads the page is slower than the job."""
+    """All commands of the page, each of which succeeds; what the last one printed. Each stop, or rescale, waits until
+    its job has read that many records: who reads the page is slower than the job."""
     printed, expected = "", iter(read)
     for _, command in steps(GUIDES / f"{name}.md"):
-        if command.startswith("streamactors stop") and (count := next(expected)):
+        if command.startswith(("streamactors stop", "streamactors rescale")) and (count := next(expected)):
             until_read(terminal, count)
         done = terminal.give(command)
         if done is not None:
@@ -100,7 +101,7 @@ OF_THE_TEMPLATE = [("ann", 1, 12.5), ("ann", 2, 20.0), ("bob", 1, 3.0), ("bob", 
 
 # ---------------------------------------------------------------------------------------------------- rescale, upgrade
 def test_rescale(terminal: Terminal) -> None:
-    plan = followed(terminal, "rescale", read=[5, 1])
+    plan = followed(terminal, "rescale", read=[5, 0, 1])
     assert totals(terminal.folder) == sorted([*OF_THE_TEMPLATE, ("ann", 3, 21.0)])
     assert "totals" in plan
 
@@ -204,11 +205,19 @@ def accepted(arguments: list[str]) -> None:
     commands.commands[arguments[0]].make_context(arguments[0], arguments[1:])
 
 
-@pytest.mark.parametrize("path", sorted(GUIDES.glob("*.md")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_all_commands_exist(path: Path) -> None:
     blocks = re.findall(r"^```console\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
-    for command in re.findall(r"^\$ streamactors (.*)$", "".join(blocks), re.MULTILINE):
-        accepted(shlex.split(command.removesuffix("&")))
+    for command, answer in re.findall(r"^\$ (.*)\n(.*)$", "".join(blocks), re.MULTILINE):
+        match shlex.split(command.removesuffix("&"), comments=True):
+            case ["streamactors", option] if option.startswith("--"):
+                assert option in {name for each in typer.main.get_command(app).params for name in each.opts}
+            case ["streamactors", *arguments] if not answer.startswith('{"error"'):
+                accepted(arguments)
+            case ["make", target, *_]:
+                assert f"\n{target}: " in (ROOT / "Makefile").read_text()
+            case ["python", "-m", module, *_]:
+                assert importlib.util.find_spec(module) is not None
 
 
 # ---------------------------------------------------------------------------------------------------------------- Kafka

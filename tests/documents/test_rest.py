@@ -45,7 +45,7 @@ async def test_in_a_service(tmp_path: Path) -> None:
 
 async def test_metrics_of_ones_own() -> None:
     names: dict[str, Any] = {"sa": sa}
-    (own,) = snippets(METRICS)
+    own, _ = snippets(METRICS)
     exec(own, names)
     flow, feed, sink = sa.Dataflow("shop"), Feed(), ListSink[float]()
     flow.source("prices", feed).process("priced", names["Priced"]).sink("out", sink)

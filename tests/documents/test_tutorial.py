@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,31 +14,26 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.ports import free_port
 from tests.programs import PATIENCE, ROOT, Program
 
 pytestmark = [pytest.mark.slow, pytest.mark.kill]
 
 PAGE = (ROOT / "docs" / "tutorial.md").read_text()
-BLOCK = re.compile(r"^```(python|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-SET_UP = ("python3 -m venv", "pip install", "mkdir my-shop")
+BLOCK = re.compile(r"^```(python|ini|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SET_UP = ("python3 -m venv", "pip install", "mkdir ~/my-shop")
 """What makes the environment and the folder: here both are there."""
 
 
 def steps() -> Iterator[tuple[str, str, str]]:
     """("file", its name, its text) and ("command", line, what the page shows as its answer), in their order."""
     for kind, body in BLOCK.findall(PAGE):
-        if kind == "python":
+        if kind != "console":
             yield "file", body.partition("\n")[0].removeprefix("# "), body
             continue
         for given in re.findall(r"^\$ (.*\n(?:(?!\$ ).*\n)*)", body, re.MULTILINE):
             command, _, answer = given.partition("\n")
             yield "command", command, answer
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 class Reader:
@@ -93,6 +87,7 @@ class Reader:
     def _command(self, command: str, answer: str) -> None:
         done = self._run(command)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        assert "Warning" not in done.stderr, f"{command}: {done.stderr}"
         if command.startswith("cat"):
             self._until(lambda: self._run(command).stdout == answer, f"{command} gives {answer}")
         elif command.startswith("python first"):
@@ -132,12 +127,13 @@ def test_every_step_works_as_it_stands_there(tmp_path: Path) -> None:
         for step in steps():
             reader.follow(*step)
         reader.stop()
-    assert [each for each in reader.done if each.endswith(".py")] == [
+    assert [each for each in reader.done if each.endswith((".py", ".ini"))] == [
         "first.py",
         "python first.py",
         "totals.py",
         "test_totals.py",
-        "python -m pytest -q -o asyncio_mode=auto test_totals.py",
+        "pytest.ini",
+        "python -m pytest -q test_totals.py",
         "shop.py",
         "python shop.py",
         "python shop.py",

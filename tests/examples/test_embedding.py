@@ -160,7 +160,7 @@ import nbformat
 from nbclient import NotebookClient
 
 notebook = nbformat.read(sys.argv[1], as_version=4)
-NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
 print(json.dumps([[output.get("text") or output["data"]["text/plain"] for output in cell.outputs]
                   for cell in notebook.cells if cell.cell_type == "code"]))
 """
@@ -182,7 +182,7 @@ def test_in_a_notebook(tmp_path: Path) -> None:
         env=environ,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr

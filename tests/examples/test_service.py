@@ -24,7 +24,7 @@ from tests.programs import ROOT
 from tests.recovery.processes import new_seed
 from tests.runtime.feeds import until
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module", autouse=True)

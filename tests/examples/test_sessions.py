@@ -63,5 +63,5 @@ async def test_through_kafka(tmp_path: Path, kafka: KafkaBroker) -> None:
 
 def test_as_a_program(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "examples.sessions", "--folder", str(tmp_path), "--flights", "500"]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
     assert "working days; the busiest: N" in ran.stdout

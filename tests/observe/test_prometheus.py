@@ -60,6 +60,7 @@ async def test_every_query_of_the_dashboard_has_an_answer(tmp_path: Path) -> Non
     assert by(answers["What operators observe: 99 of 100 are below", "A"], "name")["size",] == 5.0
     assert by(answers["Watermark skew", "A"], "operator")["numbers",] == 2.0
     assert by(answers["State", "A"], "operator")["sum",] > 0
+    assert 64 <= by(answers["State: the largest key group over the mean", "A"], "operator")["sum",] < 128  # of two keys
 
 
 async def test_names_and_labels(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from streamactors.checkpoint.manifest import Manifest, decode_manifest
 from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.clock import SYSTEM
 from streamactors.launch import _job, _supervised
+from streamactors.runtime.job import Job
 from streamactors.sinks import Pending, SinkContext, SinkWriter
 from streamactors.sources import Position, SourceBatch, SourceContext, SplitReader, SplitSource
 from streamactors.testing.failing_files import FailingFiles
@@ -430,12 +431,18 @@ class World:
             checkpoints=sa.Checkpoints(self._folder.as_uri(), **settings),
             restart=sa.Restart.fixed(dt.timedelta(0), 100),
         )
-        job = _job(flow.graph(), config, restore="latest", fresh=False, resources=None, files=self.files)
+        job = self.job(flow, config)
         with _listening(self):
             async with _supervised(job, None, "cancel", dt.timedelta(0)) as handle:
                 yield Leg(self, handle)
                 self.restarts += handle.metrics()["restarts"]
                 await handle.cancel()
+
+    def manifest(self, uri: str) -> Manifest:
+        return manifest_of(uri)
+
+    def job(self, flow: sa.Dataflow, config: sa.Config) -> Job:
+        return _job(flow.graph(), config, restore="latest", fresh=False, resources=None, files=self.files)
 
     def _backend(self, name: str) -> Any:
         """RocksDB with so little memory that nearly every record is read from the disk."""
@@ -535,7 +542,7 @@ class _Listener(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.msg == "%s: restoring %s" and isinstance(record.args, tuple):
             uri = str(record.args[1])
-            self._world.restored.append(Restored(uri, manifest_of(uri).in_flight_records))
+            self._world.restored.append(Restored(uri, self._world.manifest(uri).in_flight_records))
         elif "was given up" in record.msg:
             self._world.given_up += 1
 

@@ -15,7 +15,6 @@ import msgspec
 
 import streamactors as sa
 from connectors.files import FileSink, FileSource
-from connectors.kafka import KafkaSink, KafkaSource
 
 T = TypeVar("T")
 FLOW = "orders"
@@ -55,6 +54,9 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     """A second exchange by key, between the totals and the sink."""
     pace: float = 0.0
     """Records per second, of all subtasks; 0: as fast as it goes."""
+    most: int = 0
+    """Records, of all subtasks, after which nothing more passes: a job that is to be killed does not come to its end,
+    however long that takes. 0: all pass."""
     brake: Literal["orders", "totals"] = "orders"
     """Which of them are paced: with the totals, all mailboxes before them are full, and barriers take their time."""
     endless: bool = False
@@ -146,9 +148,12 @@ async def look_up(line: Line) -> Line:
     return line
 
 
-def paced(rate: float) -> Callable[[T], Any]:
-    """Slow enough that there is something to be killed, and mailboxes fill up; 0: as fast as it goes. The step is
-    there either way, since records in flight are found again by the shape of the flow."""
+def paced(settings: Settings, steps: int, width: int, *, braked: bool) -> Callable[[T], Any]:
+    """For one of so many steps, all of whose subtasks call the same function. Slow enough that there is something to
+    be killed, and mailboxes fill up; 0: as fast as it goes. The step is there either way, since records in flight are
+    found again by the shape of the flow."""
+    rate = settings.pace / steps / width if braked else 0.0
+    most = settings.most // steps if braked else 0
     count = 0
 
     async def wait(value: T) -> T:
@@ -156,6 +161,8 @@ def paced(rate: float) -> Callable[[T], Any]:
         count += 1
         if rate and count % PACED == 0:
             await asyncio.sleep(PACED / rate)
+        if most and count > most:
+            await asyncio.Event().wait()
         return value
 
     return wait
@@ -167,6 +174,8 @@ def customer_key(total: Total) -> bytes:
 
 def source_of(settings: Settings, name: str) -> Any:
     if settings.brokers:
+        from connectors.kafka import KafkaSource  # starts are many, and most of what they take is imports
+
         return KafkaSource(settings.brokers, name, value=sa.Json(Order), bounded=not settings.endless)
     return FileSource(name, value=sa.Json(Order), on_error=LETTERS if settings.letters else "fail")
 
@@ -174,6 +183,8 @@ def source_of(settings: Settings, name: str) -> Any:
 def sink_of(settings: Settings) -> Any:
     if not settings.brokers:
         return FileSink(settings.output, value=sa.Json(Total))
+    from connectors.kafka import KafkaSink
+
     return KafkaSink(
         settings.brokers,
         settings.output,
@@ -193,8 +204,9 @@ def flow_of(settings: Settings) -> sa.Dataflow:
     if settings.letters:
         letters = streams[0].union(*streams[1:]).side_output(LETTERS)
         letters.sink("letters", FileSink(settings.letters, value=sa.Json()))
-    rate = settings.pace / len(streams) / width if settings.brake == "orders" else 0.0
-    streams = [stream.map(paced(rate), parallelism=width) for stream in streams]
+    orders_braked = settings.brake == "orders"
+    steps = len(streams)
+    streams = [stream.map(paced(settings, steps, width, braked=orders_braked), parallelism=width) for stream in streams]
     orders = streams[0].union(*streams[1:])
     lines: Any = orders.flat_map(halves if settings.flat else whole, parallelism=width)
     if settings.called:
@@ -203,7 +215,7 @@ def flow_of(settings: Settings) -> sa.Dataflow:
         lines = lines.rebalance().map(lambda line: line, parallelism=settings.parallelism)
     operator = WaitingTotals if settings.waiting else Totals
     totals: Any = lines.key_by(lambda line: line.customer).process("totals", operator)
-    totals = totals.map(paced(settings.pace / settings.parallelism if settings.brake == "totals" else 0.0))
+    totals = totals.map(paced(settings, 1, settings.parallelism, braked=not orders_braked))
     if settings.exchanged:
         totals = totals.key_by(lambda total: total.customer)
     totals.sink("out", sink_of(settings))

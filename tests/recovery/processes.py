@@ -16,10 +16,10 @@ import msgspec
 from tests.recovery.jobs import OPENED, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 120.0
+PATIENCE = 200.0
 """Seconds for what takes a few on an idle machine."""
-LONGEST_LIFE = 1.0
-"""Seconds that a job which is to be killed may wait for its checkpoints: it must not come to its end."""
+FIRST_CHECKPOINT, LONGEST_LIFE = 5.0, 1.0
+"""Seconds that are waited for the first checkpoint of a job that is to be killed, and then for others."""
 CHECKPOINTED = " complete in "
 RESTORING = ": restoring "
 
@@ -133,7 +133,7 @@ class Story:
 
 @dataclass(frozen=True)
 class Moment:
-    """`delay` seconds after `checkpoints` of them, or after one second without; both counted from when the job's
+    """`delay` seconds after `checkpoints` of them, or after a while without; both counted from when the job's
     subtasks open, or where `opened` is false, `delay` seconds after the process began."""
 
     checkpoints: int
@@ -144,6 +144,7 @@ class Moment:
         if self.opened:
             await child.logged(OPENED)
         if self.checkpoints:
+            await child.logged(CHECKPOINTED, patience=FIRST_CHECKPOINT)
             await child.logged(CHECKPOINTED, self.checkpoints, patience=LONGEST_LIFE)
         await asyncio.sleep(self.delay)  # a random moment is what is wanted here
 
@@ -178,13 +179,14 @@ def _moments(rng: random.Random, count: int) -> Iterator[Moment]:
 
 
 async def kill_until_finished(
-    settings: Callable[[random.Random], Settings], *, pace: float, kills: int, seed: int
+    settings: Callable[[random.Random], Settings], *, orders: int, pace: float, kills: int, seed: int
 ) -> Story:
-    """Start the job again and again, each time with what `settings` gives, and kill it; the last run is let finish."""
+    """Start the job again and again, each time with what `settings` gives, and kill it; the last run is let finish, and
+    something is left for it of so many `orders`."""
     rng = random.Random(seed)
     story = Story(seed, settings(rng))
     for moment in _moments(rng, kills):
-        given = msgspec.structs.replace(settings(rng), pace=pace)
+        given = msgspec.structs.replace(settings(rng), pace=pace, most=orders // (kills + 1))
         story.begin(given, f"killed {moment}")
         async with started(given) as child:
             await moment.arrive(child)

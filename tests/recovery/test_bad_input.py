@@ -4,7 +4,6 @@ that are not there: a clear error that names the thing, and nothing lost once it
 import datetime as dt
 import logging
 import re
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from connectors.memory import ListSink, ListSource
 from streamactors.testing import KafkaBroker
 from tests.connectors.kafka.driving import produce, see
 from tests.kafka_topics import Topics
+from tests.ports import free_port
 from tests.recovery.flows import (
     Event,
     EventLog,
@@ -255,9 +255,7 @@ async def test_an_output_folder_that_can_not_be_made(tmp_path: Path, log: EventL
 
 # --------------------------------------------------------------------------------------------------------------- Kafka
 def closed_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 async def test_an_unreachable_broker_to_read_from(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from tests.recovery.orders import hidden_in, visible_lines
-from tests.recovery.processes import PATIENCE, ROOT, Child, new_seed
+from tests.recovery.processes import CHECKPOINTED, PATIENCE, RESTORING, ROOT, Child, new_seed
 from tests.recovery.queue_service import LISTENING, Counted, Order, Settings
 
 pytestmark = [pytest.mark.kill, pytest.mark.slow]
@@ -76,6 +76,12 @@ async def acknowledged(clients: list[Client], more: int) -> None:
             await asyncio.sleep(0.001)
 
 
+def few_and_many(rng: random.Random) -> list[int]:
+    """How many are to be acknowledged before each kill: in most lives enough for a checkpoint to be complete, too."""
+    few = [1] * rng.randint(1, 2)
+    return rng.sample(few + [rng.randint(20, 300) for _ in range(KILLS - len(few))], KILLS)
+
+
 async def test_no_acknowledged_request_is_lost_and_none_is_doubled(tmp_path: Path) -> None:
     seed = new_seed()
     rng = random.Random(seed)
@@ -85,20 +91,22 @@ async def test_no_acknowledged_request_is_lost_and_none_is_doubled(tmp_path: Pat
     def settings() -> Settings:
         return Settings(folder=str(tmp_path), source_parallelism=rng.randint(1, 4), parallelism=rng.randint(1, 3))
 
-    for _ in range(KILLS):
+    for more in few_and_many(rng):
         async with service(settings()) as (child, url):
             async with httpx.AsyncClient() as http:
                 posting = [asyncio.create_task(client.post_until_it_is_gone(http, url)) for client in clients]
-                await acknowledged(clients, rng.choice((1, rng.randint(20, 300), rng.randint(20, 300))))
+                await acknowledged(clients, more)
+                if more > 1:
+                    assert await child.logged(CHECKPOINTED), child.log
                 await asyncio.sleep(rng.uniform(0.0, 0.06))  # a random moment is what is wanted here
                 child.send(signal.SIGKILL)
                 assert await child.ended() == -signal.SIGKILL, child.log
                 await asyncio.gather(*posting)
-            restores += child.count(": restoring ") > 0
+            restores += child.count(RESTORING) > 0
     async with service(settings()) as (child, url), httpx.AsyncClient() as http:
         await http.post(f"{url}/end")
         assert await child.ended() == 0, child.log
-        restores += child.count(": restoring ") > 0
+        restores += child.count(RESTORING) > 0
     try:
         check(tmp_path / "out", clients)
         assert restores > 0, "none of its starts found a checkpoint"

@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("s3_server", "libuv")]
 PATIENCE = 60.0
 KEYS = 7
 ORDERS = 9_000
-PACE = 3000.0
+PACE = 1500.0
 
 
 class Count(sa.KeyedOperator[int, int, tuple[int, int]]):
@@ -91,7 +91,7 @@ async def test_killed_at_random_moments(tmp_path: Path, bucket: S3Bucket, backen
     def rescaled(rng: random.Random) -> Settings:
         return msgspec.structs.replace(settings, parallelism=rng.randint(1, 3), interval_ms=rng.choice((50, 150)))
 
-    story = await kill_until_finished(rescaled, pace=PACE, kills=kills, seed=seed)
+    story = await kill_until_finished(rescaled, orders=ORDERS, pace=PACE, kills=kills, seed=seed)
     try:
         check(by_customer(totals_in(tmp_path / "out")), logs, settings)
         assert bucket.uploads() == []
@@ -253,7 +253,7 @@ async def test_an_outage_fails_checkpoints_and_not_the_job(bucket: S3Bucket, pro
     given = config(bucket.uri, tolerable_failures=1000, timeout=dt.timedelta(seconds=0.5))
     async with counted(feed, sink, given) as job:
         feed.put(*range(50))
-        await job.checkpoint()
+        await until_taken(job)
         outage = proxy.damage("503", times=None)
         feed.put(*range(50, 100))
         with pytest.raises(sa.CheckpointFailed):

@@ -13,7 +13,7 @@ from streamactors.sources import Position, SourceBatch, SourceContext, SplitRead
 from streamactors.time.alignment import AlignmentGroup
 from streamactors.time.watermarks import Watermarks
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds until a wait counts as a hang."""
 
 

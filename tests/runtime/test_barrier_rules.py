@@ -126,7 +126,7 @@ def fed(*values: Any, chunk: int = 64, ended: bool = True) -> Feed:
 
 def held_by(job: sa.JobHandle, door: Any) -> list[Any]:
     """The subtasks with that step, at which a barrier waits for a call to be over."""
-    attempt: Any = job._job._attempt
+    attempt: Any = job._job._attempt  # type: ignore[attr-defined]
     subtasks = attempt._deployed._subtasks.values() if attempt is not None else ()
     own = [subtask for subtask in subtasks if any(getattr(slot.link, "_fn", 0) is door for slot in subtask.chain.slots)]
     return [subtask for subtask in own if subtask.barriers.urgent() or subtask.mailbox.announced]
@@ -467,11 +467,11 @@ class TestRule5AbortsBeforeTheirBarrier:
     async def test_it_times_out_with_its_barrier_under_way(self, mode: dict[str, Any], tmp_path: Path) -> None:
         feed, door, sink = Feed(), Door(), RecordingSink()
         feed.put(*range(500))
-        soon = {"timeout": dt.timedelta(milliseconds=150), "tolerable_failures": 3, **mode}
+        soon = {"timeout": dt.timedelta(seconds=1), "tolerable_failures": 3, **mode}
         settings = config(tmp_path, capacity=64, **soon)
         async with crashing(self.flow(feed, door, sink), settings) as job:
             await until(lambda: door.entered)
-            with pytest.raises(sa.CheckpointFailed, match=r"not acknowledged within 0\.15 s"):
+            with pytest.raises(sa.CheckpointFailed, match="not acknowledged within 1 s"):
                 await job.checkpoint()
             assert sink.prepared == []
             await until(lambda: not any(tmp_path.rglob("chk-1")))
@@ -494,7 +494,7 @@ class TestRule5AbortsBeforeTheirBarrier:
         monkeypatch.setattr(writer, "SMALL", 0)  # each has a file of its own
         feed, door, sink, files = Feed(), Door(), ListSink[Any](), failing(tmp_path)
         feed.put(*range(500))
-        soon = {"timeout": dt.timedelta(milliseconds=150), "tolerable_failures": 3, **UNALIGNED}
+        soon = {"timeout": dt.timedelta(seconds=1), "tolerable_failures": 3, **UNALIGNED}
         async with crashing(self.flow(feed, door, sink), config(tmp_path, capacity=64, **soon), files) as job:
             await until(lambda: door.entered)
             stall = files.stall("create", "*/chk-1/manifest")

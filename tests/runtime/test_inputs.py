@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from streamactors.elements import END, Batch
 from streamactors.errors import RecordFailed
 from streamactors.metrics import MetricGroup
-from streamactors.runtime.inputs import SourceInput
+from streamactors.runtime.inputs import SourceInput, SourceTime
 from streamactors.sources import SourceContext
+from streamactors.time.alignment import AlignmentGroup
 from streamactors.time.watermarks import Watermarks
 from tests.runtime.feeds import Feed, FeedReader, Undecodable, source_time, until
 
@@ -20,7 +21,13 @@ LOG: Any = None
 
 
 def open_input(
-    feed: Feed, restored: Any = None, *, limit: Any = None, letters: list[Any] | None = None, retain: int = 1
+    feed: Feed,
+    restored: Any = None,
+    *,
+    limit: Any = None,
+    letters: list[Any] | None = None,
+    watermarks: SourceTime | None = None,
+    retain: int = 1,
 ) -> SourceInput:
     context = SourceContext("flow", "source", 0, 1, True, LOG, MetricGroup())
     into = None if letters is None else lambda batch: letters.extend(letter.value for letter in batch.values)
@@ -31,6 +38,7 @@ def open_input(
         wake=lambda: None,
         limit=limit or (lambda: 3),
         dead_letters=into,
+        watermarks=watermarks,
         retain=retain,
     )
 
@@ -107,6 +115,42 @@ async def test_stop_gives_nothing_more_and_keeps_the_position() -> None:
     source.stop(drain=False)
     assert source.take() is None
     assert source.snapshot(1) == {"0": 3}
+    await source.close()
+
+
+async def test_it_reads_on_where_it_stopped() -> None:
+    feed = Feed()
+    feed.put(1, 2, 3, 4, 5)
+    source = open_input(feed)
+    await source.open()
+    assert (await next_of(source)).values == [1, 2, 3]
+    for _ in range(2):
+        source.stop(drain=False)
+        assert source.take() is None
+        source.resume()
+    assert (await next_of(source)).values == [4, 5]
+    feed.end()
+    assert await next_of(source) is END
+    source.stop(drain=False)
+    source.resume()
+    assert source.take() is None, "it ends once"
+    await source.close()
+
+
+async def test_those_that_wait_for_each_other_do_so_again() -> None:
+    group = AlignmentGroup()
+    feed, other = Feed(), group.join(lambda: None)
+    watermarks = Watermarks[int].bounded(lambda value: value, dt.timedelta(0), align=dt.timedelta(hours=1))
+    source = open_input(feed, watermarks=source_time(watermarks, group=group))
+    await source.open()
+    for value in (10, 20):
+        source.resume()
+        feed.put(value)
+        while not isinstance(await next_of(source), Batch):
+            pass
+        assert other.tell(100) == value - 1, "the slowest is the one that reads"
+        source.stop(drain=False)
+        assert other.tell(100) == 100, "nobody waits for who reads no further"
     await source.close()
 
 

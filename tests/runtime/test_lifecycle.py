@@ -14,7 +14,7 @@ from connectors.memory import ListSink, ListSource
 from streamactors.checkpoint.restorable import list_checkpoints
 from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.clock import SYSTEM
-from streamactors.deploy import local
+from streamactors.cluster import slice
 from streamactors.launch import _job, _supervised
 from streamactors.testing.failing_files import FailingFiles
 from tests.runtime.feeds import PATIENCE, Endless, Feed, Undecodable, until
@@ -124,7 +124,7 @@ async def test_a_failure_cancels_no_subtask_that_is_closing_already() -> None:
 async def test_user_code_that_swallows_its_cancellation_processes_nothing_more(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(local, "PATIENCE", 0.05)
+    monkeypatch.setattr(slice, "PATIENCE", 0.05)
     entered, release = asyncio.Event(), asyncio.Event()
     seen: list[int] = []
 
@@ -177,7 +177,7 @@ async def test_an_error_in_close_does_not_hide_the_first_one(caplog: pytest.LogC
 
 
 async def test_a_failure_is_told_before_a_close_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "PATIENCE", 0.05)
+    monkeypatch.setattr(slice, "PATIENCE", 0.05)
     release = asyncio.Event()
 
     class Hanging(sa.Operator[int, int]):

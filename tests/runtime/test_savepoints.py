@@ -160,7 +160,7 @@ async def test_a_savepoint_that_was_never_taken_is_not_told_to_be_there(
         await publishing.wait()
         asking = job.savepoint(saved.as_uri()) if ask == "savepoint" else job.stop(savepoint=saved.as_uri())
         asked = asyncio.create_task(asking)
-        await until(lambda: job._job._attempt is not None and job._job._attempt._tickets)
+        await until(lambda: job._job._attempt is not None and job._job._attempt._tickets)  # type: ignore[attr-defined]
         for _ in range(20):
             await asyncio.sleep(0)
         go_on.set()

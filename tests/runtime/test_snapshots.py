@@ -18,6 +18,7 @@ from streamactors.checkpoint.manifest import (
     ListsHandle,
     NativeFileHandle,
 )
+from streamactors.checkpoint.storage.contract import Written
 from streamactors.elements import Barrier
 from streamactors.errors import StorageFailed, UnserialisableValue
 from streamactors.graph.physical import SubtaskId
@@ -81,8 +82,8 @@ class Storage:
         self.written[name] = data
         return FileHandle(name, len(data), b"digest")
 
-    def reuse(self, barrier: Barrier, size: int, digest: bytes) -> FileHandle | None:
-        return None
+    async def reuse(self, barrier: Barrier, contents: Sequence[Written]) -> list[FileHandle | None]:
+        return [None for _ in contents]
 
     async def fetch(self, part: NativeFileHandle, receive: Callable[[bytes], None]) -> None:
         raise AssertionError("nothing is restored here")
@@ -100,7 +101,8 @@ class Storage:
 def snapshots(storage: Storage) -> tuple[Snapshots, list[Report]]:
     reports: list[Report] = []
     captures = Captures(Mailbox(1, 64), [], FrameCodec(), lambda: None)
-    return Snapshots(SUBTASK, storage, Governor.of_running_loop(), reports.append, captures), reports
+    made = Snapshots(SUBTASK, storage, Governor.of_running_loop(), reports.append, captures, max_parallelism=128)
+    return made, reports
 
 
 def begin(of: Snapshots, keyed: Any, checkpoint: int = 1) -> None:

@@ -67,7 +67,7 @@ async def rest(results: AsyncIterator[Any]) -> list[Any]:
 
 def taps(job: sa.JobHandle) -> int:
     """How many hang on the running attempt."""
-    slots = [slot for subtask in job._job._attempt._deployed._subtasks.values() for slot in subtask.chain.slots]  # type: ignore[union-attr]
+    slots = [slot for subtask in job._job._attempt._deployed._subtasks.values() for slot in subtask.chain.slots]  # type: ignore[attr-defined]
     outputs = [[*slot.main, *(each for side in slot.sides.values() for each in side)] for slot in slots]
     return sum(isinstance(output, Tap) for each in outputs for output in each)
 
@@ -247,8 +247,8 @@ async def test_whoever_is_cancelled_leaves_nothing_behind() -> None:
         await asyncio.wait(tasks)
         assert all(task.cancelled() for task in tasks)
         await until(lambda: taps(job) == 0)
-        assert job._job._subscriptions == []
-        assert not job._job._attempt._taps  # type: ignore[union-attr]
+        assert job._job._subscriptions == []  # type: ignore[attr-defined]
+        assert not job._job._attempt._taps  # type: ignore[attr-defined]
         feed.end()
 
 
@@ -259,7 +259,7 @@ async def test_whoever_looks_on_at_a_step_that_has_ended_leaves_nothing_behind()
     flow.source("others", goes_on).map(str).sink("texts", ListSink[str]())
     async with sa.start(flow) as job:
         ends.end()
-        await until(lambda: bool(job._job._attempt._stopped))  # type: ignore[union-attr]
+        await until(lambda: bool(job._job._attempt._stopped))  # type: ignore[attr-defined]
         for _ in range(100):
             async with job.subscribe("map-1"):
                 pass

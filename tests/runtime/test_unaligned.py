@@ -95,7 +95,7 @@ async def test_an_alignment_is_handed_over_while_it_runs(tmp_path: Path) -> None
         quick.union(late).key_by(lambda v: v % KEYS).process("count", Count).sink("out", sink)
         return flow
 
-    settings = config(tmp_path, 1, alignment="aligned", alignment_timeout=dt.timedelta(milliseconds=300))
+    settings = config(tmp_path, 1, alignment="aligned", alignment_timeout=dt.timedelta(seconds=1.5))
     feeds[1].put(*range(0, 2000, 2))
     async with sa.start(flow(), settings, on_exit="cancel") as job:
         await until(lambda: gate.held and job.metrics()["subtasks"]["numbers-1[0]"]["unsent"])
@@ -106,7 +106,7 @@ async def test_an_alignment_is_handed_over_while_it_runs(tmp_path: Path) -> None
         assert not asked.done()
         async with asyncio.timeout(PATIENCE):
             info = await asked
-        assert info.duration >= dt.timedelta(milliseconds=300)
+        assert info.duration >= dt.timedelta(seconds=1.5)
         assert info.inflight_bytes > 0 and not job.metrics()["subtasks"]["count[0]"]["blocked"]
         await job.cancel()
     free.set()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Final
 
+import msgspec
 import pytest
 
 import streamactors as sa
@@ -26,6 +27,7 @@ from streamactors.runtime.backlog import All
 from streamactors.runtime.barriers import Barriers
 from streamactors.runtime.inflight import Captures
 from streamactors.runtime.inputs import SourceInput
+from streamactors.runtime.job import Job
 from streamactors.runtime.messages import CheckpointAborted, CheckpointComplete
 from streamactors.runtime.snapshot import _Pending
 from streamactors.runtime.subtask import Subtask
@@ -421,6 +423,40 @@ def receipt_before_the_commit(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Attempt, "_execute", execute)
 
 
+# ------------------------------------------------------------------------------------------------------------- rescales
+@mutant(
+    "pipeline aligned",
+    "union unaligned",
+    symptom=LOST,
+    faults="rescales=8,storage_failures=12,channel_stalls=20,kills=0,power_losses=0,stops=0,spread=0.4",
+)
+def batch_in_hand_lost_where_a_rescale_fails(patch: pytest.MonkeyPatch) -> None:
+    original = SourceInput.resume
+
+    def resume(self: SourceInput) -> None:
+        if (batch := self._batch) is not None:
+            self._positions[batch.split] = batch.position_after(len(batch.values))
+            self._batch = None
+        original(self)
+
+    patch.setattr(SourceInput, "resume", resume)
+
+
+@mutant("pipeline aligned", "two-input unaligned", symptom=TWICE, faults="rescales=4,kills=0,power_losses=0")
+def rescaled_from_what_the_attempt_before_began_with(patch: pytest.MonkeyPatch) -> None:
+    """And not from the checkpoint that it has ended with."""
+    original = Job._run_attempt
+    began: dict[Job, Any] = {}
+
+    async def run(self: Job, restored: Any) -> None:
+        if self._rescaling is not None and self._handed_over:
+            restored = began.get(self)
+        began[self] = restored
+        await original(self, restored)
+
+    patch.setattr(Job, "_run_attempt", run)
+
+
 # ---------------------------------------------------------------------------------------------------------------- sinks
 @mutant(
     "pipeline aligned",
@@ -452,7 +488,9 @@ def transactions_of_dropped_subtasks_forgotten(patch: pytest.MonkeyPatch) -> Non
 
     def restored(manifest: Any, plan: Any, uid: str, vertex: Any, index: int, *, dropped: bool) -> Any:
         found = original(manifest, plan, uid, vertex, index, dropped=dropped)
-        return replace(found, pending=tuple(pending for pending in found.pending if pending[-1] == index))
+        return msgspec.structs.replace(
+            found, pending=tuple(pending for pending in found.pending if pending[-1] == index)
+        )
 
     patch.setattr(restore, "_restore", restored)
 

@@ -10,6 +10,7 @@ from streamactors.checkpoint.deletion import delete_all
 from streamactors.checkpoint.manifest import FileHandle
 from streamactors.checkpoint.registry import FileRegistry
 from streamactors.checkpoint.restorable import FlowFolder
+from streamactors.checkpoint.storage.contract import Written
 from streamactors.checkpoint.store import CheckpointStore
 from streamactors.elements import Barrier
 from streamactors.runtime import restore_lists
@@ -67,8 +68,11 @@ def file_of_an_aborted_checkpoint_reused(patch: pytest.MonkeyPatch) -> None:
         files: dict[tuple[int, bytes], FileHandle] = self.__dict__.setdefault("_uploaded", {})
         return files
 
-    def reuse_any(self: StoredSnapshots, barrier: Barrier, size: int, digest: bytes) -> FileHandle | None:
-        return reuse(self, barrier, size, digest) or remembered(self).get((size, digest))
+    async def reuse_any(
+        self: StoredSnapshots, barrier: Barrier, contents: Sequence[Written]
+    ) -> list[FileHandle | None]:
+        there, written = await reuse(self, barrier, contents), remembered(self)
+        return [found or written.get((size, digest)) for found, (size, digest) in zip(there, contents, strict=True)]
 
     async def write_and_remember(
         self: StoredSnapshots, barrier: Barrier, name: str, chunks: Any, *, alone: bool = False

@@ -183,7 +183,7 @@ def test_two_sessions_download_once(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     sessions = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=HERE) for _ in range(3)
     ]
-    folders = {session.communicate(timeout=60)[0].strip() for session in sessions}
+    folders = {session.communicate(timeout=300)[0].strip() for session in sessions}
     assert folders == {str(tmp_path / "cache/streamactors/kafka-3.9.1")}
     assert (tmp_path / "calls").read_text() == "called\n"
 

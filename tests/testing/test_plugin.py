@@ -109,19 +109,19 @@ def test_fixtures(pytester: pytest.Pytester, tmp_path: Path) -> None:
 
 def test_without_marks(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(OPERATOR + USES.replace("@pytest.mark.asyncio", ""))
-    pytester.runpytest_subprocess(*QUIET, "-o", "asyncio_mode=auto", timeout=60).assert_outcomes(passed=2)
+    pytester.runpytest_subprocess(*QUIET, "-o", "asyncio_mode=auto", timeout=300).assert_outcomes(passed=2)
 
 
 def test_with_anyio_in_the_place_of_pytest_asyncio(pytester: pytest.Pytester) -> None:
     """As a project has it that has no pytest-asyncio."""
     pytester.makeini("[pytest]\nfilterwarnings = error\nanyio_mode = auto\n")
     pytester.makepyfile(OPERATOR + ANYIO + USES.replace("@pytest.mark.asyncio", ""))
-    pytester.runpytest_subprocess(*QUIET, "-p", "no:asyncio", timeout=60).assert_outcomes(passed=2)
+    pytester.runpytest_subprocess(*QUIET, "-p", "no:asyncio", timeout=300).assert_outcomes(passed=2)
 
 
 def test_a_test_in_another_loop_is_told(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(OPERATOR + ANOTHER_LOOP + OWN_FIXTURE)
-    pytester.runpytest_subprocess(*QUIET, timeout=60).assert_outcomes(passed=2)
+    pytester.runpytest_subprocess(*QUIET, timeout=300).assert_outcomes(passed=2)
 
 
 def test_a_session_that_uses_none_imports_nothing(pytester: pytest.Pytester) -> None:

@@ -21,6 +21,6 @@ def test_no_fault_breaks_it(topology: str, mode: str) -> None:
         restores += result.restores
         rescales += result.rescales
     kinds = {"kills", "power_losses", "actor_crashes", "storage_failures", "slow_storage", "channel_stalls", "stops"}
-    kinds |= {"savepoints", "rewinds"}
+    kinds |= {"savepoints", "rewinds", "rescales"}
     assert kinds <= struck.keys(), "a fault that never strikes proves nothing"
     assert restores > SEEDS / 2 and rescales > SEEDS / 4

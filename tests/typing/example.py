@@ -11,7 +11,7 @@ import streamactors as sa
 from connectors.files import FileSink, FileSource
 from connectors.kafka import KafkaRecord, KafkaSink, KafkaSource
 from streamactors.runtime.info import Incident
-from streamactors.service import ControlEndpoint, Served, control_app, served
+from streamactors.service import ControlEndpoint, Served, control_app, served, traced
 
 
 class Order(msgspec.Struct):
@@ -84,5 +84,11 @@ async def service() -> None:
         assert_type(control_app(job, token="sixteen characters"), ControlEndpoint)
         async with served(job, "127.0.0.1:0", hosts=["streams"], savepoints=["/var/lib/saved"]) as where:
             assert_type(where, Served)
+        async with traced(job) as traces:
+            assert_type(traces, None)
         assert_type(job.incidents, Sequence[Incident])
+        assert_type(await job.rescale(parallelism=4), None)
+        assert_type(await job.rescale(parallelism={"totals": 8}), None)
+        assert_type(await job.rescale(parallelism=4, steps={"totals": 8}), None)
+        assert_type(job.last_rescale, sa.RescaleInfo | None)
         assert_type(job.checkpoints[-1].subtasks[0].state_bytes, dict[str, int])

@@ -335,6 +335,14 @@ assert_type(totals.sink("out", sink), sa.Dataflow)
 assert_type(flow.explain(sa.Config(parallelism=2)), str)
 assert_type(flow.explain(sa.Config(execution="batch", sort_memory=1 << 20, sort_folder="/var/tmp")), str)
 assert_type(flow.to_mermaid(), str)
+assert_type(flow.explain(workers=2), str)
+assert_type(flow.to_mermaid(sa.Config(parallelism=2), workers=2), str)
+on_ray = sa.Ray(workers=4, address="auto", resources={"CPU": 2}, patience=minute)
+assert_type((on_ray.workers, on_ray.address), tuple[int, str | None])
+assert_type(sa.Config(deployment=on_ray).deployment, sa.Deployment | None)
+autoscale = sa.Autoscale(target=0.6, tolerance=0.1, max_parallelism=8, steps=["totals"], window=minute, dry_run=True)
+assert_type(sa.Config(autoscale=autoscale).autoscale, sa.Autoscale | None)
+assert_type((autoscale.target, autoscale.steps), tuple[float, Sequence[str] | None])
 
 
 def a_step_of_ones_own(stream: sa.Stream[Order]) -> sa.Stream[Iterable[float]]:

@@ -6,7 +6,6 @@ with its last handle.
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,8 @@ class ScratchFile:
     """Written front to back, and then read. Blocks: for threads. `folder` None: where temporary files go."""
 
     def __init__(self, folder: str | None) -> None:
+        import tempfile  # slow, and most programs never get here
+
         self.size = 0
         self._where = folder or tempfile.gettempdir()
         with self._refusals():

@@ -16,11 +16,12 @@ from streamactors.cli.doctor.machine import of_machine
 from streamactors.cli.doctor.packages import of_packages
 from streamactors.cli.doctor.storage import of_storage
 from streamactors.cli.durations import seconds_of
-from streamactors.cli.failure import describe, refusals, show
+from streamactors.cli.failure import describe, show
 from streamactors.cli.logs import set_up
 from streamactors.cli.options import TARGET_HELP, Assignments, ConfigFile, Json, Parallelism, Storage, Traceback, flags
 from streamactors.cli.options import resolved as resolved_flow
 from streamactors.cli.printing import print_json, print_view
+from streamactors.cli.refusing import refusals
 from streamactors.diagnosis import Finding, Level
 from streamactors.errors import StreamactorsError
 from streamactors.launch import EXIT_FAILED
@@ -49,7 +50,7 @@ def doctor(
     Of a flow: whether it can be loaded and planned, its storage, the files and brokers of its sources and sinks. The
     storage is written to, in a folder that is removed again; everything else is only looked at.
     """
-    with refusals(traceback):
+    with refusals(traceback, json=json):
         seconds = seconds_of("--timeout", timeout)
         given = flags(assignments, parallelism, storage)
         set_up("text", "doctor", level=logging.CRITICAL, full=False)  # what connectors log is told by the findings

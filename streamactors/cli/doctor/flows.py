@@ -8,12 +8,12 @@ from typing import Any
 
 from streamactors.api.dataflow import Dataflow
 from streamactors.cli.doctor.storage import of_folder, of_storage
-from streamactors.cli.graph_view import planned
 from streamactors.config import Config, RocksDB, require_supported
 from streamactors.diagnosis import Finding, PlannedStep
 from streamactors.errors import StreamactorsError
 from streamactors.graph.logical import Node, SourceSpec
 from streamactors.graph.physical import PhysicalPlan
+from streamactors.graph.planned import planned
 from streamactors.operators.sink import SinkSpec
 from streamactors.state.backends import require_installed
 

@@ -14,23 +14,20 @@ from typing import Any, Final
 from streamactors.checkpoint.storage.contract import Files
 from streamactors.checkpoint.storage.opening import open_files
 from streamactors.checkpoint.storage.uris import is_object_uri, local_path, normalise_uri
-from streamactors.cli.progress import in_bytes
 from streamactors.clock import SYSTEM
-from streamactors.diagnosis import Finding
+from streamactors.diagnosis import Finding, nearest_there, of_room, of_written_folder
 from streamactors.errors import StorageInUse, StreamactorsError
 from streamactors.settings import redacted
 
 SLOW_SECONDS: Final = 1.0
 SKEW_SECONDS: Final = 2.0
-LITTLE_ROOM: Final = 1 << 30
-NO_ROOM: Final = 64 << 20
 PROBE: Final = b"streamactors doctor"
 
 
 async def of_storage(uri: str, options: Mapping[str, Any] | None = None) -> list[Finding]:
     """Raises InvalidConfig and MissingExtra for a URI that can't be used at all."""
     uri = normalise_uri(uri)
-    local = None if is_object_uri(uri) else _there(local_path(uri))
+    local = None if is_object_uri(uri) else nearest_there(local_path(uri))
     findings: list[Finding] = []
     files = open_files(uri if local is None else local.as_uri(), options=options)
     try:
@@ -57,14 +54,6 @@ async def _own_folder(files: Files) -> AsyncIterator[str]:
             await files.delete_tree(folder)
         raise
     await files.delete_tree(folder)
-
-
-def _there(path: str) -> Path:
-    """The folder itself, or the nearest one above it that exists."""
-    found = Path(path)
-    while not found.exists() and found != found.parent:
-        found = found.parent
-    return found
 
 
 async def _tried_out(files: Files, folder: str, uri: str) -> Finding:
@@ -113,26 +102,5 @@ async def _clock(files: Files, folder: str, local: Path) -> Finding:
 # ---------------------------------------------------------------------------------------------------------------- room
 def of_folder(check: str, folder: str | None, setting: str) -> Iterator[Finding]:
     """A folder for the time of a run; None: where temporary files go."""
-    there = _there(folder or tempfile.gettempdir())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        told = f"{there} can't be written by this user"
-        yield Finding("problem", check, told, f"give the user access, or name another folder: {setting}")
-        return
-    yield from of_room(check, there)
-
-
-def of_room(check: str, path: Path) -> Iterator[Finding]:
-    if not hasattr(os, "statvfs"):
-        return
-    found = os.statvfs(path)
-    yield room(check, path, found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None)
-
-
-def room(check: str, path: Path, free: int, names: int | None) -> Finding:
-    """`free` in bytes; `names`: how many more files there may be, None where that has no limit."""
-    told, more = f"{in_bytes(free)} free at {path}", "free space there, or use another folder"
-    if names == 0:
-        return Finding("problem", check, f"no more files can be made at {path} (inodes)", more)
-    if free < NO_ROOM:
-        return Finding("problem", check, told, more)
-    return Finding("warning" if free < LITTLE_ROOM else "ok", check, told, more if free < LITTLE_ROOM else "")
+    remedy = f"give the user access, or name another folder: {setting}"
+    return of_written_folder(check, folder or tempfile.gettempdir(), remedy)

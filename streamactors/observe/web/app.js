@@ -53,7 +53,7 @@ class Page {
     this.fresh = {
       graph: new Fresh(0, async (job) => this.graph.show(await job.get("graph"))),
       checkpoints: new Fresh(1000, async (job) => this.checkpoints.show(job, await job.get("checkpoints"))),
-      state: new Fresh(3000, async (job, id) => this.operators.showState(await job.get(`checkpoints/${id}`))),
+      state: new Fresh(3000, async (job) => this.operators.showState(await job.get("state"))),
       exceptions: new Fresh(1000, async (job) => showExceptions(await job.get("exceptions"))),
     };
   }
@@ -114,7 +114,7 @@ class Page {
     this.fresh.graph.want(`${tick.job.restarts}|${plan}`, job);
     this.fresh.checkpoints.want(`${tick.completed}|${tick.failed}`, job);
     this.fresh.exceptions.want(`${tick.exceptions}|${tick.job.restarts}|${tick.job.status}`, job);
-    if (last !== null) this.fresh.state.want(last.id, job, last.id);
+    if (last !== null) this.fresh.state.want(last.id, job);
   }
 }
 

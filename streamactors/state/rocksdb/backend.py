@@ -207,9 +207,9 @@ class RocksDBBackend:
                 else:
                     self._reading.recover()
                     await self._in_thread(fetch.read)
+                fetch.keep()
             finally:
                 fetch.let_go()
-            fetch.keep()
         while len(self._database.waiting) > self._limit and not self._closed:
             await self._settle()
 

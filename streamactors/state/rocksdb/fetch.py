@@ -37,13 +37,14 @@ class Fetch:
         return [(key, store.read(key, group, row)) for (key, group), row in zip(wanted.items(), rows, strict=True)]
 
     def keep(self) -> None:
-        """Put into the cache what was read, unless it was changed meanwhile."""
-        self.let_go()
+        """Put into the cache what was read, unless it was changed meanwhile: also if that is written only now, to make
+        room for the others."""
         for name, found in self._found.items():
             store = self._stores[name]
             for key, entry in found:
                 if (name, key) not in self._stale and store.cached(key) is MISSING:
                     store.admit(key, entry)
+        self.let_go()
 
     def let_go(self) -> None:
         """It will be kept now, or never."""

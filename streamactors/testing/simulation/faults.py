@@ -17,6 +17,7 @@ COUNTED: Final = {
     "power_losses": 6000,
     "stops": 6000,
     "savepoints": 4000,
+    "rescales": 4000,
     "rewinds": 3,
     "actor_crashes": 4000,
     "operator_failures": 300,
@@ -47,6 +48,8 @@ class Faults:
     """In peace, by `JobHandle.stop`, to be started again; half of them with a savepoint, if there may be any."""
     savepoints: int = 1
     """Taken while the job goes on."""
+    rescales: int = 1
+    """By `JobHandle.rescale`, within the process: to what `parallelism` offers."""
     rewinds: int = 0
     """Starts from an earlier savepoint or checkpoint, named by its URI. What was committed after that is taken out of
     the log: only for flows whose sinks are `World.sink`."""

@@ -3,12 +3,14 @@
 import asyncio
 import gc
 from collections.abc import Callable, Coroutine, Iterator
+from random import Random
 from typing import Any, Final, Literal
 
 from streamactors.errors import (
     CheckpointFailed,
     JobFailed,
     JobNotRunning,
+    RescaleUnderWay,
     StorageFailed,
 )
 from streamactors.launch import JobHandle
@@ -28,19 +30,23 @@ LEAVING_STEPS: Final = 1000
 REQUEST: Final = "request: "
 OUTSIDE: Final = ("main", "job", REQUEST, "Job.")
 """How the names of tasks begin that are not the attempt's: a request may wait for the next one."""
-REFUSALS: Final = (CheckpointFailed, JobFailed, JobNotRunning, StorageFailed)
+REFUSALS: Final = (CheckpointFailed, JobFailed, JobNotRunning, RescaleUnderWay, StorageFailed)
 """How requests to a job that is disturbed may end."""
 
 
 class Life:
     """`run` it once; then `crash` says how it ended, None in peace."""
 
-    def __init__(self, world: World, process: Process, job: Job) -> None:
+    def __init__(
+        self, world: World, process: Process, job: Job, widths: Callable[[Random], dict[str, int]] | None = None
+    ) -> None:
+        """`widths`: draws the parallelism of steps, by uid, to rescale to; None: it never is."""
         self.crash: Crash | None = None
         self._world = world
         self._process = process
         self._loop = process.loop
         self._job = job
+        self._widths = widths
         self._actors: frozenset[str] = frozenset()
         self._stopper: asyncio.Task[None] | None = None
         self._requests: list[asyncio.Task[None]] = []
@@ -94,6 +100,8 @@ class Life:
             self._stop()
         if strikes("savepoints"):
             self._take_savepoint()
+        if strikes("rescales"):
+            self._rescale()
         if self._loop.steps >= self._next_look:
             self._look()
         if self._world.broken:
@@ -140,6 +148,24 @@ class Life:
 
     async def _save(self, handle: JobHandle, uri: str) -> None:
         self._taken(uri, await handle.savepoint(uri))
+
+    def _rescale(self) -> None:
+        """At any moment, also while it is rescaled already, or stops."""
+        if self._widths is None or (handle := self._handle()) is None:
+            self._process.fate.struck["rescales"] -= 1
+            return
+        widths = self._widths(self._draw)
+        self._process.note(f"rescale to {sorted(widths.items())}")
+        self._request("rescale", lambda: self._rescaled(handle, widths))
+
+    async def _rescaled(self, handle: JobHandle, widths: dict[str, int]) -> None:
+        await handle.rescale(parallelism=widths)
+        plan = handle.plan
+        assert plan is not None
+        found = {uid: plan.node[uid][0].parallelism for uid in widths}
+        if found != widths:
+            self._world.broken.append(f"rescaled to {widths}, and it is {found}")
+        self._process.note("rescaled")
 
     def _taken(self, asked: str | None, answer: str | None) -> None:
         if asked is None or answer is None:

@@ -10,15 +10,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from random import Random
 from typing import Final
 
 from streamactors.api.dataflow import Dataflow
 from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.clock import Clock
+from streamactors.cluster.slice import Slice
 from streamactors.config import Config, RocksDB
-from streamactors.deploy.local import LocalAttempt, deploy_locally
+from streamactors.deploy.local import deploy_locally
 from streamactors.errors import InvalidConfig, SimulationFailed, StreamactorsError
 from streamactors.graph.logical import LogicalGraph
+from streamactors.graph.parallelism import Parallelism, widths
 from streamactors.graph.physical import PhysicalPlan
 from streamactors.graph.planner import plan
 from streamactors.launch import _job
@@ -199,8 +202,8 @@ class Run:
             files=files,
         )
         job._spec = replace(job._spec, plan=functools.partial(self._plan, graph))
-        life = Life(self._world, process, job)
-        job._deploy = _Deployment(process, life, self._counts)
+        life = Life(self._world, process, job, self._widths_to_draw(graph))
+        job._deploy = _Deployment(process, life, self._counts, self._widths)
         return life
 
     def _start(self, *, first: bool) -> Start:
@@ -218,23 +221,28 @@ class Run:
             raise InvalidConfig(f"simulate takes a factory of a Dataflow, and {factory!r} gave {flow!r}")
         return flow.graph()
 
-    def _plan(self, graph: LogicalGraph, max_parallelism: int | None) -> PhysicalPlan:
+    def _plan(self, graph: LogicalGraph, max_parallelism: int | None, rescaled_to: Parallelism) -> PhysicalPlan:
         """Of one attempt: it may be wider or narrower than the one before."""
         self._rescale(graph, AT_AN_ATTEMPT)
         made = rescaled(graph, self._drawn_widths)
-        for node in made.nodes:
-            self._widths.setdefault(node.uid, set()).add(node.parallelism or self._config.parallelism)
-        parallelism = self._config.parallelism
-        return plan(made, parallelism=parallelism, max_parallelism=max_parallelism, checkpointing=True)
+        parallelism, steps = rescaled_to.default, rescaled_to.steps
+        return plan(made, parallelism=parallelism, steps=steps, max_parallelism=max_parallelism, checkpointing=True)
+
+    def _widths_to_draw(self, graph: LogicalGraph) -> Callable[[Random], dict[str, int]] | None:
+        choices = self._scenario.faults.parallelism
+        free = {node.uid for node in graph.nodes if node.parallelism is None}
+        if not choices or not free:
+            return None
+        return lambda draw: {uid: n for uid, n in drawn_widths(graph, choices, draw).items() if uid in free}
 
     def _rescale(self, graph: LogicalGraph, share: float) -> None:
         choices = self._scenario.faults.parallelism
         if not choices or self._draw.random() >= share:
             return
-        widths = drawn_widths(graph, choices, self._draw)
-        self._counts["rescales"] += share < FIRST and widths != self._drawn_widths
-        self._drawn_widths = widths
-        self._trace.note(f"rescaled: {sorted(widths.items())}")
+        drawn = drawn_widths(graph, choices, self._draw)
+        self._counts["rescales"] += share < FIRST and drawn != self._drawn_widths
+        self._drawn_widths = drawn
+        self._trace.note(f"rescaled: {sorted(drawn.items())}")
 
     def _check(self, life: Life) -> None:
         if (error := life.unexpected()) is not None:
@@ -276,20 +284,23 @@ class Run:
 class _Deployment:
     """Deploys as ever, over channels that stall."""
 
-    def __init__(self, process: Process, life: Life, counts: Counter[str]) -> None:
+    def __init__(self, process: Process, life: Life, counts: Counter[str], ran_at: dict[str, set[int]]) -> None:
         self._process = process
         self._life = life
         self._counts = counts
+        self._ran_at = ran_at
 
     async def __call__(
         self, spec: AttemptSpec, storage: SnapshotStorage | None, reports: Reports, clock: Clock
-    ) -> LocalAttempt:
+    ) -> Slice:
         process = self._process
         self._counts["attempts"] += 1
         if self._counts["attempts"] > ATTEMPTS:
             self._life.give_up(f"the job has made {ATTEMPTS} attempts, and has not finished")
         self._counts["restores"] += bool(spec.restores)
         process.note(f"attempt {spec.attempt} of run {spec.run}")
+        for uid, width in widths(spec.plan).items():
+            self._ran_at.setdefault(uid, set()).add(width)
         self._life.attempt_begins(str(id) for id in spec.plan.subtasks)
         return await deploy_locally(
             spec, storage, reports, clock, lambda id, inner: StallingChannel(id, inner, process)

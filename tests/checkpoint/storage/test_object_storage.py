@@ -21,10 +21,11 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from streamactors.checkpoint.storage.contract import READ_BLOCK, Entry, Files, Written
+from streamactors.checkpoint.storage.file_systems import FileSystems
 from streamactors.checkpoint.storage.fsspec_storage import FsspecStore
 from streamactors.checkpoint.storage.lease import LeaseTimes, Note
 from streamactors.checkpoint.storage.object_storage import NEAR, PART, Bucket, ObjectFiles
-from streamactors.checkpoint.storage.opening import FileSystems, open_files
+from streamactors.checkpoint.storage.opening import open_files
 from streamactors.checkpoint.storage.processes import is_dead, process_identity
 from streamactors.checkpoint.storage.retries import Backoff, Retries
 from streamactors.checkpoint.storage.uris import normalise_uri
@@ -35,7 +36,7 @@ from tests.s3_server import Damage, Proxy, S3Bucket, proxied
 # Named here, so that they are there before any test begins, and what it has left behind is looked for.
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("s3_server", "fsspec_loop")]
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 QUICK = Backoff(tries=6, first=0.01, longest=0.05, give_up_after=PATIENCE)
 SHORT = LeaseTimes(beat=0.05, expiry=0.5, look=0.02)
 KINDS = ["local", "s3", "memory", "threads"]

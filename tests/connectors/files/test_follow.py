@@ -14,7 +14,7 @@ from streamactors.formats import Text
 from streamactors.sources import Position, SplitReader
 from streamactors.testing.connector_contract import source_context
 
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 
 
 class QuickFollow(FileSource[str]):

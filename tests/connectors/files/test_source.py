@@ -342,7 +342,7 @@ async def test_paused_files_keep_no_place_among_the_open_ones(tmp_path: Path) ->
     files = reader(SmallSteps(str(tmp_path), value=Text()))
     await files.open(None)
     assert files.pause(paths[:2])
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         found = [batch.values for _ in range(2) if (batch := await files.read()) is not None]
         assert [line for values in found for line in values] == ["c1", "c2", "c3", "c4"]
         pending = asyncio.ensure_future(files.read())
@@ -358,7 +358,7 @@ async def test_a_followed_file_goes_on_where_it_was_paused(tmp_path: Path) -> No
     path = tmp_path / "a.txt"
     files = reader(SmallSteps(write(path, b"1\n2\n3\n4\n"), value=Text(), follow=True))
     await files.open(None)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         first = await files.read()
         files.pause([str(path)])
         pending = asyncio.ensure_future(files.read())

@@ -15,6 +15,7 @@ from streamactors.testing import KafkaBroker
 from tests.connectors.kafka.driving import NUMBERS, opened, read_all, writing
 from tests.connectors.kafka.secured_broker import PASSWORD, USER, SecuredBroker, credentials
 from tests.kafka_topics import Topics
+from tests.ports import free_port
 
 
 async def open_source(brokers: str, topic: str, **client: Any) -> StreamactorsError:
@@ -32,12 +33,8 @@ async def open_sink(brokers: str, topic: str, **client: Any) -> StreamactorsErro
 
 
 @pytest.fixture
-async def closed_port() -> int:
-    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
-    port: int = server.sockets[0].getsockname()[1]
-    server.close()
-    await server.wait_closed()
-    return port
+def closed_port() -> int:
+    return free_port()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from streamactors.errors import InvalidConfig
 from streamactors.testing import KafkaBroker
 from tests.connectors.kafka.driving import LOG, NUMBERS
 from tests.kafka_topics import Topics
+from tests.ports import free_port
 
 STEP = PlannedStep("flow", "step", 1, True, True, 60.0, LOG)
 
@@ -102,12 +103,8 @@ class Misleading:
 
 
 @pytest.fixture
-async def closed_port() -> int:
-    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
-    port: int = server.sockets[0].getsockname()[1]
-    server.close()
-    await server.wait_closed()
-    return port
+def closed_port() -> int:
+    return free_port()
 
 
 @pytest.fixture

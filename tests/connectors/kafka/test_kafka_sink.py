@@ -347,4 +347,4 @@ async def test_closing_during_an_outage_takes_a_bounded_time(own: KafkaBroker) -
         await own.kill()
         await writer.write(list(range(100)), None)
         began = asyncio.get_running_loop().time()
-    assert asyncio.get_running_loop().time() - began < 15
+    assert asyncio.get_running_loop().time() - began < 30  # deliveries are waited for four times as long

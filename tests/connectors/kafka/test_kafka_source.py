@@ -13,6 +13,7 @@ from connectors.kafka import KafkaRecord, KafkaSource, OffsetExpired, UnknownTop
 from streamactors.elements import DeadLetter, OutputTag
 from streamactors.errors import InvalidConfig
 from streamactors.formats import Json, Raw, Text
+from streamactors.sources import InputProgress
 from streamactors.testing import KafkaBroker
 from tests.connectors.kafka.driving import (
     NUMBERS,
@@ -160,6 +161,11 @@ async def test_a_bounded_read_does_not_go_past_its_end(kafka: KafkaBroker, topic
         assert values(await batches(reader)) == [0, 1, 2, 3, 4]
     # The end is state: a restored read stops there as well.
     assert await read_all(bounded(kafka, topic), positions) == [0, 1, 2, 3, 4]
+    async with opened(bounded(kafka, topic), {f"{topic}[0]": {"offset": 2, "end": 5}}) as (reader, _):
+        assert reader.progress() == InputProgress(0, 3, "records")
+        while await reader.read() is not None:
+            pass
+        assert reader.progress() == InputProgress(3, 3, "records")
 
 
 async def test_a_bounded_read_keeps_the_partitions_that_it_began_with(

@@ -13,7 +13,7 @@ from aiokafka.structs import TopicPartition
 
 from connectors.kafka import KafkaSource, OffsetExpired
 from streamactors.metrics import MetricGroup
-from streamactors.sources import SourceBatch, SplitReader
+from streamactors.sources import PENDING_RECORDS, SourceBatch, SplitReader
 from streamactors.testing import KafkaBroker
 from tests.connectors.kafka.driving import (
     NUMBERS,
@@ -154,7 +154,7 @@ async def test_the_lag_is_measured(kafka: KafkaBroker, topics: Topics) -> None:
     try:
         await reader.open(None)
         assert len(values(await some(reader, 1))) == 4
-        assert metrics.read()["kafka.lag"] == 6
+        assert metrics.read()["kafka.lag"] == metrics.read()[PENDING_RECORDS] == 6
     finally:
         await reader.close()
     assert metrics.read()["kafka.lag"] == 0
@@ -261,4 +261,4 @@ async def test_closing_during_an_outage_leaves_nothing_and_does_not_take_long(ow
         pending.cancel()
         await asyncio.gather(pending, return_exceptions=True)
         began = asyncio.get_running_loop().time()
-    assert asyncio.get_running_loop().time() - began < 10.0
+    assert asyncio.get_running_loop().time() - began < 30.0  # the client itself would wait for 40

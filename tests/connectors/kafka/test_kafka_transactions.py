@@ -472,8 +472,8 @@ async def test_a_session_that_was_replaced_is_lost_by_name(
 
 async def test_a_transaction_that_timed_out_is_lost_by_name(kafka: KafkaBroker, topics: Topics) -> None:
     topic = await topics.new()
-    sink = sink_to(kafka, topic, client={"transaction_timeout_ms": 700})
-    async with writing(sink, checkpoint_timeout=0.5) as writer:
+    sink = sink_to(kafka, topic, client={"transaction_timeout_ms": 2_000})
+    async with writing(sink, checkpoint_timeout=1.5) as writer:
         await writer.write([1], None)
         await writer.prepare(1)
         await see_nothing_open(kafka.bootstrap, topic)  # the brokers have aborted it
@@ -483,15 +483,15 @@ async def test_a_transaction_that_timed_out_is_lost_by_name(kafka: KafkaBroker, 
 
 async def test_an_open_transaction_that_timed_out_fails_the_attempt_only(kafka: KafkaBroker, topics: Topics) -> None:
     topic = await topics.new()
-    sink = sink_to(kafka, topic, client={"transaction_timeout_ms": 700})
-    async with writing(sink, checkpoint_timeout=0.5) as writer:
+    sink = sink_to(kafka, topic, client={"transaction_timeout_ms": 2_000})
+    async with writing(sink, checkpoint_timeout=1.5) as writer:
         await flushed(writer, 1)
         await see_nothing_open(kafka.bootstrap, topic)
         await writer.write([2], None)
         with pytest.raises(DeliveryFailed, match=r"slow checkpoints need a longer client=") as caught:
             await writer.prepare(1)
         assert caught.value.retryable
-    async with writing(sink, checkpoint_timeout=0.5):
+    async with writing(sink, checkpoint_timeout=1.5):
         await see(kafka.bootstrap, topic)
 
 

@@ -176,7 +176,7 @@ async def test_a_paused_stripe_waits_and_a_pending_read_goes_on_once_it_is_resum
     await asyncio.wait([pending], timeout=0.01)
     assert not pending.done(), "it is not the end: the other stripe is paused"
     stripes.pause(())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         second = await pending
     assert second is not None and list(second.values) == [0, 2, 4, 6, 8]
     assert await stripes.read() is None

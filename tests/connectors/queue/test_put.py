@@ -38,7 +38,7 @@ from streamactors.formats import Json, MsgPack, Raw, Text
 from streamactors.sources import SplitReader
 from streamactors.testing.connector_contract import read, source_context
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 class Order(msgspec.Struct):

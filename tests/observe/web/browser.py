@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, Page, async_playwright
 
-PATIENCE_MS = 20_000
+PATIENCE_MS = 60_000
 INSTALL = "`make browser` (or `apt install chromium`); CHROMIUM names another one"
 
 

@@ -184,6 +184,25 @@ class TestPrefetch:
             stand_on(backend.cursor, key, 1)
             assert total.get() == key + 100
 
+    async def test_what_leaves_the_cache_while_it_is_kept_is_not_overwritten(self, make: Make) -> None:
+        """Changed while it was read, and written only to make room for the others of what was read."""
+        backend = make(cache=16)
+        total = backend.bind("total", ValueState(int, default=0))
+        keys = list(range(20))
+        for key in keys:
+            stand_on(backend.cursor, key, 1)
+            total.set(key)
+        forget(backend)
+        fetch = backend.fetch(keys, [0] * 20)
+        assert fetch is not None
+        fetch.read()
+        stand_on(backend.cursor, 19, 1)
+        total.set(1000)
+        fetch.keep()
+        stand_on(backend.cursor, 19, 1)
+        assert total.get() == 1000
+        assert backend._shared.on_flush == []
+
     async def test_it_waits_while_too_much_waits_to_be_written(self, make: Make) -> None:
         backend = make(dirty=8)
         total = backend.bind("total", ValueState(int, default=0))

@@ -10,10 +10,8 @@ const [WIDTH, HEIGHT] = [600, 80];
 
 export class Checkpoints {
   update(tick) {
-    const texts = tick.under_way.map(
-      (one) => `Checkpoint ${one.id} is under way for ${seconds(one.seconds)}: ${count(one.acknowledged)} have acknowledged, it waits for ${one.waiting_for.join(", ") || "the storage"}.`,
-    );
-    setText(byId("under-way"), texts.join(" ") || "None is under way.");
+    setText(byId("under-way"), tick.under_way.map(sentence).join(" ") || "None is under way.");
+    byId("under-way").classList.toggle("stalled", tick.under_way.some(isStalled));
   }
 
   show(job, told) {
@@ -21,6 +19,16 @@ export class Checkpoints {
     const rows = entriesOf(told).reverse().slice(0, ROWS);
     byId("checkpoints").tBodies[0].replaceChildren(...rows.map((entry) => row(entry, () => showDetail(job, entry.id))));
   }
+}
+
+const STALLED = 5; // seconds in which nobody has acknowledged it
+
+export const isStalled = (one) => one.quiet_seconds >= STALLED;
+
+export function sentence(one) {
+  const what = `${one.kind === "savepoint" ? "Savepoint" : "Checkpoint"} ${one.id} is under way for ${seconds(one.seconds)}`;
+  const waits = `${count(one.acknowledged)} have acknowledged, it waits for ${one.waiting_for.join(", ") || "the storage"}`;
+  return isStalled(one) ? `${what} and stalled: for ${seconds(one.quiet_seconds)} nobody has acknowledged it; ${waits}.` : `${what}: ${waits}.`;
 }
 
 /** Complete and given up ones, the oldest first. */

@@ -1,7 +1,7 @@
 // What waits on each input channel of one subtask. It is asked for only while somebody watches.
 
 import { byId, element, setOptions } from "../dom.js";
-import { bytes, count, share } from "../format.js";
+import { bytes, count, seconds, share } from "../format.js";
 
 const EVERY = 500;
 const MOST = 40;
@@ -56,25 +56,39 @@ export class Mailbox {
   }
 }
 
-function show({ subtask, load, channels }) {
+function show({ subtask, load, channels, under_way: underWay }) {
+  const kinds = new Map(underWay.map(({ id, kind }) => [id, kind]));
   const fullest = [...channels].sort((one, other) => weight(other) - weight(one)).slice(0, MOST);
   const rest = channels.length - fullest.length;
   const loads = `busy ${share(load.busy)}, idle ${share(load.idle)}, back-pressured ${share(load.backpressured)}`;
   const told = element("p", {}, `${subtask.id}: ${count(subtask.queued)} of ${count(subtask.capacity)} records wait; ${loads}`);
-  const drawn = channels.length === 0 ? element("p", {}, "It has no input channels: it is a source, or does not run.") : listOf(fullest);
+  const drawn = channels.length === 0 ? element("p", {}, "It has no input channels: it is a source, or does not run.") : listOf(fullest, kinds);
   const more = rest > 0 ? [element("p", {}, `and ${count(rest)} channels with less`)] : [];
-  byId("mailbox").replaceChildren(told, drawn, ...more);
+  byId("mailbox").replaceChildren(told, ...underWay.map(lineOf), drawn, ...more);
 }
 
 const weight = (channel) => (channel.blocked ? 2e9 : 0) + channel.barriers.length * 1e9 + channel.queued;
 
-const listOf = (channels) => element("ul", { class: "channels" }, ...channels.map(channelOf));
+function lineOf({ id, kind, seconds: since, acknowledged }) {
+  const here = acknowledged ? "done here, not yet by all others" : "not done here yet";
+  return element("p", { class: "mine" }, `${named(kind)} ${id}, under way for ${seconds(Math.floor(since))}: ${here}`);
+}
 
-function channelOf(channel) {
+const named = (kind) => (kind === "savepoint" ? "Savepoint" : "Checkpoint");
+
+const listOf = (channels, kinds) => element("ul", { class: "channels" }, ...channels.map((channel) => channelOf(channel, kinds)));
+
+/** Where a barrier is: one that is aligned waits behind records, one that overtakes does not stay. */
+function barrierOf(id, ahead, kinds) {
+  const what = kinds.get(id) === "savepoint" ? `savepoint ${id}` : `barrier ${id}`;
+  return element("span", { class: "barrier" }, ahead > 0 ? `${what}, behind ${count(ahead)} records` : what);
+}
+
+function channelOf(channel, kinds) {
   const from = channel.sender + (channel.tag === null ? "" : ` (${channel.tag})`) + (channel.side === 0 ? "" : ", right side");
   const fill = `${count(channel.queued)} of ${count(channel.capacity)} records, ${bytes(channel.bytes)}`;
   const meter = { min: 0, max: Math.max(1, channel.capacity), value: channel.queued, "aria-label": `fill from ${from}` };
-  const barriers = channel.barriers.map((id) => element("span", { class: "barrier" }, `barrier ${id}`));
+  const barriers = channel.barriers.map((id, at) => barrierOf(id, channel.ahead[at], kinds));
   const held = element("strong", { class: "held" }, "held back until the other barriers come");
   return element(
     "li",

@@ -2,6 +2,7 @@
 
 import { byId, element, setText } from "../dom.js";
 import { NONE, bytes, count, seconds } from "../format.js";
+import { Histogram } from "./histogram.js";
 import { Sparkline } from "./sparkline.js";
 
 export class Operators {
@@ -23,39 +24,34 @@ export class Operators {
     byId("operators").tBodies[0].replaceChildren(...[...this.rows.values()].map((row) => row.node));
   }
 
-  /** Of a whole checkpoint. */
-  showState(checkpoint) {
-    this.state = stateByOperator(checkpoint.subtasks);
+  /** Of the last checkpoint. */
+  showState(told) {
+    this.state = new Map(told.operators.map((each) => [each.uid, each]));
   }
 }
 
-/** Bytes of each operator's state, and how unevenly its subtasks share them: the largest over the mean. */
-export function stateByOperator(subtasks) {
-  const parts = new Map();
-  for (const subtask of subtasks) {
-    for (const [uid, size] of Object.entries(subtask.operators)) parts.set(uid, [...(parts.get(uid) ?? []), size]);
-  }
-  return new Map([...parts].map(([uid, sizes]) => [uid, spreadOf(sizes)]));
-}
+/** Of a source that knows its end. */
+const readOf = (progress) => (progress?.total > 0 ? ` ${Math.floor((100 * progress.done) / progress.total)} % read` : "");
 
-function spreadOf(sizes) {
-  const total = sizes.reduce((sum, size) => sum + size, 0);
-  const largest = sizes.reduce((most, size) => Math.max(most, size), 0);
-  return { bytes: total, skew: total === 0 ? null : (largest * sizes.length) / total };
-}
+const figure = (skew) => (skew === undefined || skew === null ? NONE : skew.toFixed(2));
 
 class Row {
   constructor(operator) {
     this.spark = new Sparkline();
     this.rate = element("span", { class: "rate" });
-    this.cells = Array.from({ length: 7 }, () => element("td"));
-    const name = element("th", { scope: "row", title: operator.name }, `${operator.uid} ×${operator.parallelism}`);
+    this.groups = new Histogram();
+    this.cells = Array.from({ length: 8 }, () => element("td"));
+    this.groupSkew = element("span", { class: "group-skew" });
+    this.cells[7].append(this.groups.node, this.groupSkew);
+    this.read = element("span", { class: "read" });
+    const name = element("th", { scope: "row", title: operator.name }, `${operator.uid} ×${operator.parallelism}`, this.read);
     this.node = element("tr", { "data-uid": operator.uid }, name, element("td", {}, this.spark.node, this.rate), ...this.cells);
   }
 
   update(operator, now, series, state) {
     this.spark.update(series);
     setText(this.rate, series.length === 0 ? NONE : count(series.at(-1)));
+    setText(this.read, readOf(operator.progress));
     const watermark = operator.watermark_ms;
     const texts = [
       count(operator.records_in),
@@ -64,8 +60,10 @@ class Row {
       operator.skew_ms === 0 ? NONE : seconds(operator.skew_ms / 1000),
       count(operator.entries),
       state === undefined ? NONE : bytes(state.bytes),
-      state === undefined || state.skew === null ? NONE : state.skew.toFixed(2),
+      figure(state?.subtask_skew),
     ];
     texts.forEach((text, at) => setText(this.cells[at], text));
+    this.groups.update(state);
+    setText(this.groupSkew, figure(state?.skew));
   }
 }

@@ -1,0 +1,249 @@
+"""A job that runs in one process and is held in another: what its host tells of it, and what its holder asks for.
+
+Invariants. Every event of the job is told once and in order to a holder that asks on from the last one; what else is
+told is as it was when it was told. The job never waits for its holder.
+"""
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from streamactors.clock import Clock
+from streamactors.graph.physical import PhysicalPlan, SubtaskId
+from streamactors.runtime.events import JobEvent, Moment
+from streamactors.runtime.info import ChannelFill, CheckpointInfo, CheckpointUnderWay, RescaleInfo, Restoring
+from streamactors.runtime.job import Job, Status
+from streamactors.runtime.taps import Subscription
+
+REFRESHED: Final = 1.0
+"""Seconds after which a holder is told how things are, though nothing has happened."""
+KEPT: Final = 1000
+"""Events for a holder that is late."""
+
+
+# ------------------------------------------------------------------------------------------------------------- requests
+@dataclass(frozen=True)
+class TakeCheckpoint:
+    pass
+
+
+@dataclass(frozen=True)
+class TakeSavepoint:
+    uri: str
+
+
+@dataclass(frozen=True)
+class StopJob:
+    drain: bool
+    savepoint: str | None
+
+
+@dataclass(frozen=True)
+class CancelJob:
+    pass
+
+
+@dataclass(frozen=True)
+class RescaleJob:
+    steps: Mapping[str, int]
+    default: int | None
+
+
+@dataclass(frozen=True)
+class QueryState:
+    uid: str
+    state: str
+    key: Any
+
+
+@dataclass(frozen=True)
+class Follow:
+    """The live output of a step. Answered by a number."""
+
+    uid: str
+    tag: str | None
+    buffer: int
+
+
+@dataclass(frozen=True)
+class NextValues:
+    """Answered by values and how many were lost ahead of them; None at the end."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Unfollow:
+    number: int
+
+
+Request = (
+    TakeCheckpoint | TakeSavepoint | StopJob | CancelJob | RescaleJob | QueryState | Follow | NextValues | Unfollow
+)
+
+
+# ------------------------------------------------------------------------------------------------------------- answers
+@dataclass(frozen=True)
+class Ended:
+    """`run` has returned; `error` is what it raised. A cancelled job has none."""
+
+    error: BaseException | None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a holder has been told: by which host, how many events, how many plans."""
+
+    host: str = ""
+    events: int = 0
+    plans: int = 0
+
+
+@dataclass(frozen=True)
+class JobState:
+    """`first`: the number of the first of `events`; `plans`: how many plans there were. `plan`, the last of them: None
+    where the holder has it."""
+
+    host: str
+    first: int
+    events: Sequence[tuple[JobEvent, Moment]]
+    status: Status
+    restarts: int
+    stopping: bool
+    running: bool
+    settled: bool
+    plans: int
+    plan: PhysicalPlan | None
+    last_checkpoint: CheckpointInfo | None
+    under_way: Sequence[CheckpointUnderWay]
+    restoring: Restoring | None
+    last_rescale: RescaleInfo | None
+    metrics: Mapping[str, Any]
+    channels: Mapping[SubtaskId, list[ChannelFill]]
+    ended: Ended | None
+
+    @property
+    def known(self) -> "Known":
+        return Known(self.host, self.first + len(self.events), self.plans)
+
+
+class Host(Protocol):
+    """What a holder reaches its job by."""
+
+    async def tell(self, known: Known) -> JobState:
+        """Returns once there is an event that is not known, the job has ended, or some time has passed."""
+
+    async def ask(self, request: Request) -> Any: ...
+
+
+class JobHost:
+    """Holds a job on behalf of others. `run` runs it; the others call meanwhile, and afterwards."""
+
+    def __init__(self, job: Job, clock: Clock) -> None:
+        self._job = job
+        self._clock = clock
+        self._name = clock.token()
+        self._events: deque[tuple[JobEvent, Moment]] = deque(maxlen=KEPT)
+        self._told = 0
+        """Events so far; the last ones are kept."""
+        self._ended: Ended | None = None
+        self._cancelled = False
+        self._task: asyncio.Task[None] | None = None
+        self._numbers = itertools.count(1)
+        self._followed: dict[int, Subscription] = {}
+        self._plan: PhysicalPlan | None = None
+        self._plans = 0
+        self._woken = asyncio.Event()
+
+    async def run(self) -> None:
+        """Raises nothing that the job does: that is told."""
+        self._job.listeners.append(self._heard)
+        self._task = asyncio.get_running_loop().create_task(self._job.run(), name=f"job {self._job.name}")
+        await asyncio.wait([self._task])
+        error = None if self._task.cancelled() else self._task.exception()
+        for subscription in self._followed.values():
+            subscription.end(error)
+        self._ended = Ended(error)
+        self._woken.set()
+
+    def _heard(self, event: JobEvent, at: Moment) -> None:
+        self._events.append((event, at))
+        self._told += 1
+        self._woken.set()
+
+    async def tell(self, known: Known) -> JobState:
+        if known.host != self._name:
+            known = Known()
+        waited = asyncio.ensure_future(self._clock.sleep(REFRESHED))
+        try:
+            while self._told <= known.events and self._ended is None and not waited.done():
+                self._woken.clear()
+                woken = asyncio.ensure_future(self._woken.wait())
+                await asyncio.wait([woken, waited], return_when=asyncio.FIRST_COMPLETED)
+                woken.cancel()
+        finally:
+            waited.cancel()
+        return self._state(known)
+
+    def _state(self, known: Known) -> JobState:
+        job, first = self._job, max(known.events, self._told - len(self._events))
+        plan = job.plan
+        if plan is not self._plan:
+            self._plan, self._plans = plan, self._plans + 1
+        return JobState(
+            self._name,
+            first,
+            list(self._events)[len(self._events) - (self._told - first) :],
+            job.status,
+            job.restarts,
+            job.stopping,
+            job.running.is_set(),
+            job.settled.is_set(),
+            self._plans,
+            plan if known.plans < self._plans else None,
+            job.last_checkpoint,
+            job.checkpoints_under_way,
+            job.restoring,
+            job.last_rescale,
+            job.metrics(),
+            {} if plan is None else {id: fills for id in plan.subtasks if (fills := job.channels(id))},
+            self._ended,
+        )
+
+    # ------------------------------------------------------------------------------------------------------ requests
+    async def ask(self, request: Request) -> Any:
+        """Raises what the job does."""
+        job = self._job
+        match request:
+            case TakeCheckpoint():
+                return await job.checkpoint()
+            case TakeSavepoint(uri):
+                return await job.savepoint(uri)
+            case StopJob(drain, savepoint):
+                return await job.stop(drain=drain, savepoint=savepoint)
+            case RescaleJob(steps, default):
+                return await job.rescale(steps, default)
+            case QueryState(uid, state, key):
+                return await job.query(uid, state, key)
+            case CancelJob():
+                return self._cancel()
+            case Follow(uid, tag, buffer):
+                return await self._follow(uid, tag, buffer)
+            case NextValues(number):
+                return await self._followed[number].take()
+            case Unfollow(number):
+                return job.unsubscribe(self._followed.pop(number))
+
+    def _cancel(self) -> None:
+        """Once: the job's own ending is not to be cut short."""
+        if self._task is not None and not self._cancelled:
+            self._cancelled = True
+            self._task.cancel()
+
+    async def _follow(self, uid: str, tag: str | None, buffer: int) -> int:
+        number = next(self._numbers)
+        self._followed[number] = await self._job.subscribe(uid, tag, buffer)
+        return number

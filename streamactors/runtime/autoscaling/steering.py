@@ -1,0 +1,105 @@
+"""Looking at a job again and again, and rescaling it as decided.
+
+Invariant: whatever happens here, the job goes on: what can't be measured or done is logged.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+from streamactors.actors.supervisor import despite_cancellation
+from streamactors.clock import Clock
+from streamactors.config import Autoscale
+from streamactors.errors import JobNotRunning, StreamactorsError
+from streamactors.graph.physical import PhysicalPlan
+from streamactors.runtime.autoscaling.decisions import Autoscaler, Decision
+from streamactors.runtime.autoscaling.demand import observe
+
+log = logging.getLogger("streamactors.autoscale")
+
+
+class Scalable(Protocol):
+    """What is needed of a job."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def stopping(self) -> bool: ...
+    @property
+    def plan(self) -> PhysicalPlan | None: ...
+    def metrics(self) -> Mapping[str, Any]: ...
+    async def rescale(self, asked: Mapping[str, int], /) -> object: ...
+
+
+@asynccontextmanager
+async def autoscaled(
+    job: Scalable, settings: Autoscale | None, clock: Clock, tell: Callable[[Decision], None]
+) -> AsyncIterator[None]:
+    """For as long as the block lasts. `tell` gets every decision."""
+    if settings is None:
+        yield
+        return
+    steering = asyncio.ensure_future(_Steering(job, settings, clock, tell).run())
+    try:
+        yield
+    finally:
+        steering.cancel()
+        await despite_cancellation(_ended(steering))
+
+
+async def _ended(task: "asyncio.Task[None]") -> None:
+    await asyncio.wait([task])
+
+
+class _Steering:
+    def __init__(self, job: Scalable, settings: Autoscale, clock: Clock, tell: Callable[[Decision], None]) -> None:
+        self._job = job
+        self._settings = settings
+        self._clock = clock
+        self._tell = tell
+        self._autoscaler = Autoscaler(settings)
+
+    async def run(self) -> None:
+        while True:
+            await self._clock.sleep(self._settings.every.total_seconds())
+            try:
+                await self._look()
+            except JobNotRunning:
+                return
+            except Exception as error:
+                log.warning(
+                    "%s: autoscaling goes on after %s: %s",
+                    self._job.name,
+                    type(error).__name__,
+                    error,
+                    exc_info=None if isinstance(error, StreamactorsError) else error,
+                )
+
+    async def _look(self) -> None:
+        """Raises what a rescale may, and JobNotRunning."""
+        plan = self._job.plan
+        if self._job.status != "running" or self._job.stopping or plan is None:
+            return
+        observation = observe(plan, self._job.metrics()["subtasks"], self._clock.monotonic())
+        if observation is None:
+            return
+        decision = self._autoscaler.on(observation)
+        self._tell(decision)
+        self._explain(decision)
+        if decision.action == "rescale" and not self._settings.dry_run:
+            try:
+                await self._job.rescale(decision.parallelism)
+            finally:  # rest from its end
+                self._autoscaler.rescaled(self._clock.monotonic())
+
+    def _explain(self, decision: Decision) -> None:
+        """One line for each rescale; why nothing is done, when that is news."""
+        if decision.action == "rescale":
+            doing = "would rescale (dry run)" if self._settings.dry_run else "rescaling"
+            log.info("%s: autoscaler: %s: %s", self._job.name, doing, decision.reason)
+        else:
+            log.debug("%s: autoscaler: %s: %s", self._job.name, decision.action, decision.reason)

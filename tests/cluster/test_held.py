@@ -1,0 +1,199 @@
+"""A job that is held by a handle in another process: here in the same one, but reached only by what its host tells."""
+
+import asyncio
+import datetime as dt
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import streamactors as sa
+from connectors.memory import ListSink
+from streamactors.clock import SYSTEM
+from streamactors.cluster.held import HeldJob
+from streamactors.cluster.hosted import Host, JobHost, JobState, Known, Request
+from streamactors.launch import EXIT_TIMEOUT, JobHandle, _job, _supervised
+from streamactors.runtime.events import CheckpointCompleted, JobEnded
+from streamactors.runtime.job import Job
+from tests.runtime.feeds import PATIENCE, Feed, until
+
+
+class Sum(sa.KeyedOperator[int, int, int]):
+    total = sa.ValueState(int, default=0)
+
+    def process(self, value: int, ctx: sa.Context[int, int]) -> None:
+        self.total.set(self.total.get() + value)
+        ctx.emit(self.total.get())
+
+
+def job(feed: Feed, config: sa.Config, sink: ListSink[int] | None = None) -> Job:
+    flow = sa.Dataflow("summing")
+    flow.source("in", feed).key_by(lambda value: value % 2).process("sum", Sum).sink("out", sink or ListSink[int]())
+    return _job(flow.graph(), config, restore="latest", fresh=False, resources=None)
+
+
+def checkpointing(tmp_path: Path, **settings: Any) -> sa.Config:
+    return sa.Config(checkpoints=sa.Checkpoints(tmp_path.as_uri(), interval=dt.timedelta(hours=1)), **settings)
+
+
+@asynccontextmanager
+async def hosted(*jobs: Job) -> AsyncIterator[Host]:
+    """The first one, until it has ended; then the next one, as by another host: the one before was lost."""
+    hosts = [JobHost(job, SYSTEM) for job in jobs]
+    running = [asyncio.ensure_future(hosts[0].run())]
+
+    class Hosts:
+        async def tell(self, known: Known) -> JobState:
+            state = await hosts[0].tell(known)
+            if state.ended is None or len(hosts) == 1:
+                return state
+            hosts.pop(0)
+            running.append(asyncio.ensure_future(hosts[0].run()))
+            return await hosts[0].tell(known)
+
+        async def ask(self, request: Request) -> Any:
+            return await hosts[0].ask(request)
+
+    try:
+        yield Hosts()
+    finally:
+        await asyncio.gather(*running)
+
+
+@asynccontextmanager
+async def held(*jobs: Job, on_exit: Any = "checkpoint") -> AsyncIterator[JobHandle]:
+    made = HeldJob("summing", jobs[0].config, lambda: hosted(*jobs))
+    async with asyncio.timeout(PATIENCE), _supervised(made, None, on_exit, EXIT_TIMEOUT) as handle:
+        yield handle
+
+
+async def test_it_is_as_the_job_itself(tmp_path: Path) -> None:
+    feed, sink = Feed(), ListSink[int]()
+    made = job(feed, checkpointing(tmp_path / "checkpoints"), sink)
+    async with held(made) as handle:
+        assert handle.status == "running" and handle.plan is not None and handle.name == "summing"
+        feed.put(1, 2, 3)
+        await until(lambda: feed.values and records_in(handle, "sum") == 3)
+        assert await handle.query("sum", Sum.total, 1) == 4
+        info = await handle.checkpoint()
+        await until(lambda: info in handle.checkpoints)
+        uri = await handle.savepoint((tmp_path / "savepoint").as_uri())
+        assert Path(uri.removeprefix("file://")).is_dir()
+        assert {fill.sender for fill in handle.channels("sum", 0)} == {"in[0]"}
+        last = await handle.stop()
+    assert handle.checkpoints == tuple(made.checkpoints) and handle.checkpoints[-1].uri == last
+    assert handle.checkpoint_counts == (len(made.checkpoints), 0)
+    assert sink.values == [1, 2, 4]
+
+
+def records_in(handle: JobHandle, uid: str) -> int:
+    subtasks = handle.metrics()["subtasks"].values()
+    return sum(node["records_in"] for subtask in subtasks for name, node in subtask["nodes"].items() if name == uid)
+
+
+async def test_a_failure_is_told_with_what_ended_each_attempt() -> None:
+    feed = Feed()
+    made = job(feed, sa.Config(restart=sa.Restart.fixed(dt.timedelta(0), 1)))
+    with pytest.raises(sa.JobFailed, match="torn again"):
+        await failing(feed, made)
+
+
+async def failing(feed: Feed, made: Job) -> None:
+    async with held(made) as handle:
+        feed.fail(ValueError("torn"))
+        await until(lambda: handle.restarts == 1 and handle.status == "running")
+        feed.fail(ValueError("torn again"))
+        with pytest.raises(sa.JobFailed) as caught:
+            await handle.wait()
+        assert str(caught.value.__cause__) == "torn again" and handle.status == "failed"
+        assert [str(error) for error in handle.failures] == ["torn", "torn again"]
+
+
+async def test_what_keeps_it_from_starting_is_raised(tmp_path: Path) -> None:
+    made = _job(job_graph(), checkpointing(tmp_path), restore=str(tmp_path / "nowhere"), fresh=False, resources=None)
+    with pytest.raises(sa.StreamactorsError, match="nowhere"):
+        async with held(made):
+            pytest.fail("it has started")
+
+
+def job_graph() -> Any:
+    flow = sa.Dataflow("summing")
+    flow.source("in", Feed()).sink("out", ListSink[int]())
+    return flow.graph()
+
+
+async def test_cancelling_the_handle_cancels_the_job() -> None:
+    feed = Feed()
+    made = job(feed, sa.Config())
+    async with held(made, on_exit="cancel") as handle:
+        await handle.cancel()
+        assert made.status == handle.status == "cancelled"
+    assert feed.opened == feed.closed == 1
+
+
+async def test_cancelling_outlasts_a_host_that_is_lost_meanwhile(tmp_path: Path) -> None:
+    jobs = [job(Feed(), checkpointing(tmp_path)) for _ in range(2)]
+    async with held(*jobs, on_exit="cancel") as handle:
+        await handle.cancel()
+    assert [made.status for made in jobs] == ["cancelled", "cancelled"] and handle.status == "cancelled"
+
+
+async def test_leaving_in_peace_stops_it_with_a_last_checkpoint(tmp_path: Path) -> None:
+    feed = Feed()
+    made = job(feed, checkpointing(tmp_path))
+    async with held(made) as handle:
+        feed.put(1)
+    assert made.status == handle.status == "finished" and made.last_checkpoint == handle.checkpoints[-1]
+
+
+async def test_a_subscriber_gets_every_value_and_the_end() -> None:
+    feed, values = Feed(), list[int]()
+    async with held(job(feed, sa.Config())) as handle, handle.subscribe("sum") as results:
+        feed.put(*range(100))
+        feed.end()
+        async for value in results:
+            values.append(value)
+    assert values == [sum(range(value % 2, value + 1, 2)) for value in range(100)]
+
+
+async def test_a_subscriber_that_leaves_is_forgotten() -> None:
+    made = job(Feed(), sa.Config())
+    async with held(made) as handle:
+        async with handle.subscribe("sum"):
+            assert len(made._subscriptions) == 1
+        await until(lambda: not made._subscriptions)
+        with pytest.raises(sa.NoSuchStep, match="'total'.*in, sum"):
+            async with handle.subscribe("total"):
+                pytest.fail("there is no such step")
+
+
+async def test_events_are_told_once_and_in_order(tmp_path: Path) -> None:
+    told: list[Any] = []
+    async with held(job(Feed(), checkpointing(tmp_path))) as handle:
+        with handle.listening(lambda event, at: told.append((event, at))):
+            for _ in range(3):
+                await handle.checkpoint()
+            await handle.stop()
+    completed = [event.info.id for event, _ in told if isinstance(event, CheckpointCompleted)]
+    assert completed == sorted(completed) == [info.id for info in handle.checkpoints]
+    assert sum(isinstance(event, JobEnded) for event, _ in told) == 1
+
+
+async def test_a_host_that_is_lost_counts_as_a_restart(tmp_path: Path) -> None:
+    feeds = Feed(), Feed()
+    jobs = [job(feed, checkpointing(tmp_path)) for feed in feeds]
+    async with held(*jobs) as handle:
+        feeds[0].put(1)
+        await handle.checkpoint()
+        await jobs[0].stop(drain=False)
+        await until(lambda: jobs[1].status == "running" and handle.restarts == 1)
+        assert handle.status == "running"
+        await handle.checkpoint()
+    assert [info.id for info in handle.checkpoints] == ids(jobs[0]) + ids(jobs[1])
+    assert len(handle.incidents) == 1 and "coordinator" in str(handle.failures[0])
+
+
+def ids(made: Job) -> list[int]:
+    return [info.id for info in made.checkpoints]

@@ -1,0 +1,144 @@
+"""All that a handle offers, and what is refused, on a Ray cluster: prints what came of it as JSON. A program."""
+
+import asyncio
+import datetime as dt
+import json
+import os
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+import streamactors as sa
+from connectors.files import FileSink, FileSource
+from connectors.memory import ListSource
+
+FEW = dt.timedelta(seconds=1)
+
+
+class Sum(sa.KeyedOperator[int, int, int]):
+    total = sa.ValueState(int, default=0)
+
+    def process(self, value: int, ctx: sa.Context[int, int]) -> None:
+        if value < 0:
+            raise ValueError(f"{value} is negative")
+        self.total.set(self.total.get() + value)
+        ctx.emit(self.total.get())
+
+
+def output(folder: Path) -> FileSink[int]:
+    return FileSink(str(folder / "out"), value=sa.Json(int))
+
+
+def summing(folder: Path) -> sa.Dataflow:
+    flow = sa.Dataflow("summing")
+    numbers = flow.source("in", FileSource(str(folder / "in.jsonl"), value=sa.Json(int), follow=True))
+    numbers.key_by(lambda value: value % 4).process("sum", Sum).sink("out", output(folder))
+    return flow
+
+
+def config(folder: Path, **ray: Any) -> sa.Config:
+    return sa.Config(
+        parallelism=2,
+        checkpoints=sa.Checkpoints((folder / "checkpoints").as_uri(), interval=dt.timedelta(hours=1)),
+        restart=sa.Restart.none(),
+        deployment=sa.Ray(address=os.environ["CLUSTER"], **{"workers": 2, **ray}),
+    )
+
+
+def records_in(job: sa.JobHandle) -> int:
+    subtasks = job.metrics()["subtasks"].values()
+    return sum(node["records_in"] for subtask in subtasks for uid, node in subtask["nodes"].items() if uid == "sum")
+
+
+async def handle(folder: Path) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    (folder / "in.jsonl").write_text("".join(f"{value}\n" for value in range(100)))
+    async with sa.start(summing(folder), config(folder), on_exit="cancel") as job:
+        while records_in(job) < 100:
+            await asyncio.sleep(0.01)
+        told["query"] = await job.query("sum", Sum.total, 1)
+        info = await job.checkpoint()
+        told["subtasks"] = sorted(str(part.subtask) for part in info.subtasks)
+        told["savepoint"] = await job.savepoint((folder / "savepoint").as_uri())
+        await job.rescale(parallelism=4)
+        assert job.plan is not None
+        told["rescaled"] = job.plan.vertex["sum"].parallelism
+        async with job.subscribe("sum") as results:
+            with (folder / "in.jsonl").open("a") as file:
+                file.write("1000\n")
+            told["subscribed"] = await anext(results)
+        told["stopped"] = await job.stop()
+    told["status"], told["restarts"] = job.status, job.restarts
+    return told
+
+
+@contextmanager
+def refused(told: dict[str, str], name: str) -> Iterator[None]:
+    try:
+        yield
+    except sa.StreamactorsError as error:
+        cause = error.__cause__
+        told[name] = f"{type(error).__name__}: {error}" + (f" | {type(cause).__name__}" if cause else "")
+
+
+async def refusals(folder: Path) -> dict[str, str]:
+    told: dict[str, str] = {}
+    ray.init(os.environ["CLUSTER"])  # a connection that is there already is used, and stays
+    (folder / "in.jsonl").write_text("1\n-1\n")
+    with refused(told, "failing"):
+        await sa.run(summing(folder), config(folder))
+    with refused(told, "too small"):
+        await sa.run(summing(folder), config(folder, workers=50, patience=FEW))
+    with refused(told, "no such resource"):
+        await sa.run(summing(folder), config(folder, resources={"GPU": 1}, patience=FEW))
+    with refused(told, "not there"):
+        await sa.run(missing(folder), config(folder))
+    (folder / "in.jsonl").write_text("1\n")
+    async with sa.start(summing(folder), config(folder), fresh=True, on_exit="cancel"):
+        with refused(told, "twice"):
+            await sa.run(summing(folder), config(folder))
+    ray.shutdown()
+    return told
+
+
+def missing(folder: Path) -> sa.Dataflow:
+    module: Any = type(sys)("only_in_the_driver")
+    exec("def double(value): return 2 * value", module.__dict__)
+    sys.modules["only_in_the_driver"] = module
+    flow = sa.Dataflow("missing")
+    flow.source("in", ListSource([1])).map(module.double).sink("out", output(folder))
+    return flow
+
+
+async def unreachable(folder: Path) -> dict[str, str]:
+    told: dict[str, str] = {}
+    flow = sa.Dataflow("unreachable")
+    flow.source("in", ListSource([1])).sink("out", output(folder))
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
+        with refused(told, address):
+            await sa.run(flow, sa.Config(deployment=sa.Ray(workers=1, address=address)))
+    return told
+
+
+async def alone(folder: Path) -> dict[str, Any]:
+    """On a Ray of its own."""
+    flow = sa.Dataflow("alone")
+    stream = flow.source("in", ListSource(list(range(1000)))).key_by(lambda value: value % 4)
+    stream.process("sum", Sum, parallelism=2).sink("out", output(folder))
+    await sa.run(flow, sa.Config(deployment=sa.Ray(workers=2)))
+    return {}
+
+
+SCENES: dict[str, Callable[[Path], Coroutine[Any, Any, Any]]] = {
+    "handle": handle,
+    "refusals": refusals,
+    "unreachable": unreachable,
+    "alone": alone,
+}
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(SCENES[sys.argv[1]](Path(sys.argv[2])))))
