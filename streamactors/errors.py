@@ -221,9 +221,13 @@ class ControlUnavailable(StreamactorsError):
 
 
 class NoSuchJob(StreamactorsError):
-    """Of the jobs that run, none is the one that is meant, or more than one is."""
+    """Of the jobs that run, none is the one that is meant; or, as AmbiguousJob, more than one is."""
 
     retryable = False
+
+
+class AmbiguousJob(NoSuchJob):
+    """More than one of the jobs that run could be meant."""
 
 
 class InvalidRequest(StreamactorsError):

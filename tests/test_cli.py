@@ -1,5 +1,6 @@
 """The command line, mostly as users run it: in a process of its own."""
 
+import codecs
 import datetime as dt
 import json
 import logging
@@ -282,10 +283,13 @@ def test_refuses(project: Path, monkeypatch: pytest.MonkeyPatch, args: list[str]
     (project / "importing.py").write_text("import not_there\n")
     order(project, range(3))
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
-    monkeypatch.setattr(sys, "modules", {name: module for name, module in sys.modules.items() if name != "jobs"})
+    for name in ("jobs", "broken", "importing"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.chdir(project)
     with kept_logging():
         result = CliRunner().invoke(app, ["run", *args])
+    for name in ("jobs", "broken", "importing"):
+        sys.modules.pop(name, None)
     assert result.exit_code == 2, result.output
     assert expected in result.stderr
     assert "Traceback" not in result.stderr
@@ -373,8 +377,27 @@ def test_a_terminal_gets_a_live_table(project: Path) -> None:
     assert "stopped; goes on from file://" in plain
 
 
+@pytest.mark.slow
+def test_a_terminal_is_told_once_of_a_failure(project: Path) -> None:
+    order(project, [3, 5, -4, 6])
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "streamactors", "run", "jobs:flow"]
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "200"}
+    process = subprocess.Popen(command, cwd=project, env=environ, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    try:
+        screen = "".join(read_all(ours))
+        assert process.wait(PATIENCE) == 1, screen
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    assert screen.count("ValueError: -4 is negative") == 1 and screen.count("the job has failed") == 1, screen
+
+
 def read_all(terminal: int) -> Iterator[str]:
-    """Until all that had it open have closed it."""
+    """Until all that had it open have closed it. A character may come in two parts."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
     while select.select([terminal], [], [], PATIENCE)[0]:
         try:
             data = os.read(terminal, 65536)
@@ -382,7 +405,7 @@ def read_all(terminal: int) -> Iterator[str]:
             return
         if not data:
             return
-        yield data.decode()
+        yield decoder.decode(data)
 
 
 def metrics(read: int, **more: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import traceback
 from typing import Any, Literal
 
 from streamactors.cli.failure import where
+from streamactors.errors import JobFailed
 
 LogFormat = Literal["text", "json"]
 _STANDARD = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
@@ -55,8 +56,16 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str, ensure_ascii=False)
 
 
+def untold_elsewhere(record: logging.LogRecord) -> bool:
+    """The failure of the job ends the command, and that is told by a panel."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], JobFailed)
+
+
 def set_up(format: LogFormat, flow: str, *, level: int, full: bool) -> None:
+    """What is kept of a log needs the failure at its place and time; on a terminal the panel alone shows it."""
     handler = StderrHandler()
+    if format == "text" and sys.stderr.isatty():
+        handler.addFilter(untold_elsewhere)
     handler.setFormatter(TextFormatter(full=full) if format == "text" else JsonFormatter(flow))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)

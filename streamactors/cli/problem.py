@@ -16,6 +16,7 @@ import typer
 
 from streamactors.cli.failure import chain, own_error, own_frame
 from streamactors.errors import (
+    AmbiguousJob,
     CheckpointFailed,
     CorruptCheckpoint,
     InvalidConfig,
@@ -34,6 +35,7 @@ from streamactors.launch import EXIT_FAILED
 ADVICE: Final[tuple[tuple[type[StreamactorsError], str], ...]] = (
     (JobFailed, "mend the cause; under checkpoints the same command goes on from the last one"),
     (MissingExtra, "install the extra that the message names"),
+    (AmbiguousJob, "name the one that is meant by its process id or its storage: streamactors list"),
     (NoSuchJob, "see what runs: streamactors list"),
     (RequestFailed, "see how the job does: streamactors status, and its log"),
     (StorageInUse, "end the other process, or wait until it has ended"),

@@ -14,7 +14,7 @@ import typer
 from streamactors.cli.printing import print_json_line
 from streamactors.cli.refusing import refusals
 from streamactors.launch import Beside, JobHandle, run_loop
-from streamactors.observe.network import DEFAULT, TOKEN, Served, served, serving_all
+from streamactors.observe.network import DEFAULT, TOKEN, Served, metrics_missing, served, serving_all
 from streamactors.observe.steering import steered_if_possible
 
 EXIT_CODES = "Exit codes: 0 ended by SIGINT or SIGTERM; 2 refused, such as an address that is in use."
@@ -85,8 +85,7 @@ def serve(
 async def _serve(listen: str, options: ServeOptions, *, as_json: bool) -> int:
     async with serving_all(listen, hosts=options.hosts, savepoints=options.savepoints) as told:
         if as_json:
-            places = {"rest": "/api/v1/jobs", "metrics": "/metrics", "dashboard": "/dashboard/"}
-            print_json_line({name: told.url + place for name, place in places.items()})
+            print_json_line(_places(told))
         _print(told)
         await _signalled()
     return 0
@@ -101,9 +100,16 @@ async def _signalled() -> None:
         await ended.wait()
 
 
+def _places(told: Served) -> dict[str, str | None]:
+    metrics = f"{told.url}/metrics" if metrics_missing() is None else None
+    return {"rest": f"{told.url}/api/v1/jobs", "metrics": metrics, "dashboard": f"{told.url}/dashboard/"}
+
+
 def _print(told: Served) -> None:
     """On stderr: a token is for whoever sits here, and not for what reads the output."""
-    typer.echo(f"REST API: {told.url}/api/v1/jobs  metrics: {told.url}/metrics", err=True)
-    typer.echo(f"Dashboard: {told.url}/dashboard/", err=True)
+    places = _places(told)
+    metrics = f"metrics: {places['metrics']}" if places["metrics"] else f"({metrics_missing()})"
+    typer.echo(f"REST API: {places['rest']}  {metrics}", err=True)
+    typer.echo(f"Dashboard: {places['dashboard']}", err=True)
     if told.generated:
         typer.echo(f"Token for changes, shown once (set {TOKEN} to choose it): {told.token}", err=True)

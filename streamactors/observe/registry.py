@@ -23,7 +23,7 @@ import msgspec
 
 from streamactors import forks
 from streamactors.checkpoint.storage.uris import normalise_uri
-from streamactors.errors import ControlUnavailable, InvalidConfig, NoSuchJob
+from streamactors.errors import AmbiguousJob, ControlUnavailable, InvalidConfig, NoSuchJob
 from streamactors.settings import redacted
 
 if sys.platform != "win32":
@@ -145,7 +145,8 @@ def running() -> tuple[list[RunningJob], list[str]]:
 
 
 def find(wanted: str | None, jobs: Sequence[RunningJob]) -> RunningJob:
-    """By name, process id or storage; the only one where none is named. Raises NoSuchJob, which tells what runs."""
+    """By name, process id or storage; the only one where none is named. Raises NoSuchJob or AmbiguousJob, which tell
+    what runs."""
     named = [job for job in jobs if wanted is None or wanted in _names(job)] or _stored_at(wanted, jobs)
     if len(named) == 1:
         return named[0]
@@ -155,7 +156,7 @@ def find(wanted: str | None, jobs: Sequence[RunningJob]) -> RunningJob:
     if not named:
         raise NoSuchJob(f"there is no job {wanted!r}. What runs:{_lines(jobs)}")
     which = "several jobs run" if wanted is None else f"{len(named)} jobs are called {wanted!r}"
-    raise NoSuchJob(f"{which}: name one of them by its process id or its storage, or by its name:{_lines(named)}")
+    raise AmbiguousJob(f"{which}: name one of them by its process id or its storage, or by its name:{_lines(named)}")
 
 
 def _names(job: RunningJob) -> tuple[str | None, ...]:

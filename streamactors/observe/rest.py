@@ -21,6 +21,7 @@ from streamactors.errors import MissingExtra
 from streamactors.observe import dashboard, openapi
 from streamactors.observe.control import SteeredJob, control_app, route, unrouted
 from streamactors.observe.guard import Access, App, Guard
+from streamactors.observe.network import NO_METRICS
 from streamactors.observe.reading import Reading
 
 _NO_STORE: Final = {"cache-control": "no-store"}
@@ -74,5 +75,5 @@ def _exposition() -> Callable[[Sequence[Reading], str], tuple[bytes, str]]:
     try:
         from streamactors.observe.prometheus import exposition
     except ImportError as error:
-        raise MissingExtra("metrics need prometheus-client: pip install 'streamactors[metrics]'") from error
+        raise MissingExtra(NO_METRICS) from error
     return exposition

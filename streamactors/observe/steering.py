@@ -26,7 +26,7 @@ async def steered(handle: JobHandle, target: str | None = None) -> AsyncIterator
         from streamactors.observe.control import SteeredJob, control_app
         from streamactors.observe.server import serve
     except ImportError as error:
-        raise ControlUnavailable(f"{error.name} is missing here: pip install starlette uvicorn") from error
+        raise ControlUnavailable(f"{error.name} is missing here: pip install 'streamactors[web]'") from error
     entry = entry_of(handle, target)
     with registry.place(SYSTEM.token()) as place:
         job = SteeredJob(handle, entry, SYSTEM)

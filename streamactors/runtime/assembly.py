@@ -266,7 +266,8 @@ class _Assembly:
         ids = plan.channels_out(number, self._id)
         channels: Sequence[Channel] = [self._around.channel(id) for id in ids]
         routing = router(edge.partitioning, node.uid, len(channels), plan.vertex[edge.downstream].max_parallelism)
-        demanding = next((channel for channel in channels if isinstance(channel, Demanding)), None)
+        kinds = {type(channel): channel for channel in channels}.values()  # `isinstance` takes a while, of a protocol
+        demanding = next((channel for channel in kinds if isinstance(channel, Demanding)), None)
         prove = None if demanding is None else demanding.prove
         if self._spec.overtaking:
             routes = [self._route(id) for id in ids]

@@ -298,6 +298,8 @@ class SourceInput:
 
     def resume(self) -> None:
         self._stopped = self._ended
+        if self._time is not None:
+            self._time.resumed()
         if not self._exhausted and not self._ended and self._aligned is None:
             self._aligned = self._join()
         self._wake()

@@ -120,6 +120,9 @@ class Job:
         self._rescaling: Rescaling | None = None
         self._handed_over = 0
         """Attempts that have ended in peace, for the next one to go on."""
+        self._replaced = 0
+        """Attempts that could not restore what they were to: the next one begins with something else, and is no
+        restart."""
         self._spec = spec
         self._deploy = deploy
         self._clock = clock
@@ -216,9 +219,9 @@ class Job:
                 await self._run_attempt(restored)
                 if self._rescaling is None or self._store is None:
                     return
-                self._handed_over += 1
                 restored = None  # what it began with is not what there is to fall back from
                 restored = await self._store.latest()
+                self._handed_over += 1
             except Exception as error:
                 restored = await self._recover_in_the_end(error, restored)
 
@@ -256,7 +259,7 @@ class Job:
     @property
     def _number(self) -> int:
         """Of the attempt; the first is 1."""
-        return self.restarts + self._handed_over + 1
+        return self.restarts + self._handed_over + self._replaced + 1
 
     def _planned(self, restored: Restorable | None) -> tuple[PhysicalPlan, Restores, Backlogs]:
         plan = self._plan_of(self._parallelism, stored_max_parallelism(restored.manifest) if restored else None)
@@ -363,9 +366,12 @@ class Job:
             if self._rescaling is None or self._parallelism is not self._rescaling.new:
                 raise error
             self._give_up_rescale(error)
+            self._replaced += 1
             return restored
         if isinstance(error, CorruptCheckpoint) and restored is not None and self._store is not None:
-            return await self._store.fall_back(restored, error)
+            restored = await self._store.fall_back(restored, error)
+            self._replaced += 1
+            return restored
         await self._wait_for_restart(error)
         return await self._store.latest() if self._store is not None else None
 

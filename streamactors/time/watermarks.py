@@ -293,6 +293,10 @@ class SplitWatermarks:
         self._counted += min(elapsed, LARGEST_GAP) if self._gave else elapsed
         self._asked, self._gave = now, False
 
+    def resumed(self) -> None:
+        """Nobody has asked for a while, and that says nothing about the splits."""
+        self._asked = None
+
     def idle_in(self) -> float | None:
         """Seconds until the next split may be idle, if nothing comes; None if none may."""
         if self._idle_after is None:

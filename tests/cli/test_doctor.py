@@ -4,20 +4,23 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+import streamactors as sa
 from streamactors.cli.commands import app
-from streamactors.cli.doctor import storage
+from streamactors.cli.doctor import packages, storage
 from streamactors.cli.doctor.machine import of_cores, of_open_files
 from streamactors.cli.doctor.packages import Requirement, of_requirements
 from streamactors.cli.doctor.storage import of_storage
 from streamactors.clock import SystemClock
 from streamactors.diagnosis import room
-from tests.programs import Program, streamactors
+from tests.programs import ROOT, Program
+from tests.programs import streamactors as command
 from tests.test_cli import kept_logging
 
 JOBS = """
@@ -83,7 +86,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def doctor(project: Path, *args: str) -> Program:
-    program = streamactors("doctor", *args, cwd=project)
+    program = command("doctor", *args, cwd=project)
     program.end()
     return program
 
@@ -92,10 +95,11 @@ def doctor(project: Path, *args: str) -> Program:
 def here(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """In the project, in this process, since it is quicker."""
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
-    monkeypatch.setattr(sys, "modules", {name: module for name, module in sys.modules.items() if name != "jobs"})
+    monkeypatch.delitem(sys.modules, "jobs", raising=False)
     monkeypatch.chdir(project)
     with kept_logging():
         yield
+    sys.modules.pop("jobs", None)  # nothing else: libraries that were loaded here can't be loaded a second time
 
 
 def test_where_nothing_is_wrong_it_says_so_and_leaves_nothing_behind(project: Path) -> None:
@@ -159,7 +163,7 @@ def test_what_a_sink_has_left_hidden(
     found = {found["check"]: found for found in told["findings"]}
     assert found.get("sink out: hidden parts", {}).get("level") == level
     assert level is None or expected in found["sink out: hidden parts"]["found"]
-    assert [path for path in sorted(project.rglob("*")) if path.suffix != ".pyc"] == before
+    assert [path for path in sorted(project.rglob("*")) if "__pycache__" not in path.parts] == before
 
 
 def test_the_users_own_line_is_shown_first_and_all_of_it_on_demand(project: Path) -> None:
@@ -171,7 +175,7 @@ def test_the_users_own_line_is_shown_first_and_all_of_it_on_demand(project: Path
 
 
 def test_interrupted_it_says_so(project: Path) -> None:
-    with streamactors("doctor", "jobs:waiting", "--timeout", "1h", cwd=project) as program:
+    with command("doctor", "jobs:waiting", "--timeout", "1h", cwd=project) as program:
         program.wait_for((project / "waiting").exists, "the source is asked")
         program.signal(signal.SIGINT)
         assert program.end() == 130 and "Traceback" not in program.stderr
@@ -236,8 +240,22 @@ def test_packages() -> None:
     found = of("msgpack<2,>=1.1", "rich>=13.9", "aiokafka<0.1,>=0.0; extra == 'kafka'", 'no-such>=1; extra == "more"')
     assert found["packages"].level == "ok" and found["packages"].found.startswith("2,")
     assert found["extra kafka"].level == "problem" and "and aiokafka>=0.0,<0.1 is needed" in found["extra kafka"].found
-    assert found["extra kafka"].remedy == "pip install --upgrade 'streamactors[kafka]'"
+    assert found["extra kafka"].remedy == "pip install 'streamactors[kafka]'"
     assert found["extra more"].level == "ok" and "not installed: no-such" in found["extra more"].found
+
+
+def test_who_finds_it_on_the_path_only_is_told_how_to_install_what_lies_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(packages, "version", absent)
+    (found,) = packages.of_packages()
+    assert found.level == "warning" and found.remedy == f"pip install {ROOT}"
+    monkeypatch.setattr(sa, "__file__", str(tmp_path / "streamactors" / "__init__.py"))
+    (found,) = packages.of_packages()
+    assert "its wheel" in found.remedy
 
 
 def test_a_core_package_that_is_missing_or_old_is_a_problem() -> None:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from streamactors.cli import commands, inspection
 from streamactors.cli.commands import app
 from streamactors.cli.problem import code_of, problem_of, wants_json
-from streamactors.errors import InvalidConfig, JobFailed, RecordFailed, RequestFailed, StorageInUse
+from streamactors.errors import AmbiguousJob, InvalidConfig, JobFailed, RecordFailed, RequestFailed, StorageInUse
 from tests.programs import streamactors
 
 JOBS = """
@@ -144,7 +144,8 @@ def test_the_users_own_error_in_a_module_comes_with_what_it_hindered() -> None:
 
 def test_codes_are_those_of_the_classes_or_of_the_answer() -> None:
     assert code_of(RequestFailed("job-not-running", "it has ended")) == "job-not-running"
-    assert [code_of(error) for error in (InvalidConfig(""), StorageInUse(""))] == ["invalid-config", "storage-in-use"]
+    errors = (InvalidConfig(""), StorageInUse(""), AmbiguousJob(""))
+    assert [code_of(error) for error in errors] == ["invalid-config", "storage-in-use", "ambiguous-job"]
     failed = JobFailed("the job has failed")
     failed.__cause__ = RecordFailed("sum", "no", key="k", origin="in@3")
     problem = problem_of(failed)

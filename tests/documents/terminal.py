@@ -23,16 +23,16 @@ def steps(page: Path) -> Iterator[tuple[str, str]]:
 
 
 class Terminal:
-    """A folder in which commands are given. Those that end with `&` run on: the next one is given when the job runs."""
+    """A folder in which commands are given. Those that end with `&` run on: the next one is given when the job runs.
+
+    For tests with `registry_folder`: jobs of other tests may have the same names."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = self._logs = folder
         self.jobs: list[subprocess.Popen[str]] = []
-        runtime = folder / "runtime"
-        runtime.mkdir(mode=0o700)
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("STREAMACTORS_")}
-        self.environ = inherited | {"PATH": path, "XDG_RUNTIME_DIR": str(runtime), "PYTHONPATH": str(ROOT)}
+        self.environ = inherited | {"PATH": path, "PYTHONPATH": str(ROOT)}
 
     def give(self, command: str) -> subprocess.CompletedProcess[str] | None:
         if command.endswith("&"):

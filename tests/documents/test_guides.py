@@ -25,7 +25,7 @@ from streamactors.cli.commands import app
 from streamactors.testing import KafkaBroker, OperatorHarness
 from tests.documents.terminal import Terminal, steps
 from tests.kafka_topics import Topics
-from tests.programs import PATIENCE, ROOT, Program
+from tests.programs import PATIENCE, ROOT, Program, streamactors
 from tests.structure.test_docs import documents, snippets
 
 pytestmark = pytest.mark.slow
@@ -57,7 +57,7 @@ def defined(name: str, **known: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def terminal(tmp_path: Path) -> Iterator[Terminal]:
+def terminal(tmp_path: Path, registry_folder: Path) -> Iterator[Terminal]:
     found = Terminal(tmp_path)
     try:
         yield found
@@ -228,6 +228,8 @@ async def test_from_topic_to_topic(kafka: KafkaBroker, topics: Topics, tmp_path:
         code = code.replace("localhost:9092", kafka.bootstrap).replace("/var/lib/totals", str(tmp_path))
         code = re.sub(r'^(.*(?:KafkaSource|KafkaSink|AIOKafkaConsumer).*)"orders"', rf'\1"{orders}"', code, flags=re.M)
         code = re.sub(r'(Kafka\w+\(\s+(?:"[\w.:]+",\s+)?)"totals"', rf'\1"{totals}"', code)
+        with (tmp_path / "kafka_totals.py").open("a") as module:
+            module.write(code)
         exec(compile(code, "kafka-exactly-once.md", "exec"), names)
     async with AIOKafkaProducer(bootstrap_servers=kafka.bootstrap) as producer:
         for cents in (500, 30):
@@ -236,3 +238,6 @@ async def test_from_topic_to_topic(kafka: KafkaBroker, topics: Topics, tmp_path:
     async with asyncio.timeout(PATIENCE), sa.start(names["flow"], names["config"]) as job:
         assert [total.cents for total in await names["read"](2)] == [500, 530]
         assert job.status == "running"
+    with streamactors("doctor", "kafka_totals:flow", cwd=tmp_path) as looked:
+        assert await asyncio.to_thread(looked.end) == 0, looked.stdout
+    assert "transactions" in looked.stdout and totals in looked.stdout

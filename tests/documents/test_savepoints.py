@@ -28,7 +28,7 @@ class Shop(Terminal):
 
 
 @pytest.fixture
-def terminal(tmp_path: Path) -> Iterator[Shop]:
+def terminal(tmp_path: Path, registry_folder: Path) -> Iterator[Shop]:
     found = Shop(tmp_path)
     try:
         yield found

@@ -42,10 +42,8 @@ class Reader:
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self._folder, self._stack = folder, stack
         self._port = free_port()
-        runtime = folder / "runtime"
-        runtime.mkdir(mode=0o700)
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        self._environ = {"XDG_RUNTIME_DIR": str(runtime), "PATH": path}
+        self._environ = {"PATH": path}
         self._service: Program | None = None
         self._client = stack.enter_context(httpx.Client(trust_env=False, timeout=PATIENCE))
         self.done: list[str] = []
@@ -121,6 +119,7 @@ class Reader:
         self._service.end()
 
 
+@pytest.mark.usefixtures("registry_folder")
 def test_every_step_works_as_it_stands_there(tmp_path: Path) -> None:
     with ExitStack() as stack:
         reader = Reader(tmp_path, stack)

@@ -484,7 +484,7 @@ async def test_where_the_web_libraries_are_missing_a_job_runs_too(
         assert registry.running() == ([], [])
         with pytest.raises(ControlUnavailable):
             await steered(job).__aenter__()
-    assert "pip install starlette uvicorn" in caplog.text
+    assert "pip install 'streamactors[web]'" in caplog.text
 
 
 async def test_two_jobs_of_one_process_are_told_apart(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from streamactors.errors import ControlUnavailable, NoSuchJob
+from streamactors.errors import AmbiguousJob, ControlUnavailable, NoSuchJob
 from streamactors.observe import registry
 from streamactors.observe.registry import Entry, RunningJob
 from tests.programs import ROOT
@@ -303,5 +303,6 @@ def test_who_is_meant_must_be_clear(wanted: str | None, jobs: list[RunningJob], 
     with pytest.raises(NoSuchJob) as refused:
         registry.find(wanted, jobs)
     assert told in str(refused.value)
+    assert isinstance(refused.value, AmbiguousJob) == told.startswith(("several", "2 jobs"))
     if wanted == "orders" and jobs:
         assert "pid 11" in str(refused.value) and "pid 13" not in str(refused.value)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamactors.elements import END, Batch
+from streamactors.elements import END, Batch, Watermark
 from streamactors.errors import RecordFailed
 from streamactors.metrics import MetricGroup
 from streamactors.runtime.inputs import SourceInput, SourceTime
@@ -27,6 +27,7 @@ def open_input(
     limit: Any = None,
     letters: list[Any] | None = None,
     watermarks: SourceTime | None = None,
+    monotonic: Any = float,
     retain: int = 1,
 ) -> SourceInput:
     context = SourceContext("flow", "source", 0, 1, True, LOG, MetricGroup())
@@ -39,6 +40,7 @@ def open_input(
         limit=limit or (lambda: 3),
         dead_letters=into,
         watermarks=watermarks,
+        monotonic=monotonic,
         retain=retain,
     )
 
@@ -151,6 +153,29 @@ async def test_those_that_wait_for_each_other_do_so_again() -> None:
         assert other.tell(100) == value - 1, "the slowest is the one that reads"
         source.stop(drain=False)
         assert other.tell(100) == 100, "nobody waits for who reads no further"
+    await source.close()
+
+
+async def test_no_split_is_idle_because_nobody_has_read() -> None:
+    now = 0.0
+    feed = Feed(2)
+    watermarks = source_time(Watermarks[int].monotonic(lambda value: value, idle_after=dt.timedelta(seconds=1)))
+    source = open_input(feed, watermarks=watermarks, monotonic=lambda: now)
+    await source.open()
+    feed.put(10, split=0)
+    feed.put(20, split=1)
+    given: list[Any] = []
+    while given != [10, 20]:
+        given += getattr(await next_of(source), "values", ())
+    assert source.take() == (0, Watermark(9)) and source.take() is None, "it waits for records"
+    source.stop(drain=False)
+    now = 100.0
+    source.resume()
+    feed.put(30, split=0)
+    while not isinstance(await next_of(source), Batch):
+        pass
+    idle = {split: stored[1] for split, stored in source.split_times().items()}
+    assert idle == {"0": False, "1": False}, "the next record of split 1 would be late"
     await source.close()
 
 

@@ -15,6 +15,7 @@ from connectors.memory import ListSink
 from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.clock import SYSTEM
 from streamactors.launch import _job, _supervised
+from streamactors.runtime.events import AttemptBegun, AttemptFailed, JobEvent, Moment
 from streamactors.sources import SourceContext
 from streamactors.testing.failing_files import FailingFiles
 from tests.runtime.feeds import PATIENCE, Feed, FeedReader, until
@@ -322,6 +323,27 @@ async def test_a_storage_that_fails_between_two_attempts_costs_a_restart_and_not
         assert failure.hits == 1 and (job.restarts, width(job)) == (1, 3)
         await world.end(job)
     world.check()
+
+
+async def test_every_attempt_has_a_number_of_its_own(tmp_path: Path) -> None:
+    world = World(tmp_path, Narrow(4))
+    told: list[tuple[str, int]] = []
+
+    def listen(event: JobEvent, at: Moment) -> None:
+        if isinstance(event, AttemptBegun | AttemptFailed):
+            told.append((type(event).__name__, event.attempt))
+
+    async with world.job() as job:
+        with job.listening(listen):
+            with pytest.raises(sa.InvalidConfig, match="two connections"):
+                await job.rescale(parallelism=3)
+            await until(lambda: job.status == "running")
+            failure = world.files.fail("sync_folder", "counting/run-1", times=1)
+            await job.rescale(parallelism=1)
+            assert failure.hits == 1 and job.restarts == 1
+        await world.end(job)
+    refused, between = [("AttemptBegun", 2), ("AttemptFailed", 2)], [("AttemptBegun", 3), ("AttemptFailed", 3)]
+    assert told == [*refused, *between, ("AttemptBegun", 4)]
 
 
 async def test_cancelled_in_the_middle(tmp_path: Path) -> None:

@@ -153,6 +153,12 @@ def test_the_command_line_is_there(fresh: Path, tmp_path: Path) -> None:
     assert "flowchart" in in_fresh(fresh, "streamactors", "graph", "shop:flow", cwd=tmp_path / "shop")
 
 
+def test_the_demo_needs_no_more(fresh: Path, tmp_path: Path) -> None:
+    """The README's first two commands."""
+    told = in_fresh(fresh, "streamactors", "demo", "--events", "2000", cwd=tmp_path)
+    assert "2,000 found · 0 lost · 0 doubled" in told
+
+
 def test_what_is_public_says_so_by_its_types(fresh: Path) -> None:
     (installed,) = fresh.parent.glob("lib/python3*/site-packages")
     assert (installed / "streamactors" / "py.typed").is_file()

@@ -1,12 +1,19 @@
-"""What is installed, beside what the package's own metadata asks for."""
+"""What is installed, beside what the package's own metadata asks for.
+
+Invariant: the advice holds wherever the package came from. `pip install` of a name that is installed stays with what is
+there, and sees to what that needs; only `--upgrade` would ask an index for another.
+"""
 
 import re
+import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 from typing import Final, NamedTuple
 
+import streamactors
 from streamactors.diagnosis import Finding
 
 PACKAGE: Final = "streamactors"
@@ -54,10 +61,17 @@ def of_packages() -> Iterator[Finding]:
         own, wanted = version(PACKAGE), requires(PACKAGE) or ()
     except PackageNotFoundError:
         told = "not installed, only found on Python's path: nothing can be told of the packages that it needs"
-        yield Finding("warning", PACKAGE, told, f"pip install {PACKAGE}")
+        yield Finding("warning", PACKAGE, told, _to_install(Path(streamactors.__file__).parents[1]))
         return
     yield Finding("ok", PACKAGE, own)
     yield from of_requirements(map(Requirement.parse, _on_this_platform(wanted)))
+
+
+def _to_install(folder: Path) -> str:
+    """`folder`: where the package lies."""
+    if (folder / "pyproject.toml").is_file():
+        return f"pip install {shlex.quote(str(folder))}"
+    return "pip install it: its wheel, or the folder of its sources"
 
 
 def _on_this_platform(wanted: Iterable[str]) -> Iterator[str]:
@@ -77,12 +91,12 @@ def of_requirements(wanted: Iterable[Requirement]) -> Iterator[Finding]:
 def _core(requirements: Sequence[Requirement]) -> Finding:
     wrong = [told for one in requirements for told in _wrong(one)]
     if wrong:
-        return Finding("problem", "packages", "; ".join(wrong), f"pip install --upgrade {PACKAGE}")
+        return Finding("problem", "packages", "; ".join(wrong), f"pip install {PACKAGE}")
     return Finding("ok", "packages", f"{len(requirements)}, all as required")
 
 
 def _extra(extra: str, requirements: Sequence[Requirement]) -> Finding:
-    check, install = f"extra {extra}", f"pip install --upgrade '{PACKAGE}[{extra}]'"
+    check, install = f"extra {extra}", f"pip install '{PACKAGE}[{extra}]'"
     missing = [one.name for one in requirements if _installed(one.name) is None]
     if missing:
         return Finding("ok", check, f"not installed: {', '.join(missing)} ({install})")

@@ -7,7 +7,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from streamactors.cli import serving
 from streamactors.cli.serving import serve_options
+from streamactors.observe import network
+from streamactors.observe.network import Served
 from tests.programs import PATIENCE, Program, streamactors
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("registry_folder")]
@@ -41,6 +44,17 @@ def test_its_address_is_told(tmp_path: Path, command: tuple[str, ...]) -> None:
         assert page.status_code == 200 and "<title>streamactors</title>" in page.text
         program.signal(signal.SIGTERM)
         assert program.end() == 0
+
+
+def test_what_metrics_lack_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    where = Served("http://127.0.0.1:8077", "chosen", generated=False)
+    serving._print(where)
+    assert "  metrics: http://127.0.0.1:8077/metrics\n" in capsys.readouterr().err
+    monkeypatch.setattr(network, "find_spec", lambda name: None)
+    serving._print(where)
+    told = capsys.readouterr().err
+    assert "/metrics" not in told and "pip install 'streamactors[metrics]'" in told
+    assert serving._places(where)["metrics"] is None
 
 
 def test_without_an_address_the_dashboard_has_its_own() -> None:
