@@ -22,6 +22,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from streamactors.checkpoint.storage.contract import Entry
 from streamactors.checkpoint.storage.processes import is_dead, process_identity
 from streamactors.clock import Clock, uninterrupted
 from streamactors.errors import CorruptCheckpoint, StorageFailed, StorageInUse
@@ -52,6 +53,7 @@ class LeaseFiles(Protocol):
     async def replace(self, path: str, data: bytes) -> None: ...
     async def read(self, path: str) -> bytes: ...
     async def delete(self, path: str) -> None: ...
+    async def list(self, folder: str) -> list[Entry]: ...
 
 
 _held_here: Final[set[str]] = set()
@@ -80,6 +82,7 @@ class Lease:
         _held_here.add(note.token)
         try:
             await lease._take(what)
+            await lease._clear_away()
         except BaseException:
             await lease.release()
             raise
@@ -108,6 +111,15 @@ class Lease:
         await self._files.replace(self._path, msgspec.json.encode(self._note))
         await self._files.delete(self._beat_file(holder))
         return await self._holder() == self._note
+
+    async def _clear_away(self) -> None:
+        """Beats of those that died while they took or released it. One that waits for its turn does not miss its own:
+        it writes it again with its first heartbeat, long before the lease could expire."""
+        folder, _, name = self._path.rpartition("/")
+        own = f"{name}.{self._note.token}"
+        for entry in await self._files.list(folder):
+            if entry.name.startswith(f"{name}.") and entry.name != own:
+                await self._files.delete(f"{folder}/{entry.name}" if folder else entry.name)
 
     async def _alive(self, holder: Note) -> bool:
         if holder.process is not None and holder.process == process_identity():

@@ -656,6 +656,17 @@ async def test_a_lease_that_was_not_released_in_this_process_is_free(in_memory: 
         await (await in_memory.lock("lock", "x", "me")).release()
 
 
+async def test_what_was_left_by_who_died_on_the_way_is_cleared_away(in_memory: Files) -> None:
+    """Killed after its first beat and before the lease was its own, or between its release and its last deletion."""
+    await in_memory.replace("lock.dead", b"1")
+    await in_memory.replace("lockets", b"of somebody else")
+    async with asyncio.timeout(PATIENCE):
+        lock = await in_memory.lock("lock", "x", "me")
+    assert await in_memory.stat("lock.dead") is None
+    await lock.release()
+    assert [entry.name for entry in await in_memory.list("")] == ["lockets"]
+
+
 async def test_who_was_taken_over_from_knows_and_disturbs_nobody(in_memory: Files) -> None:
     paused = await in_memory.lock("lock", "x", "paused")
     await foreign(in_memory)
