@@ -1,7 +1,6 @@
 """From a flow to a running job: `run`, `start`, `collect`, and the handle that a host holds; `program` has `main`."""
 
 import asyncio
-import dataclasses
 import datetime as dt
 import gc
 import inspect
@@ -12,18 +11,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from typing import Any, Literal, TypeVar, overload
 
 from streamactors.api.dataflow import Dataflow, Stream, graph_with_sink
-from streamactors.checkpoint.storage.contract import Files
-from streamactors.clock import SYSTEM, Clock
-from streamactors.config import Config, Local, Ray, Restart, require_supported
-from streamactors.deploy.elsewhere import held_on_ray
-from streamactors.deploy.local import deploy_locally
+from streamactors.config import Config, Local
 from streamactors.elements import OutputTag
 from streamactors.errors import CheckpointFailed, InvalidConfig, JobFailed, JobNotRunning
-from streamactors.graph.execution import choose_execution, why
 from streamactors.graph.logical import LogicalGraph
-from streamactors.graph.parallelism import Parallelism
 from streamactors.graph.physical import PhysicalPlan, SubtaskId
-from streamactors.graph.planner import plan
 from streamactors.listsink import ListSink
 from streamactors.runtime.events import Listener
 from streamactors.runtime.handled import HandledJob
@@ -35,10 +27,9 @@ from streamactors.runtime.info import (
     Incident,
     RescaleInfo,
     Restoring,
+    Status,
 )
-from streamactors.runtime.job import Job, JobSpec, Status
 from streamactors.runtime.taps import check_buffer
-from streamactors.state.backends import require_installed
 from streamactors.state.descriptors import ValueState
 
 T = TypeVar("T")
@@ -269,23 +260,6 @@ def _raise_failure(task: "asyncio.Task[None]") -> None:
         raise error
 
 
-def _job(
-    graph: LogicalGraph,
-    config: Config | None,
-    *,
-    restore: str | None,
-    fresh: bool,
-    resources: Mapping[str, Any] | None,
-    drop_state: Collection[str] = (),
-    claim: bool = False,
-    clock: Clock = SYSTEM,
-    files: Files | None = None,
-) -> Job:
-    """In this process, wherever it would be deployed."""
-    spec = _spec(graph, config, restore, fresh, resources, drop_state, claim)
-    return Job(spec, deploy=deploy_locally, clock=clock, files=files)
-
-
 def _deployed(
     graph: LogicalGraph,
     config: Config | None,
@@ -293,71 +267,14 @@ def _deployed(
     restore: str | None,
     fresh: bool,
     resources: Mapping[str, Any] | None,
-    drop_state: Collection[str] = (),
-    claim: bool = False,
-) -> HandledJob:
-    """The job, here, or what stands for it where it runs elsewhere."""
-    spec = _spec(graph, config, restore, fresh, resources, drop_state, claim)
-    if isinstance(deployment := spec.config.deployment, Ray):
-        return held_on_ray(spec, deployment)
-    return Job(spec, deploy=deploy_locally, clock=SYSTEM)
-
-
-def _spec(
-    graph: LogicalGraph,
-    config: Config | None,
-    restore: str | None,
-    fresh: bool,
-    resources: Mapping[str, Any] | None,
     drop_state: Collection[str],
     claim: bool,
-) -> JobSpec:
-    config = config or Config()
-    require_supported(config)
-    config = _executed(graph, config, restore=restore)
-    require_installed(config.state_backend)
-    _check_autoscale(graph, config)
+) -> HandledJob:
+    from streamactors.submission import deployed_job  # who only imports the library does not pay for it
 
-    def make_plan(max_parallelism: int | None, parallelism: Parallelism) -> PhysicalPlan:
-        return plan(
-            graph,
-            parallelism=parallelism.default,
-            steps=parallelism.steps,
-            max_parallelism=max_parallelism,
-            checkpointing=config.checkpoints is not None,
-            execution="batch" if config.execution == "batch" else "streaming",
-        )
-
-    # What is wrong with the flow is said before anything is opened.
-    make_plan(config.max_parallelism, Parallelism(config.parallelism))
-    return JobSpec(graph.name, make_plan, config, restore, fresh, tuple(drop_state), resources or {}, claim)
-
-
-def _executed(graph: LogicalGraph, config: Config, *, restore: str | None) -> Config:
-    """As it will run: `auto` decided; in batch without checkpoints, whatever else was asked for."""
-    checkpointing, restarts = config.checkpoints is not None, config.restart not in (None, Restart.none())
-    execution = choose_execution(graph, config.execution, checkpointing=checkpointing, restarts=restarts)
-    if config.execution == "auto":
-        log.info("%s: execution %r (%s)", graph.name, execution, why(graph, "auto", checkpointing=checkpointing))
-    if execution == "streaming":
-        return dataclasses.replace(config, execution=execution)
-    if restore not in (None, "latest"):
-        raise InvalidConfig(
-            f"restore={restore!r}: execution = 'batch' begins from the start and restores nothing: leave restore out, "
-            "or use execution = 'streaming'"
-        )
-    if checkpointing:
-        log.warning("%s: execution = 'batch' takes no checkpoints: those that are configured are left out", graph.name)
-    if config.autoscale is not None:
-        log.warning("%s: execution = 'batch' is not rescaled: autoscale is left out", graph.name)
-    return dataclasses.replace(config, execution=execution, checkpoints=None, autoscale=None)
-
-
-def _check_autoscale(graph: LogicalGraph, config: Config) -> None:
-    steps = () if config.autoscale is None else config.autoscale.steps or ()
-    there = [node.uid for node in graph.nodes]
-    if unknown := [step for step in steps if step not in there]:
-        raise InvalidConfig(f"autoscale.steps: the flow has no step {unknown[0]!r}; it has: {', '.join(there)}")
+    return deployed_job(
+        graph, config, restore=restore, fresh=fresh, resources=resources, drop_state=drop_state, claim=claim
+    )
 
 
 async def run(
@@ -500,7 +417,9 @@ async def collect(stream: Stream[T], config: Config | None = None) -> list[T]:
     fresh = config is not None and config.checkpoints is not None
     if config is not None and not isinstance(config.deployment, Local | None):
         raise InvalidConfig("collect gathers values in this process: leave deployment out, or run() with a sink")
-    job = _job(graph, config, restore="latest", fresh=fresh, resources=None)
+    from streamactors.submission import job_here
+
+    job = job_here(graph, config, restore="latest", fresh=fresh, resources=None)
     await job.run()
     return sink.values
 

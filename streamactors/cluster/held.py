@@ -42,8 +42,9 @@ from streamactors.runtime.info import (
     Incident,
     RescaleInfo,
     Restoring,
+    Status,
 )
-from streamactors.runtime.job import HISTORY, INCIDENTS, Status
+from streamactors.runtime.job import HISTORY, INCIDENTS
 from streamactors.runtime.taps import Subscription
 
 Reach = Callable[[], AbstractAsyncContextManager[Host]]

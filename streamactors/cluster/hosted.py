@@ -14,8 +14,8 @@ from typing import Any, Final, Protocol
 from streamactors.clock import Clock
 from streamactors.graph.physical import PhysicalPlan, SubtaskId
 from streamactors.runtime.events import JobEvent, Moment
-from streamactors.runtime.info import ChannelFill, CheckpointInfo, CheckpointUnderWay, RescaleInfo, Restoring
-from streamactors.runtime.job import Job, Status
+from streamactors.runtime.info import ChannelFill, CheckpointInfo, CheckpointUnderWay, RescaleInfo, Restoring, Status
+from streamactors.runtime.job import Job
 from streamactors.runtime.taps import Subscription
 
 REFRESHED: Final = 1.0

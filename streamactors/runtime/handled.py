@@ -15,8 +15,8 @@ from streamactors.runtime.info import (
     Incident,
     RescaleInfo,
     Restoring,
+    Status,
 )
-from streamactors.runtime.job import Status
 from streamactors.runtime.taps import Subscription
 
 

@@ -3,8 +3,12 @@
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from streamactors.runtime.figures import SubtaskCheckpoint
+
+Status = Literal["starting", "running", "restarting", "finished", "failed", "cancelled"]
+"""Of a job."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from streamactors.actors.supervisor import despite_cancellation
 from streamactors.checkpoint.restorable import Restorable
@@ -62,6 +62,7 @@ from streamactors.runtime.info import (
     Incident,
     RescaleInfo,
     Restoring,
+    Status,
 )
 from streamactors.runtime.rescaling import Rescaling
 from streamactors.runtime.restart import RestartPolicy
@@ -74,8 +75,6 @@ log = logging.getLogger("streamactors.job")
 HISTORY: Final = 100
 """Completed checkpoints that a job remembers, and those given up."""
 INCIDENTS: Final = 10
-
-Status = Literal["starting", "running", "restarting", "finished", "failed", "cancelled"]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from streamactors.cluster.slice import Slice
 from streamactors.config import Config, Heap, RocksDB, StateBackend
 from streamactors.deploy.local import deploy_locally
 from streamactors.errors import InvalidConfig, JobFailed, JobNotRunning
-from streamactors.launch import JobHandle, _job
+from streamactors.launch import JobHandle
 from streamactors.operators.async_io.link import AsyncLink
 from streamactors.operators.base import Link
 from streamactors.runtime.assembly import AttemptSpec
@@ -28,6 +28,7 @@ from streamactors.runtime.subtask import Subtask
 from streamactors.state.backend import KeyedBackend
 from streamactors.state.backends import keyed_backend
 from streamactors.state.key_groups import KeyGroupRange
+from streamactors.submission import job_here
 from streamactors.testing.script import Script
 from streamactors.time.timers import TimerService
 
@@ -139,7 +140,7 @@ class Engine:
     async def start(
         self, flow: Dataflow, config: Config, *, restore: str | None, resources: Mapping[str, Any] | None
     ) -> None:
-        job = _job(flow.graph(), config, restore=restore, fresh=False, resources=resources, clock=self.clock)
+        job = job_here(flow.graph(), config, restore=restore, fresh=False, resources=resources, clock=self.clock)
         job._deploy = self._deploy
         self._task = asyncio.get_running_loop().create_task(job.run(), name=f"job {job.name}")
         self._handle = JobHandle(job, self._task)

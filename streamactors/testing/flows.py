@@ -20,7 +20,7 @@ from streamactors.config import Checkpoints, Config, Restart
 from streamactors.elements import DeadLetter, OutputTag
 from streamactors.errors import InvalidConfig
 from streamactors.graph.logical import LogicalGraph
-from streamactors.launch import JobHandle, _job
+from streamactors.launch import JobHandle
 from streamactors.listsink import ListSink
 from streamactors.sources import CRASH
 from streamactors.state.descriptors import (
@@ -32,6 +32,7 @@ from streamactors.state.descriptors import (
     ValueState,
 )
 from streamactors.state_processor.stored_states import KeyedRows
+from streamactors.submission import job_here
 from streamactors.testing.feed import CHECKPOINT, At, Feed
 from streamactors.testing.rewiring import (
     at_parallelism,
@@ -220,7 +221,7 @@ class _FlowTest:
     async def _live(self, config: Config) -> bool:
         """One process. Whether it has come to the end; raises what has failed it, unless that is a CRASH."""
         graph, config = self._widened(config)
-        job = _job(graph, config, restore="latest", fresh=False, resources=self._resources)
+        job = job_here(graph, config, restore="latest", fresh=False, resources=self._resources)
         task = asyncio.get_running_loop().create_task(job.run(), name=f"job {job.name}")
         handle = JobHandle(job, task)
         for feed in self._feeds.values():

@@ -9,7 +9,8 @@ import streamactors as sa
 from streamactors.checkpoint.storage.contract import Files
 from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.clock import Clock
-from streamactors.launch import _job, _supervised
+from streamactors.launch import _supervised
+from streamactors.submission import job_here
 from streamactors.testing.simulation.disk import Folder, VolatileDisk
 from tests.cluster.made_up import MadeUpCluster
 from tests.runtime.feeds import Feed
@@ -88,7 +89,7 @@ class Jobs:
         files = files or LocalFiles(STORAGE, clock=self.clock, disk=self.disk)
         cluster = cluster or MadeUpCluster(workers, clock=self.clock)
         cluster.files = cluster.files or files
-        job = _job(
+        job = job_here(
             flow.graph(), config, restore=restore, fresh=False, resources=resources, clock=self.clock, files=files
         )
         job._deploy = cluster

@@ -25,7 +25,7 @@ from streamactors.errors import (
     WorkerLost,
 )
 from streamactors.graph.physical import SubtaskId
-from streamactors.launch import _job
+from streamactors.submission import job_here
 from streamactors.testing.network import STORM, Weather
 from tests.cluster.jobs import FLOW, STORAGE, Jobs, Sum, by_rest, expected, last, sums
 from tests.cluster.made_up import MadeUpCluster
@@ -491,7 +491,7 @@ def test_a_job_without_checkpoints_needs_no_storage() -> None:
         feed.end()
         cluster = MadeUpCluster(2, clock=clock)
         graph = sums(feed, sink).graph()
-        job = _job(graph, sa.Config(), restore="latest", fresh=False, resources=None, clock=clock)
+        job = job_here(graph, sa.Config(), restore="latest", fresh=False, resources=None, clock=clock)
         job._deploy = cluster
         await job.run()
         await cluster.close()

@@ -13,8 +13,8 @@ import streamactors as sa
 from streamactors.checkpoint.manifest import Manifest, decode_manifest
 from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.clock import Clock
-from streamactors.launch import _job
 from streamactors.runtime.job import Job
+from streamactors.submission import job_here
 from streamactors.testing.failing_files import FailingFiles
 from streamactors.testing.network import FAIR, STORM, Weather
 from streamactors.testing.simulation.disk import File, VolatileDisk
@@ -48,7 +48,7 @@ class ClusterWorld(World):
 
     def job(self, flow: sa.Dataflow, config: sa.Config) -> Job:
         options: Any = {"restore": "latest", "fresh": False, "resources": None}
-        job = _job(flow.graph(), config, clock=self.clock, files=self.files, **options)
+        job = job_here(flow.graph(), config, clock=self.clock, files=self.files, **options)
         job._deploy = self.cluster
         return job
 

@@ -14,9 +14,10 @@ from connectors.memory import ListSink
 from streamactors.clock import SYSTEM
 from streamactors.cluster.held import HeldJob
 from streamactors.cluster.hosted import Host, JobHost, JobState, Known, Request
-from streamactors.launch import EXIT_TIMEOUT, JobHandle, _job, _supervised
+from streamactors.launch import EXIT_TIMEOUT, JobHandle, _supervised
 from streamactors.runtime.events import CheckpointCompleted, JobEnded
 from streamactors.runtime.job import Job
+from streamactors.submission import job_here
 from tests.runtime.feeds import PATIENCE, Feed, until
 
 
@@ -31,7 +32,7 @@ class Sum(sa.KeyedOperator[int, int, int]):
 def job(feed: Feed, config: sa.Config, sink: ListSink[int] | None = None) -> Job:
     flow = sa.Dataflow("summing")
     flow.source("in", feed).key_by(lambda value: value % 2).process("sum", Sum).sink("out", sink or ListSink[int]())
-    return _job(flow.graph(), config, restore="latest", fresh=False, resources=None)
+    return job_here(flow.graph(), config, restore="latest", fresh=False, resources=None)
 
 
 def checkpointing(tmp_path: Path, **settings: Any) -> sa.Config:
@@ -112,7 +113,9 @@ async def failing(feed: Feed, made: Job) -> None:
 
 
 async def test_what_keeps_it_from_starting_is_raised(tmp_path: Path) -> None:
-    made = _job(job_graph(), checkpointing(tmp_path), restore=str(tmp_path / "nowhere"), fresh=False, resources=None)
+    made = job_here(
+        job_graph(), checkpointing(tmp_path), restore=str(tmp_path / "nowhere"), fresh=False, resources=None
+    )
     with pytest.raises(sa.StreamactorsError, match="nowhere"):
         async with held(made):
             pytest.fail("it has started")

@@ -11,7 +11,8 @@ import pytest
 
 import streamactors as sa
 from streamactors.cluster.workers import Times
-from streamactors.launch import _job, _supervised
+from streamactors.launch import _supervised
+from streamactors.submission import job_here
 from tests.cluster.made_up import MadeUpCluster
 from tests.recovery.flows import EventLog, part_files, sums, sums_in, until
 
@@ -43,7 +44,7 @@ async def test_a_job_of_copies_survives_the_death_of_a_worker(backend: Any, tmp_
         checkpoints=checkpoints, state_backend=backend, restart=sa.Restart.fixed(dt.timedelta(0), 50), parallelism=2
     )
     flow = sums(log.source(follow=True), part_files(out))
-    job = _job(flow.graph(), config, restore="latest", fresh=False, resources=None)
+    job = job_here(flow.graph(), config, restore="latest", fresh=False, resources=None)
     job._deploy = cluster
     try:
         async with _supervised(job, None, "checkpoint", dt.timedelta(minutes=1)) as handle:

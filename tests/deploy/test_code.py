@@ -18,8 +18,8 @@ from streamactors.clock import SYSTEM
 from streamactors.deploy.ray import About, _RayHost, about, dumps, loads, refuse_another
 from streamactors.errors import CheckpointFailed, ClusterUnfit, ConnectionLost, InvalidDataflow
 from streamactors.graph.logical import LogicalGraph
-from streamactors.launch import _job
 from streamactors.runtime.job import JobSpec
+from streamactors.submission import job_here
 from tests.programs import Program
 
 pytestmark = pytest.mark.slow
@@ -227,7 +227,9 @@ def test_a_script_that_starts_its_job_on_import_is_told(tmp_path: Path) -> None:
 
 
 def spec(config: sa.Config, **options: Any) -> JobSpec:
-    return dataclasses.replace(_job(plain(), config, restore="latest", fresh=False, resources=None)._spec, **options)
+    return dataclasses.replace(
+        job_here(plain(), config, restore="latest", fresh=False, resources=None)._spec, **options
+    )
 
 
 def plain() -> LogicalGraph:

@@ -15,8 +15,8 @@ import streamactors as sa
 from connectors.files import FileSink, FileSource
 from streamactors.checkpoint.storage.contract import Files
 from streamactors.clock import SYSTEM
-from streamactors.launch import _job
 from streamactors.sinks import Pending, SinkContext, SinkWriter, WriterSink
+from streamactors.submission import job_here
 
 T = TypeVar("T")
 PATIENCE = 60.0
@@ -141,7 +141,9 @@ def by_key(found: Any) -> dict[str, list[int]]:
 
 async def run_on(flow: sa.Dataflow, settings: sa.Config, files: Files) -> None:
     """`sa.run` on a storage that is not the local file system."""
-    await _job(flow.graph(), settings, restore="latest", fresh=False, resources=None, clock=SYSTEM, files=files).run()
+    await job_here(
+        flow.graph(), settings, restore="latest", fresh=False, resources=None, clock=SYSTEM, files=files
+    ).run()
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -23,10 +23,11 @@ from connectors.memory import ListSink
 from streamactors.checkpoint.manifest import Manifest, decode_manifest
 from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.clock import SYSTEM
-from streamactors.launch import _job, _supervised
+from streamactors.launch import _supervised
 from streamactors.runtime.job import Job
 from streamactors.sinks import Pending, SinkContext, SinkWriter
 from streamactors.sources import Position, SourceBatch, SourceContext, SplitReader, SplitSource
+from streamactors.submission import job_here
 from streamactors.testing.failing_files import FailingFiles
 
 PATIENCE = 60.0
@@ -442,7 +443,7 @@ class World:
         return manifest_of(uri)
 
     def job(self, flow: sa.Dataflow, config: sa.Config) -> Job:
-        return _job(flow.graph(), config, restore="latest", fresh=False, resources=None, files=self.files)
+        return job_here(flow.graph(), config, restore="latest", fresh=False, resources=None, files=self.files)
 
     def _backend(self, name: str) -> Any:
         """RocksDB with so little memory that nearly every record is read from the disk."""

@@ -21,10 +21,11 @@ from streamactors.checkpoint.native_files import keyed_blocks
 from streamactors.checkpoint.restorable import Restorable, list_checkpoints, load
 from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.errors import CheckpointFailed, CorruptCheckpoint, IncompatibleState, InvalidConfig, MissingExtra
-from streamactors.launch import EXIT_TIMEOUT, _job, _supervised
+from streamactors.launch import EXIT_TIMEOUT, _supervised
 from streamactors.runtime.info import CheckpointInfo
 from streamactors.state.blocks import codec_for
 from streamactors.state.rocksdb.database import Database
+from streamactors.submission import job_here
 from streamactors.testing.failing_files import FailingFiles
 from tests.runtime.feeds import PATIENCE, Feed, until
 
@@ -83,7 +84,7 @@ class World:
         self, config: sa.Config | None = None, *, restore: str | None = "latest", claim: bool = False, **flow: Any
     ) -> AsyncIterator[sa.JobHandle]:
         files = FailingFiles(LocalFiles(self.storage.as_uri())) if self.files is None else self.files
-        job = _job(
+        job = job_here(
             self.flow(**flow).graph(),
             config or self.config(),
             restore=restore,

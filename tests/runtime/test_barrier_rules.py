@@ -18,9 +18,10 @@ from streamactors.checkpoint import writer
 from streamactors.checkpoint.restorable import list_checkpoints
 from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.clock import SYSTEM
-from streamactors.launch import _job, _supervised
+from streamactors.launch import _supervised
 from streamactors.runtime import inflight
 from streamactors.sinks import Pending, SinkContext, SinkWriter
+from streamactors.submission import job_here
 from streamactors.testing.failing_files import FailingFiles
 from tests.recovery.flows import PlainList
 from tests.recovery.harsh import manifest_of
@@ -93,7 +94,7 @@ async def crashing(
     flow: sa.Dataflow, settings: sa.Config, files: FailingFiles | None = None, restore: str = "latest"
 ) -> AsyncIterator[sa.JobHandle]:
     """Leaves no last checkpoint."""
-    job = _job(flow.graph(), settings, restore=restore, fresh=False, resources=None, files=files)
+    job = job_here(flow.graph(), settings, restore=restore, fresh=False, resources=None, files=files)
     async with asyncio.timeout(PATIENCE), _supervised(job, None, "cancel", dt.timedelta(0)) as handle:
         yield handle
         await handle.cancel()

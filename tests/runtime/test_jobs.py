@@ -16,7 +16,8 @@ from connectors.memory import CRASH, ListSink, ListSource
 from streamactors.checkpoint.restorable import list_checkpoints
 from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.clock import SYSTEM
-from streamactors.launch import _job, _supervised
+from streamactors.launch import _supervised
+from streamactors.submission import job_here
 from streamactors.testing.failing_files import FailingFiles
 from tests.runtime.feeds import PATIENCE, Endless, Feed, until
 
@@ -211,7 +212,7 @@ def failing(folder: Path) -> FailingFiles:
 
 
 def job_of(flow: sa.Dataflow, config: sa.Config, files: FailingFiles | None = None) -> Any:
-    return _job(flow.graph(), config, restore="latest", fresh=False, resources=None, files=files)
+    return job_here(flow.graph(), config, restore="latest", fresh=False, resources=None, files=files)
 
 
 async def test_processing_goes_on_while_a_checkpoint_hangs_and_times_out(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from streamactors.checkpoint.restorable import list_checkpoints
 from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.clock import SYSTEM
 from streamactors.cluster import slice
-from streamactors.launch import _job, _supervised
+from streamactors.launch import _supervised
+from streamactors.submission import job_here
 from streamactors.testing.failing_files import FailingFiles
 from tests.runtime.feeds import PATIENCE, Endless, Feed, Undecodable, until
 
@@ -317,7 +318,7 @@ async def test_stop_during_the_final_checkpoint_returns_it(tmp_path: Path) -> No
     stall = files.stall("create", "*/manifest")
     feed, sink = Feed(), ListSink[int]()
     graph = summing(feed, sink).graph()
-    job = _job(graph, config(tmp_path), restore="latest", fresh=False, resources=None, files=files)
+    job = job_here(graph, config(tmp_path), restore="latest", fresh=False, resources=None, files=files)
     async with _supervised(job, None, "cancel", NO_TIME) as handle:
         feed.put(1)
         feed.end()
@@ -359,7 +360,7 @@ async def test_a_storage_that_fails_while_a_restart_looks_for_its_checkpoint_is_
             raise ValueError("once")
         return value
 
-    job = _job(
+    job = job_here(
         through(feed, fn, sink).graph(), config(tmp_path, restart=RESTARTS), restore="latest", fresh=False,
         resources=None, files=files,
     )  # fmt: skip
@@ -387,7 +388,7 @@ async def test_a_manifest_published_by_a_dying_attempt_is_not_taken_away_from_th
     flow = sa.Dataflow("sums")
     flow.source("numbers", feed).key_by(lambda _: 0).process("sum", Sum).map(fn).sink("out", sink)
     restarting = config(tmp_path, restart=RESTARTS)
-    job = _job(flow.graph(), restarting, restore="latest", fresh=False, resources=None, files=files)
+    job = job_here(flow.graph(), restarting, restore="latest", fresh=False, resources=None, files=files)
     feed.put(1)
     async with _supervised(job, None, "cancel", NO_TIME) as handle:
         await until(lambda: handle.metrics()["subtasks"]["sum[0]"]["nodes"]["sum"]["records_in"] == 1)

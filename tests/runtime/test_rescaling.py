@@ -14,9 +14,10 @@ import streamactors as sa
 from connectors.memory import ListSink
 from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.clock import SYSTEM
-from streamactors.launch import _job, _supervised
+from streamactors.launch import _supervised
 from streamactors.runtime.events import AttemptBegun, AttemptFailed, JobEvent, Moment
 from streamactors.sources import SourceContext
+from streamactors.submission import job_here
 from streamactors.testing.failing_files import FailingFiles
 from tests.runtime.feeds import PATIENCE, Feed, FeedReader, until
 
@@ -100,7 +101,7 @@ class World:
             restart=sa.Restart.fixed(dt.timedelta(0), 5),
         )
         graph = (flow or self.flow()).graph()
-        job = _job(graph, config, restore="latest", fresh=False, resources=None, files=self.files)
+        job = job_here(graph, config, restore="latest", fresh=False, resources=None, files=self.files)
         async with asyncio.timeout(2 * PATIENCE), _supervised(job, None, "cancel", dt.timedelta(0)) as handle:
             yield handle
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 import streamactors as sa
 from connectors.memory import ListSink
 from streamactors.elements import Batch, Watermark
-from streamactors.launch import _job
 from streamactors.runtime.chain import LinkSlot
 from streamactors.runtime.taps import Subscription, Tap
+from streamactors.submission import job_here
 from tests.runtime.feeds import PATIENCE, Endless, Feed, until
 
 ODD = sa.OutputTag("odd", int)
@@ -178,7 +178,7 @@ async def test_it_begins_while_the_job_restarts() -> None:
 async def test_it_begins_before_the_job_has_started() -> None:
     """As for whoever runs beside a job from its very start."""
     feed = Feed()
-    job = _job(doubling(feed).graph(), None, restore="latest", fresh=False, resources=None)
+    job = job_here(doubling(feed).graph(), None, restore="latest", fresh=False, resources=None)
     task = asyncio.create_task(job.run())
     async with sa.JobHandle(job, task).subscribe("map-1") as results:
         assert job.status == "running"
@@ -189,7 +189,7 @@ async def test_it_begins_before_the_job_has_started() -> None:
 
 
 async def test_a_job_that_never_starts_is_not_waited_for() -> None:
-    job = _job(doubling(Feed()).graph(), None, restore="/nowhere", fresh=False, resources=None)
+    job = job_here(doubling(Feed()).graph(), None, restore="/nowhere", fresh=False, resources=None)
     task = asyncio.create_task(job.run())
     with pytest.raises(sa.InvalidConfig, match="needs checkpoints"):
         await sa.JobHandle(job, task).subscribe("map-1").__aenter__()

@@ -82,6 +82,11 @@ def test_what_is_heavy_can_be_told(environ: dict[str, str]) -> None:
     assert "streamactors." in heaviest(environ)
 
 
+def test_what_runs_a_job_is_loaded_by_who_runs_one(environ: dict[str, str]) -> None:
+    code = f"import sys; {OURS}; print([name for name in sys.modules if name.endswith(('.submission', '.runtime.job'))])"
+    assert run(code, environ).stdout.strip() == "[]"
+
+
 def test_modules_of_others_that_it_loads(environ: dict[str, str]) -> None:
     """Each is paid for by every program: no extra, and nothing that only the command line needs, is among them."""
     code = f"import json, sys; before = set(sys.modules); {OURS}; print(json.dumps(sorted(set(sys.modules) - before)))"

@@ -24,10 +24,10 @@ from streamactors.graph.logical import LogicalGraph
 from streamactors.graph.parallelism import Parallelism, widths
 from streamactors.graph.physical import PhysicalPlan
 from streamactors.graph.planner import plan
-from streamactors.launch import _job
 from streamactors.runtime.assembly import AttemptSpec
 from streamactors.runtime.messages import Reports
 from streamactors.runtime.snapshot import SnapshotStorage
+from streamactors.submission import job_here
 from streamactors.testing.simulation.channels import StallingChannel
 from streamactors.testing.simulation.disturbance import disturbed, drawn_widths, rescaled
 from streamactors.testing.simulation.faults import Fate, Faults
@@ -191,7 +191,7 @@ class Run:
         assert self._config.checkpoints is not None
         disk = self._world.disk(process)
         files = LocalFiles(self._config.checkpoints.storage, clock=process.clock, disk=disk)
-        job = _job(
+        job = job_here(
             rescaled(graph, self._drawn_widths),
             on_local_disk(self._config, process.local),
             restore=start.restore,

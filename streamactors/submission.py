@@ -1,0 +1,117 @@
+"""What is to be run: a flow and its configuration, checked, and the job that runs them.
+
+A module of its own, since whoever imports the library need not run a job, and all that runs one takes long to load.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from streamactors.checkpoint.storage.contract import Files
+from streamactors.clock import SYSTEM, Clock
+from streamactors.config import Config, Ray, Restart, require_supported
+from streamactors.deploy.elsewhere import held_on_ray
+from streamactors.deploy.local import deploy_locally
+from streamactors.errors import InvalidConfig
+from streamactors.graph.execution import choose_execution, why
+from streamactors.graph.logical import LogicalGraph
+from streamactors.graph.parallelism import Parallelism
+from streamactors.graph.physical import PhysicalPlan
+from streamactors.graph.planner import plan
+from streamactors.runtime.handled import HandledJob
+from streamactors.runtime.job import Job, JobSpec
+from streamactors.state.backends import require_installed
+
+log = logging.getLogger("streamactors.job")
+
+
+def job_here(
+    graph: LogicalGraph,
+    config: Config | None,
+    *,
+    restore: str | None,
+    fresh: bool,
+    resources: Mapping[str, Any] | None,
+    drop_state: Collection[str] = (),
+    claim: bool = False,
+    clock: Clock = SYSTEM,
+    files: Files | None = None,
+) -> Job:
+    """In this process, wherever it would be deployed."""
+    spec = _spec(graph, config, restore, fresh, resources, drop_state, claim)
+    return Job(spec, deploy=deploy_locally, clock=clock, files=files)
+
+
+def deployed_job(
+    graph: LogicalGraph,
+    config: Config | None,
+    *,
+    restore: str | None,
+    fresh: bool,
+    resources: Mapping[str, Any] | None,
+    drop_state: Collection[str] = (),
+    claim: bool = False,
+) -> HandledJob:
+    """The job, here, or what stands for it where it runs elsewhere."""
+    spec = _spec(graph, config, restore, fresh, resources, drop_state, claim)
+    if isinstance(deployment := spec.config.deployment, Ray):
+        return held_on_ray(spec, deployment)
+    return Job(spec, deploy=deploy_locally, clock=SYSTEM)
+
+
+def _spec(
+    graph: LogicalGraph,
+    config: Config | None,
+    restore: str | None,
+    fresh: bool,
+    resources: Mapping[str, Any] | None,
+    drop_state: Collection[str],
+    claim: bool,
+) -> JobSpec:
+    config = config or Config()
+    require_supported(config)
+    config = _executed(graph, config, restore=restore)
+    require_installed(config.state_backend)
+    _check_autoscale(graph, config)
+
+    def make_plan(max_parallelism: int | None, parallelism: Parallelism) -> PhysicalPlan:
+        return plan(
+            graph,
+            parallelism=parallelism.default,
+            steps=parallelism.steps,
+            max_parallelism=max_parallelism,
+            checkpointing=config.checkpoints is not None,
+            execution="batch" if config.execution == "batch" else "streaming",
+        )
+
+    # What is wrong with the flow is said before anything is opened.
+    make_plan(config.max_parallelism, Parallelism(config.parallelism))
+    return JobSpec(graph.name, make_plan, config, restore, fresh, tuple(drop_state), resources or {}, claim)
+
+
+def _executed(graph: LogicalGraph, config: Config, *, restore: str | None) -> Config:
+    """As it will run: `auto` decided; in batch without checkpoints, whatever else was asked for."""
+    checkpointing, restarts = config.checkpoints is not None, config.restart not in (None, Restart.none())
+    execution = choose_execution(graph, config.execution, checkpointing=checkpointing, restarts=restarts)
+    if config.execution == "auto":
+        log.info("%s: execution %r (%s)", graph.name, execution, why(graph, "auto", checkpointing=checkpointing))
+    if execution == "streaming":
+        return dataclasses.replace(config, execution=execution)
+    if restore not in (None, "latest"):
+        raise InvalidConfig(
+            f"restore={restore!r}: execution = 'batch' begins from the start and restores nothing: leave restore out, "
+            "or use execution = 'streaming'"
+        )
+    if checkpointing:
+        log.warning("%s: execution = 'batch' takes no checkpoints: those that are configured are left out", graph.name)
+    if config.autoscale is not None:
+        log.warning("%s: execution = 'batch' is not rescaled: autoscale is left out", graph.name)
+    return dataclasses.replace(config, execution=execution, checkpoints=None, autoscale=None)
+
+
+def _check_autoscale(graph: LogicalGraph, config: Config) -> None:
+    steps = () if config.autoscale is None else config.autoscale.steps or ()
+    there = [node.uid for node in graph.nodes]
+    if unknown := [step for step in steps if step not in there]:
+        raise InvalidConfig(f"autoscale.steps: the flow has no step {unknown[0]!r}; it has: {', '.join(there)}")
