@@ -189,6 +189,12 @@ class JobNotRunning(CheckpointFailed):
     retryable = False
 
 
+class RescaleFailed(StreamactorsError):
+    """The job failed as soon as it ran by the new parallelism, and goes on as it was. The cause says by what."""
+
+    retryable = False
+
+
 class RescaleUnderWay(StreamactorsError):
     """A job was asked to rescale while it does so already. Ask again once it runs."""
 

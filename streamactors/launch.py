@@ -186,12 +186,13 @@ class JobHandle:
 
     async def rescale(self, *, parallelism: int | Mapping[str, int], steps: Mapping[str, int] | None = None) -> None:
         """Go on by another parallelism, in one step: stop reading, take a checkpoint, commit, go on from it. An int is
-        the new default, and `steps` may go with it; a mapping gives steps one by uid, and with them those between which
-        records are handed straight on. Returns once the job runs again; it is done if the caller does not wait. A new
-        process begins by its Config.
+        the new default, and `steps` may go with it; a mapping gives steps one, by uid or name, and with them
+        those between which records are handed straight on. Returns once the job runs again; it is done if the caller
+        does not wait. A new process begins by its Config.
 
         Raises InvalidConfig for what can't be, without touching the job; CheckpointFailed, or why the state can't be
-        restored so, and then the job goes on as it was; RescaleUnderWay; JobNotRunning.
+        restored so, and then the job goes on as it was; RescaleFailed, likewise; RescaleUnderWay; JobNotRunning.
+        A job that runs by it and fails before its next checkpoint is complete goes back, once, to what it was.
         """
         if not isinstance(parallelism, Mapping):
             await self._or_end(self._job.rescale(steps or {}, parallelism))

@@ -8,10 +8,14 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Final
 
 log = logging.getLogger("streamactors.metrics")
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+EXACT: Final = 2**53
+"""Below it, an int is told as it is."""
 
 
 class Counter:
@@ -67,7 +71,7 @@ class MetricGroup:
         self._gauges: dict[str, Callable[[], float]] = {}
         self._histograms: dict[str, Histogram] = {}
         self._failed: set[str] = set()
-        """Gauges whose failure was logged."""
+        """Those whose failure was logged."""
 
     def counter(self, name: str) -> Counter:
         return self._counters.setdefault(name, Counter())
@@ -84,16 +88,31 @@ class MetricGroup:
 
     def tell(self) -> Readings:
         return Readings(
-            {name: counter.value for name, counter in self._counters.items()},
+            {name: self._number(name, counter.value) for name, counter in self._counters.items()},
             {name: self._measured(name, gauge) for name, gauge in self._gauges.items()},
-            {name: (tuple(histogram.counts), histogram.total) for name, histogram in self._histograms.items()},
+            {
+                name: (tuple(histogram.counts), self._number(name, histogram.total))
+                for name, histogram in self._histograms.items()
+            },
         )
 
     def _measured(self, name: str, gauge: Callable[[], float]) -> float:
         try:
-            return gauge()
+            return self._number(name, gauge())
         except Exception as error:
-            if name not in self._failed:  # it is read again and again
-                self._failed.add(name)
-                log.warning("gauge %r can't be read: %s: %s", name, type(error).__name__, error, exc_info=error)
-            return math.nan
+            return self._unreadable(name, error)
+
+    def _number(self, name: str, value: Any) -> float:
+        """Whatever stands for a number, such as one of numpy or a Decimal."""
+        if isinstance(value, float) or (isinstance(value, int) and abs(value) < EXACT):
+            return value
+        try:
+            return float(value)
+        except (TypeError, ValueError, OverflowError) as error:
+            return self._unreadable(name, error)
+
+    def _unreadable(self, name: str, error: Exception) -> float:
+        if name not in self._failed:  # it is read again and again
+            self._failed.add(name)
+            log.warning("metric %r can't be read: %s: %s", name, type(error).__name__, error, exc_info=error)
+        return math.nan

@@ -11,7 +11,9 @@ from typing import Any
 from streamactors.checkpoint.storage.contract import Files
 from streamactors.clock import SYSTEM, Clock
 from streamactors.config import Config, Ray, Restart, require_supported
-from streamactors.deploy.elsewhere import held_on_ray
+from streamactors.deploy.detached import refuse_to_detach
+from streamactors.deploy.elsewhere import detach_on_ray, held_on_ray
+from streamactors.deploy.keeper import Attend
 from streamactors.deploy.local import deploy_locally
 from streamactors.errors import InvalidConfig
 from streamactors.graph.execution import choose_execution, why
@@ -58,6 +60,21 @@ def deployed_job(
     if isinstance(deployment := spec.config.deployment, Ray):
         return held_on_ray(spec, deployment)
     return Job(spec, deploy=deploy_locally, clock=SYSTEM)
+
+
+async def detach(
+    graph: LogicalGraph,
+    config: Config,
+    attend: Attend,
+    *,
+    restore: str | None,
+    fresh: bool,
+    drop_state: Collection[str] = (),
+    claim: bool = False,
+) -> None:
+    """Start a job that outlives this process. Returns once it runs; raises what keeps it from."""
+    deployment = refuse_to_detach(config)
+    await detach_on_ray(_spec(graph, config, restore, fresh, None, drop_state, claim), deployment, attend)
 
 
 def _spec(

@@ -136,7 +136,7 @@ def test_a_job_is_rescaled_while_it_runs(project: Path) -> None:
         assert command(project, "rescale", "orders", "--step", "totals=3").endswith(" by that parallelism already\n")
         order(project, range(300, 400))
         for args, code, said in (
-            (("--step", "totals"), 2, "write it as UID=N"),
+            (("--step", "totals"), 2, "write it as STEP=N"),
             (("--step", "total=2"), 1, "no step 'total'"),
         ):
             refused = run(project, "rescale", "orders", *args)

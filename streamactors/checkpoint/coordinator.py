@@ -7,9 +7,9 @@ Invariants:
    sink ever commits for a checkpoint that could not be restored.
 2. `WriteReceipt(n)` only after every committing subtask has committed n.
 3. Manifests are written one at a time; when a checkpoint n completes, everything in flight before n is given up, so
-   that checkpoints complete in increasing order of n. A savepoint gives up nothing, may complete before an earlier
-   checkpoint, and no checkpoint starts while one is in flight. Where sinks commit, a checkpoint follows each savepoint
-   before the next one: else transactions that only savepoints list would pile up.
+   that checkpoints complete in increasing order of n; whoever asked for those is given n. A savepoint gives up nothing,
+   may complete before an earlier checkpoint, and no checkpoint starts while one is in flight. Where sinks commit, a
+   checkpoint follows each savepoint before the next one: else transactions that only savepoints list would pile up.
 4. `Finish` only after the final checkpoint, which starts when every subtask has ended (or every source has stopped),
    is complete, and all its transactions are committed and receipted.
 """
@@ -23,8 +23,8 @@ from streamactors.elements import Barrier
 
 S = TypeVar("S", bound=Hashable)
 
-Cause = Literal["interval", "request", "final"]
-"""Why a checkpoint was triggered."""
+Cause = Literal["interval", "request", "follow-up", "rescale", "final"]
+"""Why a checkpoint was triggered. `follow-up`: of a savepoint; `rescale`: the next attempt goes on from it."""
 NOBODY: Final = 0
 """The ticket of a request that nobody waits for."""
 
@@ -194,10 +194,11 @@ Action = Trigger | Abort | WriteManifest | Notify | Commit | WriteReceipt | Reti
 class _Pending(Generic[S]):
     """A checkpoint in flight."""
 
-    def __init__(self, barrier: Barrier, started: float, tickets: list[int], final: bool) -> None:
+    def __init__(self, barrier: Barrier, started: float, tickets: list[int], cause: Cause, final: bool) -> None:
         self.barrier = barrier
         self.started = started
         self.tickets = tickets
+        self.cause = cause
         self.final = final
         self.states: dict[S, Any] = {}
         self.writing = False
@@ -238,10 +239,7 @@ class CheckpointCoordinator(Generic[S]):
         return tuple(self._pending)
 
     def cause(self, checkpoint: int) -> Cause:
-        pending = self._pending[checkpoint]
-        if pending.final:
-            return "final"
-        return "request" if pending.tickets or pending.barrier.savepoint else "interval"
+        return self._pending[checkpoint].cause
 
     # ------------------------------------------------------------------------------------------------------- events
     def on(self, event: Event, now: float) -> list[Action]:
@@ -309,22 +307,26 @@ class CheckpointCoordinator(Generic[S]):
         final = self._wants_final() and not any(self._is_ahead_of_final(request) for request in self._requests)
         tickets = []
         target = None
+        cause: Cause = "final" if final else "interval"
         if final and self._stop is not None:
             tickets.append(self._stop.ticket)
             target = self._stop.target
+            cause = "rescale" if self._stop.resumable else "final"
         elif self._requests:
             target = self._requests[0].target
             # One checkpoint serves all plain requests that wait; a savepoint serves its own.
             served = self._requests[:1] if target else [request for request in self._requests if not request.target]
             tickets += [request.ticket for request in served if request.ticket != NOBODY]
             self._requests = [request for request in self._requests if request not in served]
+            if not final:
+                cause = "request" if tickets else "follow-up"
         # Savepoints hold nothing in flight but the inputs of calls; nor does the final checkpoint, after which nothing
         # would process it.
         may_overtake = target is None and not final
         barrier = Barrier(self._next_id, target, overtakes=may_overtake and self._settings.overtaking)
         self._next_id += 1
         self._last_trigger = now
-        self._pending[barrier.checkpoint] = _Pending(barrier, now, tickets, final)
+        self._pending[barrier.checkpoint] = _Pending(barrier, now, tickets, cause, final)
         if final:
             self._final = barrier.checkpoint
         return Trigger(barrier, self._settings.alignment_timeout if may_overtake else None)
@@ -354,15 +356,17 @@ class CheckpointCoordinator(Generic[S]):
 
     def _completed(self, checkpoint: int, now: float) -> list[Action]:
         pending = self._pending.pop(checkpoint)
-        self._failures = 0
         self._last_end = now
         actions: list[Action] = []
+        tickets = pending.tickets
         if not pending.barrier.savepoint:
+            self._failures = 0  # after a savepoint sinks hold as much as before
             subsumed = [number for number in self._pending if number < checkpoint]
-            actions += [self._give_up(number, "a later checkpoint completed first") for number in subsumed]
+            tickets = [ticket for number in subsumed for ticket in self._pending[number].tickets] + tickets
+            actions += [self._subsume(number, checkpoint) for number in subsumed]
         # A savepoint that the job lives on after does not commit: the next checkpoint does (Flink: FLIP-203).
         commit = pending.final or not pending.barrier.savepoint
-        actions.append(Notify(checkpoint, commit, tuple(pending.tickets)))
+        actions.append(Notify(checkpoint, commit, tuple(tickets)))
         actions.append(Retire(self.in_flight))
         if pending.final:
             self._final_complete = True
@@ -373,6 +377,11 @@ class CheckpointCoordinator(Generic[S]):
         else:
             actions += self._finish_if_final(checkpoint)
         return actions + self._write_next_manifest()
+
+    def _subsume(self, checkpoint: int, later: int) -> Abort:
+        """Nobody is told that it failed: the later one holds all that it would have."""
+        self._pending[checkpoint].tickets.clear()
+        return self._give_up(checkpoint, f"subsumed by checkpoint {later}, which completed first")
 
     def _give_up(self, checkpoint: int, reason: str) -> Abort:
         pending = self._pending.pop(checkpoint)

@@ -236,7 +236,7 @@ class OperatorMeta(msgspec.Struct, frozen=True):
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`transactional`: the flow has transactional sinks. `final`: nothing is to be read after this checkpoint.
-    `requires`: what a reader must know (see the module)."""
+    `rescaled`: the job ran by another parallelism than it was started with. `requires`: what a reader must know (see the module)."""
 
     flow: str
     run: int
@@ -248,6 +248,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     savepoint: bool = False
     transactional: bool = False
     final: bool = False
+    rescaled: bool = False
     requires: tuple[str, ...] = ()
 
     @property

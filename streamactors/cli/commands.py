@@ -12,6 +12,7 @@ import typer
 from streamactors.cli import (
     demo_live,
     demo_view,
+    detaching,
     graph_view,
     inspection,
     project,
@@ -119,6 +120,12 @@ def run(
         str | None,
         typer.Option(metavar="URL", help="Send traces of checkpoints and recoveries to this collector (OTLP)."),
     ] = None,
+    detached: Annotated[
+        bool,
+        typer.Option(
+            "--detach", help="Leave the job to its Ray cluster once it runs; `status`, `stop` … --ray find it."
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="The same as --log-format json.")] = False,
     traceback: Traceback = False,
 ) -> None:
@@ -151,7 +158,10 @@ def run(
             serving.serve_options(listen, hosts, savepoints, dashboard=dashboard),
             otlp,
         )
-        code = run_loop(run_reporting(flow, config, options))
+        if detached:
+            beside = {"--listen": listen, "--dashboard": dashboard, "--allow-host": hosts, "--savepoints": savepoints}
+            detaching.refuse_beside(beside | {"--no-control": not control, "--report-every": report_every})
+        code = run_loop((detaching.run_detached if detached else run_reporting)(flow, config, options))
     raise typer.Exit(code)
 
 

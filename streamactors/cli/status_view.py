@@ -18,6 +18,7 @@ from streamactors.cli.progress import OperatorProgress, Progress, ProgressMeter,
 from streamactors.clock import SYSTEM
 from streamactors.observe.model import JobStatus
 from streamactors.runtime.info import CheckpointInfo
+from streamactors.runtime.rescaling import changes
 
 Show = Callable[[JobStatus], None]
 
@@ -67,6 +68,8 @@ class StatusView:
         parts: list[Any] = [title, Text(_origin(status), style="dim")]
         if status.last_failure:
             parts.append(Text(f"the attempt before failed: {status.last_failure}", style="yellow"))
+        if told := _rescaled(status, now_ms):
+            parts.append(Text(told, style="dim"))
         if status.autoscale is not None:
             dry = " (dry run)" if status.autoscale.dry_run else ""
             parts.append(Text(f"autoscaler{dry}: {status.autoscale.action}: {status.autoscale.reason}", style="dim"))
@@ -105,6 +108,17 @@ def _origin(status: JobStatus) -> str:
         words.append(f"started as {status.target}")
     words.append(f"storage {status.storage}" if status.storage else "no checkpoints")
     return ", ".join(words)
+
+
+def _rescaled(status: JobStatus, now_ms: int) -> str:
+    """By hand or by itself; else what a process before may have been rescaled to."""
+    if (last := status.last_rescale) is not None:
+        ago = span((now_ms - last.time_ms) / 1000)
+        pause = f"nothing was read for {last.pause_seconds:.3f} s"
+        return f"last rescale: {changes(last.before, last.after)}, {ago} ago; {pause}"
+    before, now = status.restored_parallelism, {each.uid: each.parallelism for each in status.operators}
+    found = changes(before, {uid: now[uid] for uid in before if uid in now})
+    return f"started from a checkpoint of another parallelism: {found}" if found else ""
 
 
 @contextmanager

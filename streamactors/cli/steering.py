@@ -14,17 +14,19 @@ from rich.progress import Progress as Bars
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from streamactors.checkpoint.storage.uris import normalise_uri
-from streamactors.cli import status_view
+from streamactors.cli import finding, status_view
 from streamactors.cli.durations import seconds_of
 from streamactors.cli.options import Json
 from streamactors.cli.printing import print_json, print_view
 from streamactors.cli.refusing import refusals
 from streamactors.clock import SYSTEM
+from streamactors.deploy.detached import Ending
 from streamactors.diagnosis import in_bytes
 from streamactors.errors import InvalidConfig, RequestFailed
 from streamactors.observe import model, registry
+from streamactors.observe.client import Job as FoundJob
 from streamactors.observe.client import JobClient
-from streamactors.observe.registry import RunningJob
+from streamactors.observe.clusters import last_status
 from streamactors.runtime.rescaling import changes
 
 T = TypeVar("T")
@@ -58,10 +60,9 @@ OnlyJob = Annotated[
 ]
 
 
-def list_jobs(json: Json = False) -> None:
-    """List the jobs of this user on this machine."""
-    with refusals(json=json):
-        jobs = _running()
+def list_jobs(ray: finding.RayAddress = None, json: Json = False) -> None:
+    """List the jobs of this user on this machine; and the detached ones of a Ray cluster."""
+    with refusals(json=json), finding.all_jobs(ray) as jobs:
         rows = asyncio.run(_summaries(jobs))
     if json:
         print_json([row | {"problem": row.get("problem")} for row in rows])
@@ -77,12 +78,18 @@ def status(
     every: Annotated[
         str | None, typer.Option(metavar="DURATION", help="Between two looks; 1s on a terminal, else 10s.")
     ] = None,
+    ray: finding.RayAddress = None,
     json: Json = False,
 ) -> None:
-    """Show how a job does: its operators, its last checkpoint, its restarts."""
-    with refusals(json=json):
-        found = registry.find(job, _running())
-        if watch:
+    """Show how a job does: its operators, its last checkpoint, its restarts.
+
+    Of a detached job that has ended, it tells for a day how it did.
+    """
+    with refusals(json=json), finding.found_or_ended(job, ray) as (found, ending):
+        if found is None:
+            assert ending is not None
+            _print_ending(ending, as_json=json)
+        elif watch:
             seconds = seconds_of("--every", every) if every is not None else 1.0 if sys.stdout.isatty() else 10.0
             _watch(found, seconds, as_json=json)
         else:
@@ -90,10 +97,9 @@ def status(
             print_json(status) if json else print_view(status_view.StatusView().show(status, SYSTEM.time_ms()))
 
 
-def checkpoint(job: OnlyJob = None, json: Json = False) -> None:
+def checkpoint(job: OnlyJob = None, ray: finding.RayAddress = None, json: Json = False) -> None:
     """Take a checkpoint now, and wait until it is complete."""
-    with refusals(json=json):
-        found = registry.find(job, _running())
+    with refusals(json=json), finding.found(job, ray) as found:
         taken = _wait(f"{found.entry.flow}: taking a checkpoint", JobClient(found).checkpoint)
         print_json(taken) if json else typer.echo(f"{found.entry.flow}: {_taken(taken)}")
 
@@ -101,12 +107,12 @@ def checkpoint(job: OnlyJob = None, json: Json = False) -> None:
 def savepoint(
     job: Job,
     uri: Annotated[str, typer.Argument(metavar="URI", help="A new or empty folder.")],
+    ray: finding.RayAddress = None,
     json: Json = False,
 ) -> None:
     """Take a savepoint of a job that goes on, and wait until it is complete."""
-    with refusals(json=json):
+    with refusals(json=json), finding.found(job, ray) as found:
         target = _absolute(uri)
-        found = registry.find(job, _running())
         taken = _wait(f"{found.entry.flow}: taking a savepoint", lambda: JobClient(found).savepoint(target))
         if json:
             print_json(taken)
@@ -123,15 +129,15 @@ def stop(
     drain: Annotated[
         bool, typer.Option("--drain", help="End the data first; only for a job that will not be resumed.")
     ] = False,
+    ray: finding.RayAddress = None,
     json: Json = False,
 ) -> None:
     """Stop a job with a last checkpoint or a savepoint, and wait until it has finished.
 
     It reads no further, takes its last checkpoint, commits its output and ends.
     """
-    with refusals(json=json):
+    with refusals(json=json), finding.found(job, ray) as found:
         target = None if savepoint is None else _absolute(savepoint)
-        found = registry.find(job, _running())
         ended = _wait(f"{found.entry.flow}: stopping", lambda: JobClient(found).stop(target, drain=drain))
         if json:
             print_json(ended)
@@ -145,8 +151,10 @@ def rescale(
         int | None, typer.Option("--parallelism", min=1, help="Of the steps to which the flow gives none of their own.")
     ] = None,
     steps: Annotated[
-        list[str] | None, typer.Option("--step", metavar="UID=N", help="Of this step, and those chained to it.")
+        list[str] | None,
+        typer.Option("--step", metavar="STEP=N", help="Of this step (its uid, or name), and those chained to it."),
     ] = None,
+    ray: finding.RayAddress = None,
     json: Json = False,
 ) -> None:
     """Change the parallelism of a job that runs, and wait until it runs on.
@@ -157,18 +165,20 @@ def rescale(
     with refusals(json=json):
         widths = _widths(steps or [])
         if parallelism is None and not widths:
-            raise InvalidConfig("to what? Give --parallelism N, or --step UID=N, or both")
-        found = registry.find(job, _running())
-        done = _wait(f"{found.entry.flow}: rescaling", lambda: JobClient(found).rescale(parallelism, widths))
+            raise InvalidConfig("to what? Give --parallelism N, or --step STEP=N, or both")
+        with finding.found(job, ray) as found:
+            done = _wait(f"{found.entry.flow}: rescaling", lambda: JobClient(found).rescale(parallelism, widths))
         print_json(done) if json else typer.echo(f"{done.name}: {_rescaled(done)}")
 
 
 def cancel(
-    job: Job, yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False, json: Json = False
+    job: Job,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
+    ray: finding.RayAddress = None,
+    json: Json = False,
 ) -> None:
     """End a job at once, without a checkpoint: what it has not committed comes again when it is started again."""
-    with refusals(json=json):
-        found = registry.find(job, _running())
+    with refusals(json=json), finding.found(job, ray) as found:
         _confirm(found, yes)
         ended = _wait(f"{found.entry.flow}: cancelling", JobClient(found).cancel)
         if json:
@@ -178,19 +188,12 @@ def cancel(
 
 
 # ------------------------------------------------------------------------------------------------------------- finding
-def _running() -> list[RunningJob]:
-    jobs, refused = registry.running()
-    for reason in refused:
-        typer.echo(f"warning: {reason}", err=True)
-    return jobs
-
-
-async def _summaries(jobs: Sequence[RunningJob]) -> list[dict[str, Any]]:
+async def _summaries(jobs: Sequence[FoundJob]) -> list[dict[str, Any]]:
     found = await asyncio.gather(*(SYSTEM.run_blocking(_summary, job) for job in jobs))
     return [row for row in found if row is not None]
 
 
-def _summary(job: RunningJob) -> dict[str, Any] | None:
+def _summary(job: FoundJob) -> dict[str, Any] | None:
     """None if it has just ended."""
     found: dict[str, Any] = msgspec.to_builtins(job.entry) | {"name": job.entry.flow, "status": None}
     try:
@@ -210,14 +213,14 @@ def _absolute(uri: str) -> str:
 def _widths(steps: Sequence[str]) -> dict[str, int]:
     widths = {}
     for step in steps:
-        uid, _, width = step.rpartition("=")
-        if not uid or not width.isdecimal():
-            raise InvalidConfig(f"--step {step!r}: write it as UID=N, such as --step totals=8")
-        widths[uid] = int(width)
+        name, _, width = step.rpartition("=")
+        if not name or not width.isdecimal():
+            raise InvalidConfig(f"--step {step!r}: write it as STEP=N, such as --step totals=8")
+        widths[name] = int(width)
     return widths
 
 
-def _confirm(job: RunningJob, yes: bool) -> None:
+def _confirm(job: FoundJob, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
@@ -245,7 +248,7 @@ def _spinner(what: str) -> Iterator[None]:
         yield
 
 
-def _watch(job: RunningJob, every: float, *, as_json: bool) -> None:
+def _watch(job: FoundJob, every: float, *, as_json: bool) -> None:
     show: Callable[[model.JobStatus], None]
     try:
         with status_view.screen(as_json=as_json) as show:
@@ -266,6 +269,18 @@ async def _follow(client: JobClient, every: float, show: Callable[[model.JobStat
 
 
 # ------------------------------------------------------------------------------------------------------------ printing
+def _print_ending(ending: Ending, *, as_json: bool) -> None:
+    status = last_status(ending)
+    if as_json:
+        told = {"name": ending.flow, "status": ending.status, "error": ending.error, "ended_ms": ending.ended_ms}
+        print_json(({} if status is None else msgspec.to_builtins(status)) | told)
+        return
+    ago = status_view.span(max(0.0, (SYSTEM.time_ms() - ending.ended_ms) / 1000))
+    typer.echo(f"{ending.flow} has ended, {ago} ago: {finding.how_it_ended(ending)}")
+    if status is not None and status.last_checkpoint is not None:
+        typer.echo(f"last {status.last_checkpoint.kind}: {status.last_checkpoint.uri}")
+
+
 def _taken(taken: model.Checkpoint) -> str:
     size = in_bytes(taken.state_bytes + taken.inflight_bytes)
     return f"{taken.kind} {taken.id} complete in {taken.seconds:.3f} s, {size}: {taken.uri}"
@@ -278,13 +293,13 @@ def _rescaled(done: model.Rescaled) -> str:
     return f"rescaled: {changes(last.before, last.after)}; nothing was read for {last.pause_seconds:.3f} s"
 
 
-def _print_ended(job: RunningJob, ended: model.Ended, *, to_be_resumed: bool) -> None:
+def _print_ended(job: FoundJob, ended: model.Ended, *, to_be_resumed: bool) -> None:
     last = ended.checkpoint
     typer.echo(f"{ended.name}: {ended.status}" + (f"; last {last.kind}: {last.uri}" if last else ""))
     if to_be_resumed and last is not None:
         typer.echo(f"To go on from it:  {_start(job, last.uri if last.kind == 'savepoint' else None)}")
 
 
-def _start(job: RunningJob, restore: str | None) -> str:
+def _start(job: FoundJob, restore: str | None) -> str:
     command = f"streamactors run {shlex.quote(job.entry.target) if job.entry.target else 'MODULE:FLOW'}"
     return command if restore is None else f"{command} --restore {shlex.quote(restore)}"

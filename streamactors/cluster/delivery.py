@@ -40,7 +40,7 @@ class Delivery:
         self._wire = wire
         self._clock = clock
         self._on_lost = on_lost
-        self._give_up = give_up
+        self.give_up = give_up
         self._sent: Counter[int] = Counter()
         self._accepted: defaultdict[int, _Numbers] = defaultdict(_Numbers)
         self._lost: set[int] = set()
@@ -49,7 +49,7 @@ class Delivery:
         """Returns once the peer has taken it. Raises ConnectionLost once it is given up, after `on_lost` was told."""
         self._sent[peer] += 1
         message = sealed(Header(self._plane, self.epoch, self.me, self._sent[peer]), body)
-        until = self._clock.monotonic() + self._give_up
+        until = self._clock.monotonic() + self.give_up
         pause = _FIRST_PAUSE
         while (error := await self._failure(peer, message, until)) is not None:
             if self._clock.monotonic() + pause >= until:
@@ -59,7 +59,7 @@ class Delivery:
 
     async def _failure(self, peer: int, message: bytes, until: float) -> Exception | None:
         """One try: None if it was taken."""
-        patience = min(self._give_up / _TRIES, max(0.0, until - self._clock.monotonic()))
+        patience = min(self.give_up / _TRIES, max(0.0, until - self._clock.monotonic()))
         try:
             async with asyncio.timeout(patience):
                 await self._wire.call(peer, message)
@@ -74,7 +74,7 @@ class Delivery:
     def _lose(self, peer: int, error: Exception) -> ConnectionLost:
         name = "the coordinator" if peer < 0 else f"worker {peer}"
         why = str(error) or "no answer"
-        lost = ConnectionLost(f"{name} has taken nothing for {self._give_up:g} s ({why}): is it dead, or cut off?")
+        lost = ConnectionLost(f"{name} has taken nothing for {self.give_up:g} s ({why}): is it dead, or cut off?")
         if peer not in self._lost:
             self._lost.add(peer)
             self._on_lost(peer, lost)

@@ -58,7 +58,7 @@ from streamactors.metrics import Readings
 from streamactors.runtime.assembly import AttemptSpec
 from streamactors.runtime.attempt import StoredSnapshots
 from streamactors.runtime.info import ChannelFill
-from streamactors.runtime.messages import AttachTap, Control, DetachTap, Failed, Query, Reports
+from streamactors.runtime.messages import AttachTap, Control, DetachTap, Failed, Query, Reports, Start
 from streamactors.runtime.restore import Restores
 from streamactors.runtime.restore_in_flight import Backlogs
 
@@ -90,15 +90,17 @@ class ClusterDeployment:
         self._doubtful: set[int] = set()
         """To be replaced."""
         self._current: RemoteAttempt | None = None
+        self._begun_ms: int | None = None
 
     async def __call__(
         self, spec: AttemptSpec, storage: StoredSnapshots, reports: Reports, clock: Clock
     ) -> "RemoteAttempt":
-        replaced = sorted(self._doubtful)
-        await self._workers.ready(replaced)
-        self._doubtful.difference_update(replaced)
+        await self._ready()
         placement = place(spec.plan, self._workers.count, self._strategy, slots=self._slots)
-        attempt = RemoteAttempt(spec, placement, storage, reports, clock, self._wire, self._times, self._doubtful)
+        epoch = self._epoch(spec, clock)
+        attempt = RemoteAttempt(
+            spec, epoch, placement, storage, reports, clock, self._wire, self._times, self._doubtful
+        )
         self._current = attempt
         try:
             await attempt.deploy(self._ship)
@@ -106,6 +108,24 @@ class ClusterDeployment:
             await despite_cancellation(attempt.shut_down())
             raise
         return attempt
+
+    async def _ready(self) -> None:
+        """Raises WorkerLost where one dies meanwhile, who is replaced the next time."""
+        replaced = sorted(self._doubtful)
+        self._doubtful.clear()
+        try:
+            await self._workers.ready(replaced)
+        except BaseException:
+            self._doubtful.update(replaced)
+            raise
+        if self._doubtful:
+            raise WorkerLost(f"worker {min(self._doubtful)} has died while the others were started")
+
+    def _epoch(self, spec: AttemptSpec, clock: Clock) -> Epoch:
+        """Without checkpoints nobody counts the runs: then the time tells this one from an earlier process's."""
+        if self._begun_ms is None:
+            self._begun_ms = clock.time_ms()
+        return Epoch(spec.run or self._begun_ms, spec.attempt)
 
     def received(self, peer: int, message: bytes) -> None:
         """Every message that a worker hands over. Raises ConnectionLost where it can't be taken yet."""
@@ -125,6 +145,7 @@ class RemoteAttempt:
     def __init__(
         self,
         spec: AttemptSpec,
+        epoch: Epoch,
         placement: Placement,
         storage: StoredSnapshots,
         reports: Reports,
@@ -142,8 +163,7 @@ class RemoteAttempt:
         self._clock = clock
         self._times = times
         self._doubtful = doubtful
-        epoch = Epoch(spec.run, spec.attempt)
-        self._delivery = Delivery(CONTROL, epoch, COORDINATOR, wire, clock, self._undelivered, times.lost_after)
+        self._delivery = Delivery(CONTROL, epoch, COORDINATOR, wire, clock, self._undelivered, times.lost_at_start_after)
         workers = [number for number, slice in enumerate(placement.slices) if slice]
         self._lines = {number: Line(self._delivery, number, TO_WORKER) for number in workers}
         self._watch = Watch(
@@ -197,6 +217,10 @@ class RemoteAttempt:
         match message:
             case Query() | AttachTap() | DetachTap():
                 self._onlookers.send(subtask, message)
+            case Start():
+                self._watch.running()
+                self._delivery.give_up = self._times.lost_after
+                self._tell(subtask, message)
             case _:
                 self._tell(subtask, message)
 
@@ -222,8 +246,15 @@ class RemoteAttempt:
         if header_of(message).epoch == self._delivery.epoch:
             self._watch.heard(peer)
         if body is not None and peer not in self._lost:
+            self._take_all(peer, body)
+
+    def _take_all(self, worker: int, body: memoryview) -> None:
+        """It is accepted, and does not come again: if one of its messages can't be taken, nor can those behind it."""
+        try:
             for told in FROM_WORKER.read(body):
-                self._take(peer, told)
+                self._take(worker, told)
+        except Exception as error:
+            self._reports(Failed(None, error))
 
     def _take(self, worker: int, message: Any) -> None:
         match message:

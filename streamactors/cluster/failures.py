@@ -56,7 +56,7 @@ def to_send(error: BaseException, depth: int = 0) -> SentError:
         _message(error),
         _encoded(values, list(error.args)) if not grouped else None,
         {name: data for name, data in fields.items() if data is not None},
-        [str(note) for note in getattr(error, "__notes__", ())],
+        [plain_text(str(note)) for note in getattr(error, "__notes__", ())],
         _frames(error.__traceback__),
         error.retryable if isinstance(error, StreamactorsError) else None,
         to_send(cause, depth + 1) if cause is not None and deeper else None,
@@ -73,10 +73,15 @@ def received(sent: SentError) -> BaseException:
     return error
 
 
+def plain_text(text: str) -> str:
+    """A text that was decoded from broken bytes, or is half a character, can't be encoded as it is."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 # ---------------------------------------------------------------------------------------------------------------- there
 def _message(error: BaseException) -> str:
     try:
-        return str(error)
+        return plain_text(str(error))
     except Exception as failure:  # the user's code
         return f"(its message can't be told: {type(failure).__name__})"
 
@@ -90,7 +95,7 @@ def _encoded(values: AnySerializer, value: Any) -> bytes | None:
 
 def _frames(first: TracebackType | None) -> list[Frame]:
     found = traceback.extract_tb(first)[-FRAMES:]
-    return [Frame(frame.filename, frame.lineno or 0, frame.name) for frame in found]
+    return [Frame(plain_text(frame.filename), frame.lineno or 0, plain_text(frame.name)) for frame in found]
 
 
 # ----------------------------------------------------------------------------------------------------------------- here
@@ -105,7 +110,7 @@ def _itself(sent: SentError) -> BaseException | None:
         error.args = arguments
         for name, data in sent.fields.items():
             setattr(error, name, AnySerializer().decode(data))
-        return error if str(error) == sent.message else None
+        return error if plain_text(str(error)) == sent.message else None
     except Exception:  # the user's class, or a value of one that is not here
         return None
 

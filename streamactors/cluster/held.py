@@ -246,4 +246,5 @@ class HeldJob:
     def metrics(self) -> dict[str, Any]:
         told: Mapping[str, Any] = {} if self._state is None else self._state.metrics
         nothing: dict[str, Any] = {"last_checkpoint": None, "last_rescale": None, "autoscale": None, "subtasks": {}}
+        nothing["restored_parallelism"] = {}
         return {**nothing, **told, "status": self.status, "restarts": self.restarts}

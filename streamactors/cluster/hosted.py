@@ -1,17 +1,21 @@
 """A job that runs in one process and is held in another: what its host tells of it, and what its holder asks for.
 
 Invariants. Every event of the job is told once and in order to a holder that asks on from the last one; what else is
-told is as it was when it was told. The job never waits for its holder.
+told is as it was when it was told. The figures of subtasks go in pieces, so that neither side is busy with those of a
+large job for long: pass after pass over all of them, and a holder shows those of the last whole pass. The job never
+waits for its holder.
 """
 
 import asyncio
 import itertools
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from streamactors.clock import Clock
+from streamactors.errors import JobNotRunning
 from streamactors.graph.physical import PhysicalPlan, SubtaskId
 from streamactors.runtime.events import JobEvent, Moment
 from streamactors.runtime.info import ChannelFill, CheckpointInfo, CheckpointUnderWay, RescaleInfo, Restoring, Status
@@ -22,6 +26,8 @@ REFRESHED: Final = 1.0
 """Seconds after which a holder is told how things are, though nothing has happened."""
 KEPT: Final = 1000
 """Events for a holder that is late."""
+PIECE: Final = 128
+"""Subtasks and channels whose figures are told at once: a few milliseconds' work."""
 
 
 # ------------------------------------------------------------------------------------------------------------- requests
@@ -95,17 +101,21 @@ class Ended:
 
 @dataclass(frozen=True)
 class Known:
-    """What a holder has been told: by which host, how many events, how many plans."""
+    """What a holder has been told: by which host, how many events, how many plans; of the pass over figures that began
+    at `begun`, how many subtasks. 0: all of them."""
 
     host: str = ""
     events: int = 0
     plans: int = 0
+    begun: float = -math.inf
+    place: int = 0
 
 
 @dataclass(frozen=True)
 class JobState:
     """`first`: the number of the first of `events`; `plans`: how many plans there were. `plan`, the last of them: None
-    where the holder has it."""
+    where the holder has it. `metrics`: but for the subtasks', which are in `figures`, as `channels`: of those from
+    `start` up to `place` of the pass that began at `begun`; see `Known`. None where none was due."""
 
     host: str
     first: int
@@ -122,12 +132,25 @@ class JobState:
     restoring: Restoring | None
     last_rescale: RescaleInfo | None
     metrics: Mapping[str, Any]
+    begun: float
+    start: int
+    place: int
+    figures: Mapping[str, Any] | None
     channels: Mapping[SubtaskId, list[ChannelFill]]
     ended: Ended | None
 
     @property
     def known(self) -> "Known":
-        return Known(self.host, self.first + len(self.events), self.plans)
+        return Known(self.host, self.first + len(self.events), self.plans, self.begun, self.place)
+
+
+class _Pass(NamedTuple):
+    """Over the figures of all subtasks, as they were when it began. `last`: the job has ended."""
+
+    begun: float
+    subtasks: Sequence[SubtaskId]
+    figures: Mapping[str, Any]
+    last: bool
 
 
 class Host(Protocol):
@@ -156,7 +179,9 @@ class JobHost:
         self._followed: dict[int, Subscription] = {}
         self._plan: PhysicalPlan | None = None
         self._plans = 0
+        self._pass = _Pass(-math.inf, (), {}, last=False)
         self._woken = asyncio.Event()
+        self._over = asyncio.Event()
 
     async def run(self) -> None:
         """Raises nothing that the job does: that is told."""
@@ -167,6 +192,7 @@ class JobHost:
         for subscription in self._followed.values():
             subscription.end(error)
         self._ended = Ended(error)
+        self._over.set()
         self._woken.set()
 
     def _heard(self, event: JobEvent, at: Moment) -> None:
@@ -177,6 +203,11 @@ class JobHost:
     async def tell(self, known: Known) -> JobState:
         if known.host != self._name:
             known = Known()
+        if not known.place:
+            await self._news(known)
+        return self._state(known)
+
+    async def _news(self, known: Known) -> None:
         waited = asyncio.ensure_future(self._clock.sleep(REFRESHED))
         try:
             while self._told <= known.events and self._ended is None and not waited.done():
@@ -186,13 +217,14 @@ class JobHost:
                 woken.cancel()
         finally:
             waited.cancel()
-        return self._state(known)
 
     def _state(self, known: Known) -> JobState:
         job, first = self._job, max(known.events, self._told - len(self._events))
         plan = job.plan
         if plan is not self._plan:
             self._plan, self._plans = plan, self._plans + 1
+        told = {name: figure for name, figure in job.metrics().items() if name != "subtasks"}
+        begun, start, place, figures, channels = self._figures(known)
         return JobState(
             self._name,
             first,
@@ -208,14 +240,61 @@ class JobHost:
             job.checkpoints_under_way,
             job.restoring,
             job.last_rescale,
-            job.metrics(),
-            {} if plan is None else {id: fills for id in plan.subtasks if (fills := job.channels(id))},
-            self._ended,
+            told,
+            begun,
+            start,
+            place,
+            figures,
+            channels,
+            self._ended if self._pass.last and not place else None,
         )
+
+    def _figures(
+        self, known: Known
+    ) -> tuple[float, int, int, Mapping[str, Any] | None, Mapping[SubtaskId, list[ChannelFill]]]:
+        """The next piece of a pass."""
+        start = known.place if known.begun == self._pass.begun else 0
+        if not start and not self._begin_pass(known):
+            return known.begun, 0, 0, None, {}
+        subtasks, weight, channels = self._pass.subtasks, 0, dict[SubtaskId, list[ChannelFill]]()
+        end = start
+        while end < len(subtasks) and weight < PIECE:
+            fills = self._job.channels(subtasks[end])
+            if fills:
+                channels[subtasks[end]] = fills
+            weight += 1 + len(fills)
+            end += 1
+        names = map(str, subtasks[start:end])
+        figures = {name: self._pass.figures[name] for name in names if name in self._pass.figures}
+        return self._pass.begun, start, end if end < len(subtasks) else 0, figures, channels
+
+    def _begin_pass(self, known: Known) -> bool:
+        """Unless it is too early: what happens meanwhile is told without figures, where these are many."""
+        now, last = self._clock.monotonic(), self._ended is not None
+        subtasks = () if self._plan is None else self._plan.subtasks
+        if not last and len(subtasks) > PIECE // 2 and now - known.begun < REFRESHED:
+            return False
+        if last or now - self._pass.begun >= REFRESHED or len(subtasks) <= PIECE // 2:
+            self._pass = _Pass(now, subtasks, self._job.metrics()["subtasks"], last)
+        return True
 
     # ------------------------------------------------------------------------------------------------------ requests
     async def ask(self, request: Request) -> Any:
-        """Raises what the job does."""
+        """Raises what the job does; JobNotRunning where it ends before it answers."""
+        if self._ended is not None or isinstance(request, NextValues):  # what is left for a follower comes at the end
+            return await self._answer(request)
+        answer, over = asyncio.ensure_future(self._answer(request)), asyncio.ensure_future(self._over.wait())
+        try:
+            await asyncio.wait([answer, over], return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise JobNotRunning(f"job {self._job.name!r} is not running any more: {self._job.status}")
+            return await answer
+        finally:
+            answer.cancel()
+            over.cancel()
+            await asyncio.gather(answer, over, return_exceptions=True)
+
+    async def _answer(self, request: Request) -> Any:
         job = self._job
         match request:
             case TakeCheckpoint():
@@ -245,5 +324,7 @@ class JobHost:
 
     async def _follow(self, uid: str, tag: str | None, buffer: int) -> int:
         number = next(self._numbers)
-        self._followed[number] = await self._job.subscribe(uid, tag, buffer)
+        subscription = self._followed[number] = await self._job.subscribe(uid, tag, buffer)
+        if self._ended is not None:
+            subscription.end(self._ended.error)
         return number

@@ -16,7 +16,7 @@ from streamactors.cluster.failures import received as error_of
 from streamactors.cluster.failures import to_send
 from streamactors.cluster.line import Line
 from streamactors.cluster.messages import Answered, Asked, Tapped, Tapping, Untapping
-from streamactors.errors import StreamactorsError, UnserialisableValue
+from streamactors.errors import StreamactorsError
 from streamactors.graph.physical import SubtaskId
 from streamactors.runtime.messages import AttachTap, Control, DetachTap, Query
 from streamactors.runtime.taps import Subscription, Tap
@@ -71,7 +71,7 @@ class Onlookers:
         error = answer.exception()
         try:
             value = b"" if error is not None else self._values.encode(answer.result())
-        except StreamactorsError as failure:
+        except Exception as failure:  # the value's own code among them
             value, error = b"", failure
         self._line.give(Answered(number, value, None if error is None else to_send(error)))
 
@@ -112,7 +112,7 @@ class _Passing:
     def _give(self, values: list[Any], lost: int) -> None:
         try:
             self._line.give(Tapped(self._number, self._values.encode_many(values), lost))
-        except UnserialisableValue as error:
+        except Exception as error:  # likewise; and a report goes right behind this
             uid = self._subscription.uid
             log.warning("what step %r emits can't be looked at from another process: %s", uid, error)
             self.stop()
@@ -176,10 +176,22 @@ class RemoteOnlookers:
                     self._answer(answer, value, None if error is None else error_of(error))
             case Tapped(number, values, lost):
                 if (tap := self._taps.get(number)) is not None:
-                    tap.receive(self._values.decode_many(values), lost)
+                    self._receive(number, tap, values, lost)
+
+    def _receive(self, number: int, tap: Tap, values: bytes, lost: int) -> None:
+        try:
+            seen = self._values.decode_many(values)
+        except Exception as error:  # of classes that are others here
+            del self._taps[number]
+            log.warning("what a step emits can't be looked at from another process: %s", error)
+            return
+        tap.receive(seen, lost)
 
     def _answer(self, answer: "asyncio.Future[Any]", value: bytes, error: BaseException | None) -> None:
         if error is not None:
             answer.set_exception(error)
-        else:
+            return
+        try:
             answer.set_result(self._values.decode(value))
+        except Exception as unreadable:  # as above
+            answer.set_exception(unreadable)

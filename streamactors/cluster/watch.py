@@ -26,11 +26,16 @@ class Watch:
         self._beat = beat
         self._on_silent = on_silent
         self._forgiving = forgiving
+        self._lost_after = times.lost_at_start_after
         self._heard = dict.fromkeys(peers, clock.monotonic())
         self._task: asyncio.Task[None] | None = None
 
     def start(self, name: str) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"{name}: heartbeat")
+
+    def running(self) -> None:
+        """No longer starting."""
+        self._lost_after = self._times.lost_after
 
     def heard(self, peer: int) -> None:
         if peer in self._heard:
@@ -51,7 +56,7 @@ class Watch:
     def _look(self, peer: int, now: float, paused: float) -> None:
         silent = now - self._heard[peer] - paused
         self._heard[peer] += paused
-        if silent > self._times.lost_after:
+        if silent > self._lost_after:
             self.forget(peer)
             self._on_silent(peer, silent)
         else:

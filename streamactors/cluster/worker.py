@@ -15,9 +15,9 @@ from typing import Any
 import msgspec
 
 from streamactors.checkpoint.storage.contract import Files
-from streamactors.clock import SYSTEM, Clock
+from streamactors.clock import SYSTEM, Clock, uninterrupted
 from streamactors.cluster.delivery import Delivery
-from streamactors.cluster.failures import to_send
+from streamactors.cluster.failures import plain_text, to_send
 from streamactors.cluster.line import Line
 from streamactors.cluster.messages import (
     CONTROLS,
@@ -30,6 +30,7 @@ from streamactors.cluster.messages import (
     Ended,
     Go,
     Others,
+    Post,
     Prepare,
     Prepared,
     Reused,
@@ -51,7 +52,7 @@ from streamactors.cluster.workers import Times
 from streamactors.errors import ConnectionLost, UnserialisableValue
 from streamactors.graph.physical import SubtaskId
 from streamactors.runtime.assembly import AttemptSpec
-from streamactors.runtime.messages import Control, Failed, Report, SnapshotStored
+from streamactors.runtime.messages import Control, Failed, Report, SnapshotDeclined, SnapshotStored, Start
 from streamactors.time.alignment import AlignmentGroups
 
 log = logging.getLogger("streamactors.worker")
@@ -115,7 +116,7 @@ class Assignment:
         self._name = f"worker {worker.number}, {epoch}"
         clock, times = worker.clock, worker.times
         self._delivery = Delivery(
-            CONTROL, epoch, worker.number, worker.wire, clock, self._lost_coordinator, times.lost_after
+            CONTROL, epoch, worker.number, worker.wire, clock, self._lost_coordinator, times.lost_at_start_after
         )
         self._line = Line(self._delivery, COORDINATOR, FROM_WORKER)
         self._watch = Watch(
@@ -132,6 +133,8 @@ class Assignment:
         self._onlookers = Onlookers(self._line, self._send)
         self._questions = ReuseQuestions(self._line.give)
         self._part: Part | None = None
+        self._figures_failed = False
+        """And that was logged."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending: asyncio.Task[None] | None = None
 
@@ -154,8 +157,15 @@ class Assignment:
         if header.epoch == self.epoch:
             self._watch.heard(peer)
         if body is not None and self._ending is None:
+            self._obey_all(body)
+
+    def _obey_all(self, body: memoryview) -> None:
+        """It is accepted, and does not come again: if one of its messages can't be obeyed, nor can those behind it."""
+        try:
             for told in TO_WORKER.read(body):
                 self._obey(told)
+        except Exception as error:
+            self._report(Failed(None, error))
 
     def _take_data(self, peer: int, message: bytes) -> None:
         if self._ending is not None:
@@ -172,6 +182,8 @@ class Assignment:
                 self._in_part.start()
             case Told(post, subtasks):
                 control = CONTROLS.open(post)
+                if isinstance(control, Start):
+                    self._now_running()
                 for number in subtasks:
                     self._send(self._in_part.subtask(number), control)
             case Asked() | Tapping() | Untapping():
@@ -186,6 +198,10 @@ class Assignment:
                 self._begin_to_end()
             case Beat():
                 return
+
+    def _now_running(self) -> None:
+        self._watch.running()
+        self._delivery.give_up = self._worker.times.lost_after
 
     @property
     def _in_part(self) -> Part:
@@ -210,11 +226,15 @@ class Assignment:
         self._line.give(Prepared())
 
     async def _assembled(self, message: Prepare) -> Part:
-        shared, placement = self._worker.unship(message.common)
-        restores, backlogs = self._worker.unship(message.own)
+        shared, placement = await self._unshipped(message.common)
+        restores, backlogs = await self._unshipped(message.own)
         spec: AttemptSpec = dataclasses.replace(shared, restores=restores, backlogs=backlogs)
         ways = Ways(self._report, self._questions, self._lost_peer, self._alignment)
         return await Part.assembled(self._worker, self.epoch, spec, placement, message.restored, ways)
+
+    async def _unshipped(self, data: bytes) -> Any:
+        """In a thread: it imports the user's modules, which may take long, and the signs of life go on."""
+        return await uninterrupted(self._worker.clock.run_blocking(self._worker.unship, data))
 
     # ------------------------------------------------------------------------------------------------------- reporting
     def _report(self, report: Report) -> None:
@@ -222,6 +242,8 @@ class Assignment:
         if isinstance(report, Failed):
             self._line.give(Broken(report.subtask, to_send(report.error)))
             return
+        if isinstance(report, SnapshotDeclined):
+            report = msgspec.structs.replace(report, reason=plain_text(report.reason))
         try:
             self._line.give(FROM_WORKER.post(report))
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -242,8 +264,18 @@ class Assignment:
             self._tell_vitals()
 
     def _tell_vitals(self) -> None:
-        vitals = Vitals() if self._part is None else self._part.vitals()
-        self._line.give(FROM_WORKER.post(vitals, _as_number))
+        self._line.give(self._vitals())
+
+    def _vitals(self) -> Post:
+        """A sign of life, whatever becomes of the figures that user code gives."""
+        try:
+            vitals = Vitals() if self._part is None else self._part.vitals()
+            return FROM_WORKER.post(vitals, _as_number)
+        except Exception as error:
+            if not self._figures_failed:
+                self._figures_failed = True
+                log.warning("%s: its figures can't be told: %s", self._name, error, exc_info=error)
+            return FROM_WORKER.post(Vitals())
 
     # ------------------------------------------------------------------------------------------------------------- end
     def _lost_coordinator(self, peer: int, error: BaseException) -> None:

@@ -8,11 +8,17 @@ from typing import Protocol
 @dataclass(frozen=True, slots=True)
 class Times:
     """In seconds. `heartbeat`: between two signs of life; `lost_after`: without any, a process is taken for dead, and a
-    worker ends its slice; `patience`: that a slice may take to end."""
+    worker ends its slice; `starting`: the same until the subtasks run, if it is longer, since user code that opens
+    something, such as a model, may hold its process for long; `patience`: that a slice may take to end."""
 
     heartbeat: float = 1.0
     lost_after: float = 10.0
+    starting: float = 0.0
     patience: float = 15.0
+
+    @property
+    def lost_at_start_after(self) -> float:
+        return max(self.starting, self.lost_after)
 
 
 class Workers(Protocol):

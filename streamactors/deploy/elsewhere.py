@@ -1,8 +1,12 @@
 """The way to deployments that need an extra: imported only when a job is to be run there."""
 
 import os
+from contextlib import AbstractContextManager
+from typing import Any
 
 from streamactors.config import Ray
+from streamactors.deploy.detached import Cluster
+from streamactors.deploy.keeper import Attend
 from streamactors.errors import MissingExtra
 from streamactors.runtime.handled import HandledJob
 from streamactors.runtime.job import JobSpec
@@ -10,19 +14,35 @@ from streamactors.runtime.job import JobSpec
 
 def held_on_ray(spec: JobSpec, settings: Ray) -> HandledJob:
     """Raises MissingExtra; InvalidDataflow for what can't be sent to other processes."""
-    _set_up_ray(settings)
+    job: HandledJob = _ray(settings.address).held_on_ray(spec, settings)
+    return job
+
+
+async def detach_on_ray(spec: JobSpec, settings: Ray, attend: Attend) -> None:
+    """Returns once the job runs, whoever leaves. Raises MissingExtra, and what keeps it from running."""
+    await _ray(settings.address).detach_on_ray(spec, settings, attend)
+
+
+def cluster_at(address: str) -> AbstractContextManager[Cluster]:
+    """Raises MissingExtra, and ClusterUnfit on entering."""
+    cluster: AbstractContextManager[Cluster] = _ray(address).cluster_at(address)
+    return cluster
+
+
+def _ray(address: str | None) -> Any:
+    _set_up_ray(address)
     try:
         from streamactors.deploy import ray
     except ImportError as error:
         if error.name is None or error.name.split(".")[0] != "ray":
             raise
         raise MissingExtra("deployment = Ray(…) needs the extra `ray`: pip install 'streamactors[ray]'") from error
-    return ray.held_on_ray(spec, settings)
+    return ray
 
 
-def _set_up_ray(settings: Ray) -> None:
+def _set_up_ray(address: str | None) -> None:
     """What Ray reads when it is imported, and the user has not set: it tells its makers nothing, and where it is
     started for one job on this machine, it listens on the loopback only."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if settings.address is None and not os.environ.get("RAY_ADDRESS"):
+    if address is None and not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

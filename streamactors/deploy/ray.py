@@ -3,6 +3,7 @@
 The driver is the process that runs the job for its user; the coordinator, an actor, holds the job itself; each worker,
 an actor too, holds a slice of its subtasks. Workers belong to the coordinator and the coordinator to the driver: Ray
 ends whoever's owner is gone. A coordinator that dies is started again by Ray, and goes on from the checkpoint storage.
+A detached coordinator belongs to nobody: it keeps what it needs in Ray's own key-value store, see `detached`.
 """
 
 import asyncio
@@ -14,22 +15,37 @@ import logging
 import math
 import os
 import platform
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, NamedTuple
 
+import msgspec
 import ray
 from ray import cloudpickle
-from ray.exceptions import ActorDiedError, RayActorError, RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
+from ray.experimental import internal_kv
 
 from streamactors.clock import SYSTEM, Clock, uninterrupted
 from streamactors.cluster.deployed import ClusterDeployment
 from streamactors.cluster.held import HeldJob
-from streamactors.cluster.hosted import CancelJob, JobHost, JobState, Known, QueryState, Request
-from streamactors.cluster.wire import COORDINATOR
+from streamactors.cluster.hosted import CancelJob, JobHost, JobState, Known, QueryState, Request, StopJob
+from streamactors.cluster.sockets import Door, Way
+from streamactors.cluster.wire import COORDINATOR, DATA, header_of
 from streamactors.cluster.worker import Worker
+from streamactors.cluster.workers import Times
 from streamactors.config import Ray, Restart
 from streamactors.deploy.code import reduced, refuse_unsendable
+from streamactors.deploy.detached import (
+    END_KEPT,
+    Answer,
+    Ending,
+    address_of,
+    ending_key,
+    flow_of,
+    refuse_to_detach,
+    submission_key,
+)
+from streamactors.deploy.keeper import Attend, Keeper, Submission
 from streamactors.deploy.main_script import refuse_while_loading
 from streamactors.errors import (
     CheckpointFailed,
@@ -37,6 +53,7 @@ from streamactors.errors import (
     ConnectionLost,
     InvalidConfig,
     JobFailed,
+    JobNotRunning,
     StreamactorsError,
 )
 from streamactors.graph.parallelism import Parallelism
@@ -45,6 +62,8 @@ from streamactors.settings import redacted
 
 log = logging.getLogger("streamactors.ray")
 
+TIMES: Final = Times(starting=60.0)
+"""A process that dies is noticed at once; so one that loads a model in `open`, and says nothing meanwhile, may."""
 NAMESPACE: Final = "streamactors"
 MANY: Final = 10_000
 """Calls that one actor has under way at a time."""
@@ -55,6 +74,10 @@ REACHED_WITHIN: Final = 10.0
 """Seconds for a connection to the cluster's address."""
 NAME_KEPT: Final = 10.0
 """Seconds that an actor which is gone may keep its name for."""
+LOOKED_AFTER: Final = 2.0
+"""Seconds between two looks of a coordinator at whether it still is one."""
+HANDOVER: Final = 60.0
+"""Seconds in which one that is none any more has found that out, and ended, on a busy machine."""
 
 
 # ---------------------------------------------------------------------------------------------------- objects as bytes
@@ -116,15 +139,16 @@ async def _hosted(spec: JobSpec, settings: Ray, clock: Clock) -> AsyncIterator["
 
 
 @asynccontextmanager
-async def _connected(settings: Ray, clock: Clock) -> AsyncIterator[None]:
-    """To the Ray that this process is connected to already, or for as long as the block lasts."""
+async def _connected(settings: Ray, clock: Clock, *, logs: bool = True) -> AsyncIterator[None]:
+    """To the Ray that this process is connected to already, or for as long as the block lasts. `logs`: of its actors,
+    on standard error."""
     if ray.is_initialized():
         yield
         return
-    address = settings.address or os.environ.get("RAY_ADDRESS")
+    address = address_of(settings)
     if address is not None:
         await _reach(address)
-    await uninterrupted(clock.run_blocking(_connect, settings, address))
+    await uninterrupted(clock.run_blocking(_connect, settings, address, logs))
     try:
         yield
     finally:
@@ -151,9 +175,9 @@ async def _reach(address: str) -> None:
         await writer.wait_closed()
 
 
-def _connect(settings: Ray, address: str | None) -> None:
+def _connect(settings: Ray, address: str | None, logs: bool) -> None:
     """In a thread, since it takes seconds; there, Ray leaves the handling of signals alone."""
-    common: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": logging.ERROR}
+    common: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": logging.ERROR, "log_to_driver": logs}
     try:
         if address is None:
             ray.init(
@@ -232,15 +256,7 @@ class _RayHost:
         """Whether the job is known to go on from its storage, if it has to begin again."""
 
     async def begin(self) -> None:
-        options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_concurrency": MANY, "namespace": NAMESPACE}
-        name = f"streamactors/{self._spec.name}/coordinator"
-        try:
-            self._actor = await _created(StreamactorsCoordinator, name, options, self._clock)
-        except ConnectionLost as error:
-            raise InvalidConfig(
-                f"the job {self._spec.name!r} runs on this cluster already (there is an actor {name!r}): stop it, or "
-                "give the flow another name"
-            ) from error
+        self._actor = await _coordinator(StreamactorsCoordinator, self._spec.name, self._clock, max_restarts=-1)
         try:
             await self._answer("begin", self._spec, *self._rest)
         except RayActorError as error:
@@ -261,8 +277,8 @@ class _RayHost:
             try:
                 return await self._answer("ask", request)
             except (RayActorError, ConnectionLost) as error:
-                if not isinstance(request, CancelJob | QueryState):  # those may be done by halves
-                    raise CheckpointFailed("the coordinator has died meanwhile: ask again once it is back") from error
+                if not _may_be_asked_again(request):
+                    raise _unanswered(request) from error
                 await self._begin_again(error)
 
     async def _answer(self, method: str, *arguments: Any) -> Any:
@@ -275,6 +291,11 @@ class _RayHost:
         """Ray starts the coordinator anew; the job in it goes on from its storage."""
         if self._spec.config.effective_restart == Restart.none():
             raise JobFailed(f"job {self._spec.name!r}: the coordinator has died, and restarts are off") from error
+        if self._spec.config.execution == "batch":
+            raise JobFailed(
+                f"job {self._spec.name!r}: the coordinator has died, and whether the output is visible is not known: "
+                "remove what there is of it, and start the job again"
+            ) from error
         if not self._settled and not (self._spec.restore == "latest" and not self._spec.fresh):
             raise JobFailed(
                 f"job {self._spec.name!r}: the coordinator died before the job ran, so that it is not known whether "
@@ -299,7 +320,208 @@ class _RayHost:
             ray.kill(self._actor, no_restart=True)
 
 
+def _may_be_asked_again(request: Request) -> bool:
+    """Of a coordinator that knows nothing of it, though the one before may have done it, or a half of it."""
+    return isinstance(request, CancelJob | QueryState | StopJob) and not _takes_savepoint(request)
+
+
+def _takes_savepoint(request: Request) -> bool:
+    """Its folder may hold a half of it."""
+    return isinstance(request, StopJob) and request.savepoint is not None
+
+
+def _unanswered(request: Request) -> StreamactorsError:
+    if _takes_savepoint(request):  # the job goes on: nobody is to wait for its end
+        return ConnectionLost(
+            "the coordinator has died while the job stopped, which goes on: stop it again, with a new folder for the "
+            "savepoint"
+        )
+    return CheckpointFailed("the coordinator has died meanwhile: ask again once it is back")
+
+
+# ------------------------------------------------------------------------------------------------------------- detached
+async def detach_on_ray(spec: JobSpec, settings: Ray, attend: Attend, clock: Clock = SYSTEM) -> None:
+    """Start a job that outlives this process. Returns once it runs; raises what keeps it from, and then nothing of it
+    is left. Raises InvalidDataflow for what can't be sent, InvalidConfig where the cluster would end with this process.
+    """
+    refuse_while_loading()
+    refuse_to_detach(spec.config)
+    _refuse_unsendable(spec)
+    level = logging.getLogger("streamactors").getEffectiveLevel()
+    submission = dumps(Submission(spec, settings, level, attend))
+    async with _connected(settings, clock):
+        await _fits(settings, clock)
+        token = clock.token()
+        restarts = 0 if spec.config.effective_restart == Restart.none() else -1
+        of, rest = StreamactorsDetachedCoordinator, {"max_restarts": restarts, "lifetime": "detached"}
+        actor = await _coordinator(of, spec.name, clock, spec.name, token, **rest)
+        try:
+            await _begun(actor, submission, settings, clock)
+        except BaseException:
+            await uninterrupted(_given_up(actor, submission_key(spec.name, token), clock))
+            raise
+
+
+async def _begun(actor: Any, submission: bytes, settings: Ray, clock: Clock) -> None:
+    """Told again where the coordinator has died: it may have been before it had stored what it was told."""
+    until = clock.monotonic() + settings.patience.total_seconds()
+    while True:
+        try:
+            failure: Exception | None = loads(await actor.begin.remote(submission))
+        except ActorUnavailableError as error:
+            if clock.monotonic() >= until:
+                raise _unstarted("the coordinator", error) from error
+            await clock.sleep(FIRST_LOOK)
+        except RayActorError as error:
+            raise _unstarted("the coordinator", error) from error
+        else:
+            if failure is not None:
+                raise failure
+            return
+
+
+async def _given_up(actor: Any, key: str, clock: Clock) -> None:
+    await clock.run_blocking(ray.kill, actor, no_restart=True)
+    await _RayStore(clock).delete(key)
+
+
+class _RayStore:
+    """Ray's own, in the memory of its head; where that has a Redis, it outlives the head as well."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    async def put(self, key: str, value: bytes) -> None:
+        await self._call(internal_kv._internal_kv_put, key.encode(), value)
+
+    async def get(self, key: str) -> bytes | None:
+        found: bytes | None = await self._call(internal_kv._internal_kv_get, key.encode())
+        return found
+
+    async def delete(self, key: str) -> None:
+        await self._call(internal_kv._internal_kv_del, key.encode())
+
+    async def keys(self, prefix: str) -> list[str]:
+        return [key.decode() for key in await self._call(internal_kv._internal_kv_list, prefix.encode())]
+
+    async def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return await self._clock.run_blocking(function, *arguments, namespace=NAMESPACE)
+        except (RayError, RuntimeError, OSError) as error:
+            raise ConnectionLost(f"Ray's own store does not answer: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def cluster_at(address: str) -> Iterator["RayCluster"]:
+    """Blocks, as all that it gives does. Raises ClusterUnfit."""
+    with asyncio.Runner() as runner:
+        connected = _connected(Ray(workers=1, address=address), SYSTEM, logs=False)
+        runner.run(connected.__aenter__())
+        try:
+            yield RayCluster(SYSTEM)
+        finally:
+            runner.run(connected.__aexit__(None, None, None))
+
+
+class RayCluster:
+    """Its detached jobs. See `detached.Cluster`."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._store = _RayStore(clock)
+
+    def flows(self) -> list[str]:
+        return asyncio.run(self._flows())
+
+    def ask(self, flow: str, method: str, path: str, body: bytes, timeout: float | None) -> Answer:
+        return asyncio.run(self._ask(flow, method, path, body, timeout))
+
+    def ending(self, flow: str) -> Ending | None:
+        return asyncio.run(self._ending(flow))
+
+    async def _flows(self) -> list[str]:
+        found = await self._store.keys(submission_key("", "")[:-2])
+        return sorted({flow_of(key) for key in found if await self._actor(flow_of(key)) is not None})
+
+    async def _actor(self, flow: str) -> Any:
+        """None where there is none."""
+        try:
+            return await self._clock.run_blocking(ray.get_actor, _coordinator_name(flow), NAMESPACE)
+        except ValueError:
+            return None
+
+    async def _ask(self, flow: str, method: str, path: str, body: bytes, timeout: float | None) -> Answer:
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._answer(flow, method, path, body)
+        except ActorUnavailableError as error:
+            raise ConnectionLost(
+                f"the coordinator of {flow!r} has died meanwhile, and is started again: whether it was done is not "
+                "known: look, and ask again"
+            ) from error
+
+    async def _answer(self, flow: str, method: str, path: str, body: bytes) -> Answer:
+        while True:
+            actor = await self._actor(flow)
+            try:
+                answer: Answer | None = None if actor is None else await actor.request.remote(method, path, body)
+            except ActorUnavailableError:
+                if method != "GET":
+                    raise
+                await self._clock.sleep(FIRST_LOOK)
+                continue
+            except RayActorError:
+                answer = None
+            if answer is None:
+                raise JobNotRunning(f"job {flow!r} is not running any more")
+            return answer
+
+    async def _ending(self, flow: str) -> Ending | None:
+        stored = await self._store.get(ending_key(flow))
+        if stored is not None:
+            ending = msgspec.msgpack.decode(stored, type=Ending)
+            if ending.ended_ms + END_KEPT * 1000 > self._clock.time_ms():
+                return ending
+            await self._store.delete(ending_key(flow))
+            return None
+        return await self._killed(flow)
+
+    async def _killed(self, flow: str) -> Ending | None:
+        """Where a coordinator is gone for good, and could not say so."""
+        left = await self._store.keys(submission_key(flow, ""))
+        if not left or await self._actor(flow) is not None:
+            return None
+        for key in left:
+            await self._store.delete(key)
+        ending = Ending(
+            flow=flow,
+            token="",
+            ended_ms=self._clock.time_ms(),
+            status="failed",
+            error="its coordinator was killed, or has died where restarts are off",
+        )
+        await self._store.put(ending_key(flow), msgspec.msgpack.encode(ending))
+        return ending
+
+
 # ------------------------------------------------------------------------------------------------------- between actors
+def _coordinator_name(flow: str) -> str:
+    return f"streamactors/{flow}/coordinator"
+
+
+async def _coordinator(of: type, flow: str, clock: Clock, *arguments: Any, **options: Any) -> Any:
+    """Raises InvalidConfig where there is one already."""
+    name = _coordinator_name(flow)
+    options |= {"num_cpus": 0, "max_concurrency": MANY, "namespace": NAMESPACE}
+    try:
+        return await _created(of, name, options, clock, *arguments)
+    except ConnectionLost as error:
+        raise InvalidConfig(
+            f"the job {flow!r} runs on this cluster already (there is an actor {name!r}): stop it, or "
+            "give the flow another name"
+        ) from error
+
+
 async def _created(of: type, name: str, options: dict[str, Any], clock: Clock, *arguments: Any) -> Any:
     """An actor, in a process of its own. One of the same name that has just been ended may keep it for a while."""
     until = clock.monotonic() + NAME_KEPT
@@ -325,6 +547,8 @@ class _RayWire:
     def __init__(self, me: int) -> None:
         self.me = me
         self.peers: dict[int, Any] = {}
+        self._ways: dict[int, tuple[Any, Way | None]] = {}
+        """By peer: which actor it leads to."""
 
     async def call(self, peer: int, message: bytes) -> None:
         """Raises ConnectionLost."""
@@ -332,11 +556,45 @@ class _RayWire:
         if actor is None:
             raise ConnectionLost(f"there is no worker {peer} at present")
         try:
+            if (way := await self._way(peer, actor, message)) is not None:
+                await way.call(message)
+                return
             refused = await actor.take.remote(self.me, message)
         except RayError as error:
             raise ConnectionLost(f"{type(error).__name__}: {error}") from error
         if refused is not None:
             raise ConnectionLost(refused)
+
+    async def _way(self, peer: int, actor: Any, message: bytes) -> Way | None:
+        """What workers on one node tell each other goes past Ray, whose calls cost a millisecond each."""
+        if header_of(message).plane != DATA:
+            return None
+        known, way = self._ways.get(peer, (None, None))
+        if known != actor:
+            if way is not None:
+                way.close()
+            self._ways[peer] = actor, None  # what is sent before it is found, or where there is none, goes by Ray
+            way = await _way_to(actor, self.me)
+            self._ways[peer] = actor, way
+        return None if way is None or way.broken else way
+
+
+async def _way_to(actor: Any, me: int) -> Way | None:
+    """Raises RayError."""
+    node, name = await actor.door.remote()
+    if name is None or node != _node():
+        return None
+    way = Way(me)
+    try:
+        await way.connect(name)
+    except ConnectionLost as error:
+        log.warning("worker %d reaches another one of its node by Ray alone: %s", me, error)
+        return None
+    return way
+
+
+def _node() -> str:
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def _taken(received: Callable[[int, bytes], None], sender: int, message: bytes) -> str | None:
@@ -388,6 +646,7 @@ class StreamactorsWorker:
         self._number = number
         self._wire = _RayWire(number)
         self._worker: Worker | None = None
+        self._door: Door | None = None
 
     def __repr__(self) -> str:
         return f"worker-{self._number}"
@@ -399,7 +658,13 @@ class StreamactorsWorker:
         """Those that there are by now, itself among them."""
         self._wire.peers = dict(peers)
         if self._worker is None:
-            self._worker = Worker(self._number, self._wire, unship=loads)
+            self._worker = Worker(self._number, self._wire, unship=loads, times=TIMES)
+            self._door = Door(self._worker.received, SYSTEM)
+            await self._door.open()
+
+    async def door(self) -> tuple[str, str | None]:
+        """The node that it is on, and where others on it reach it."""
+        return _node(), None if self._door is None else self._door.name
 
     async def take(self, sender: int, message: bytes) -> str | None:
         if self._worker is None:
@@ -422,6 +687,7 @@ class _RayWorkers:
         self._level = level
         self._clock = clock
         self._watching: dict[int, asyncio.Task[None]] = {}
+        self._beside: asyncio.Task[None] | None = None
 
     @property
     def count(self) -> int:
@@ -492,9 +758,39 @@ class _RayWorkers:
         if actor is not None:
             await self._clock.run_blocking(ray.kill, actor)
 
+    def end_with(self, incarnation: str) -> None:
+        """This process ends, as if it were killed, where the cluster has given up the coordinator in it."""
+        leaving = _leave_once_given_up(self._flow, incarnation, self._clock)
+        self._beside = asyncio.get_running_loop().create_task(leaving, name="whether it still is the coordinator")
+
     async def close(self) -> None:
+        if self._beside is not None:
+            self._beside.cancel()
+            await asyncio.wait([self._beside])
         for number in range(self.count):
             await self._end(number)
+
+
+async def _leave_once_given_up(flow: str, incarnation: str, clock: Clock) -> None:
+    """A node that is lost to the cluster may live on, and a coordinator on it: it would keep its successor from the
+    storage, and take the names of that one's workers."""
+    looks = 0
+    while looks < 2:  # in a row
+        await clock.sleep(LOOKED_AFTER)
+        looks = looks + 1 if await _given_up_by_cluster(flow, incarnation, clock) else 0
+    log.error("%s: the cluster has given up this coordinator: its process ends", flow)
+    os._exit(1)  # nothing more is to be written, committed or told
+
+
+async def _given_up_by_cluster(flow: str, incarnation: str, clock: Clock) -> bool:
+    try:
+        async with asyncio.timeout(REACHED_WITHIN):
+            actor = await clock.run_blocking(ray.get_actor, _coordinator_name(flow), NAMESPACE)
+            return bool(await actor.incarnation.remote() != incarnation)
+    except (ValueError, ActorDiedError):  # there is none
+        return True
+    except (RayError, TimeoutError):  # it is not known
+        return False
 
 
 def _in_a_line(error: BaseException) -> str:
@@ -503,19 +799,42 @@ def _in_a_line(error: BaseException) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------- coordinator
-class StreamactorsCoordinator:
-    """The actor that holds the job. Its methods take and give bytes of `dumps`, but for `take`."""
+class _Coordinating:
+    """An actor that has workers."""
 
     def __init__(self) -> None:
-        self._host: JobHost | None = None
-        self._running: asyncio.Task[None] | None = None
         self._received: Callable[[int, bytes], None] | None = None
+        self._incarnation = SYSTEM.token()
 
     def __repr__(self) -> str:
         return "coordinator"
 
+    async def incarnation(self) -> str:
+        """Another one in each process that Ray has started for it."""
+        return self._incarnation
+
     async def take(self, sender: int, message: bytes) -> str | None:
         return "it has just been started" if self._received is None else _taken(self._received, sender, message)
+
+    def _over_workers(self, spec: JobSpec, settings: Ray, level: int) -> tuple[Job, _RayWorkers]:
+        _log_as(level)
+        wire = _RayWire(COORDINATOR)
+        wire.peers[COORDINATOR] = ray.get_runtime_context().current_actor
+        workers = _RayWorkers(spec.name, settings, wire, level, SYSTEM)
+        cluster = ClusterDeployment(workers, wire, ship=dumps, times=TIMES)
+        workers.lost = cluster.worker_lost
+        self._received = cluster.received
+        workers.end_with(self._incarnation)
+        return Job(dataclasses.replace(spec, handover=HANDOVER), deploy=cluster, clock=SYSTEM), workers
+
+
+class StreamactorsCoordinator(_Coordinating):
+    """The actor that holds the job. Its methods take and give bytes of `dumps`, but for `take`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._host: JobHost | None = None
+        self._running: asyncio.Task[None] | None = None
 
     async def begin(self, arguments: bytes) -> bytes:
         return await _answered(self._begin, arguments)
@@ -536,14 +855,8 @@ class StreamactorsCoordinator:
         """Whoever is asked twice, because an answer was lost, begins once."""
         if self._host is not None:
             return
-        _log_as(level)
-        wire = _RayWire(COORDINATOR)
-        wire.peers[COORDINATOR] = ray.get_runtime_context().current_actor
-        workers = _RayWorkers(spec.name, settings, wire, level, SYSTEM)
-        cluster = ClusterDeployment(workers, wire, ship=dumps)
-        workers.lost = cluster.worker_lost
-        self._received = cluster.received
-        self._host = JobHost(Job(spec, deploy=cluster, clock=SYSTEM), SYSTEM)
+        job, workers = self._over_workers(spec, settings, level)
+        self._host = JobHost(job, SYSTEM)
         self._running = asyncio.get_running_loop().create_task(self._run(self._host, workers))
 
     async def _run(self, host: JobHost, workers: _RayWorkers) -> None:
@@ -551,6 +864,52 @@ class StreamactorsCoordinator:
             await host.run()
         finally:
             await workers.close()
+
+
+class StreamactorsDetachedCoordinator(_Coordinating):
+    """The actor that keeps a job which nobody holds. It begins by itself, the first time and whenever Ray starts it
+    again, and ends itself once the job has ended."""
+
+    def __init__(self, flow: str, token: str) -> None:
+        super().__init__()
+        self._flow = flow
+        self._token = token
+        self._made: Keeper | None = None
+        ray.get_runtime_context().current_actor.live.remote()
+
+    @property
+    def _keeper(self) -> Keeper:
+        """On the loop, which the constructor is not."""
+        if self._made is None:
+            store = _RayStore(SYSTEM)
+            self._made = Keeper(self._flow, self._token, store, self._deployed, loads, dumps, SYSTEM)
+        return self._made
+
+    @asynccontextmanager
+    async def _deployed(self, submission: Submission) -> AsyncIterator[Job]:
+        job, workers = self._over_workers(submission.spec, submission.settings, submission.level)
+        try:
+            yield job
+        finally:
+            await workers.close()
+
+    async def live(self) -> None:
+        try:
+            await self._keeper.run()
+        finally:
+            leave: Any = ray.actor.exit_actor  # not by an error: Ray would start it again
+            leave()
+
+    async def begin(self, submission: bytes) -> bytes:
+        """What keeps it from running, as `dumps` has it; of None where it runs."""
+        try:
+            await self._keeper.begin(submission)
+        except Exception as error:
+            return dumps(error)
+        return dumps(None)
+
+    async def request(self, method: str, path: str, body: bytes) -> Answer | None:
+        return await self._keeper.request(method, path, body)
 
 
 async def _answered(method: Callable[..., Awaitable[Any]], arguments: bytes) -> bytes:

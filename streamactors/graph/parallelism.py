@@ -5,11 +5,10 @@ gives them one of their own: records would else be dealt out between them, and t
 Pure.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from streamactors.errors import InvalidConfig
-from streamactors.graph.logical import Forward
 from streamactors.graph.physical import PhysicalPlan
 
 
@@ -21,20 +20,33 @@ class Parallelism:
     steps: Mapping[str, int] = field(default_factory=dict)
 
     def rescaled(self, default: int | None, steps: Mapping[str, int], plan: PhysicalPlan) -> "Parallelism":
-        """As asked of a job that runs by `plan`: `default` None leaves it. Raises InvalidConfig."""
+        """As asked of a job that runs by `plan`: `default` None leaves it. `steps` by uid, or name where only one step
+        has it. Raises InvalidConfig."""
         if default is None and not steps:
             raise InvalidConfig("parallelism={} names no step: give a number, or {uid: number}")
-        for uid, width in steps.items():
-            if uid not in plan.node:
-                raise InvalidConfig(f"the flow has no step {uid!r} to rescale; it has: {', '.join(plan.node)}")
-            _checked(width, f"parallelism of step {uid!r}")
+        asked = dict[str, int]()
+        for step, width in steps.items():
+            uid = _uid(step, plan)
+            if uid in asked:
+                raise InvalidConfig(f"step {uid!r} is given twice, by its uid and by its name: give it once")
+            asked[uid] = _checked(width, f"parallelism of step {step!r}")
         default = self.default if default is None else _checked(default, "parallelism")
-        return Parallelism(default, {**self.steps, **dict(_with_followers(steps, plan))})
+        return Parallelism(default, {**self.steps, **dict(_with_followers(asked, plan))})
 
 
 def widths(plan: PhysicalPlan) -> dict[str, int]:
     """By uid of each step."""
     return {uid: vertex.parallelism for uid, (vertex, _) in plan.node.items()}
+
+
+def _uid(step: str, plan: PhysicalPlan) -> str:
+    """Of the one that is meant."""
+    named = [uid for uid, (_, node) in plan.node.items() if node.name == step]
+    if step in plan.node or len(named) == 1:
+        return step if step in plan.node else named[0]
+    if named:
+        raise InvalidConfig(f"several steps are called {step!r}: give the uid of one of them: {', '.join(named)}")
+    raise InvalidConfig(f"the flow has no step {step!r} to rescale; it has: {', '.join(plan.node)}")
 
 
 def _checked(width: object, what: str) -> int:
@@ -46,21 +58,9 @@ def _checked(width: object, what: str) -> int:
 def _with_followers(asked: Mapping[str, int], plan: PhysicalPlan) -> Iterator[tuple[str, int]]:
     """Whoever is not named goes with the first of its group that is."""
     yield from asked.items()
-    for group in _groups(plan):
-        named = [uid for uid in group if uid in asked]
-        for uid in group if named else ():
+    for group in plan.forward_groups:
+        uids = [node.uid for vertex in group for node in vertex.nodes]
+        named = [uid for uid in uids if uid in asked]
+        for uid in uids if named else ():
             if uid not in asked and plan.node[uid][1].parallelism is None:
                 yield uid, asked[named[0]]
-
-
-def _groups(plan: PhysicalPlan) -> Collection[list[str]]:
-    """Steps between which records are handed straight on, in topological order."""
-    leader = {vertex.uid: vertex.uid for vertex in plan.vertices}
-    for edge in plan.edges:
-        if isinstance(edge.partitioning, Forward):
-            one, other = leader[edge.upstream], leader[edge.downstream]
-            leader = {uid: one if led == other else led for uid, led in leader.items()}
-    groups: dict[str, list[str]] = {}
-    for vertex in plan.vertices:
-        groups.setdefault(leader[vertex.uid], []).extend(node.uid for node in vertex.nodes)
-    return groups.values()

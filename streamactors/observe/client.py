@@ -8,23 +8,31 @@ from urllib.parse import quote
 
 import msgspec
 
-from streamactors.errors import RequestFailed
+from streamactors.deploy.detached import Answer
+from streamactors.errors import ConnectionLost, JobNotRunning, RequestFailed
 from streamactors.observe import model
+from streamactors.observe.clusters import DetachedJob
 from streamactors.observe.registry import RunningJob
 
 T = TypeVar("T")
 
 PATIENCE: Final = 5.0
 """Seconds that a job may take to begin with an answer. What it is then busy with may take as long as it likes."""
+RESTARTED_WITHIN: Final = 60.0
+"""The same, of a job whose coordinator the cluster may just be starting again."""
+LOST: Final = "coordinator-lost"
 SILENT: Final = "unreachable"
 GONE: Final = "job-gone"
 """See `RequestFailed.is_gone`."""
 
 
+Job = RunningJob | DetachedJob
+
+
 class JobClient:
     """Every call raises RequestFailed."""
 
-    def __init__(self, job: RunningJob) -> None:
+    def __init__(self, job: Job) -> None:
         self._job = job
         self._path = f"/v1/jobs/{quote(job.entry.flow, safe='')}"
 
@@ -61,26 +69,35 @@ class JobClient:
         body: Mapping[str, Any] | None = None,
         timeout: float | None = None,
     ) -> T:
-        connection = _Connection(self._job.socket, timeout)
+        data = b"" if body is None else msgspec.json.encode(body)
         try:
-            connection.request(
-                method,
-                path,
-                None if body is None else msgspec.json.encode(body),
-                {"content-type": "application/json", "connection": "close"},
-            )
-            response = connection.getresponse()
-            data = response.read()
+            status, told = _exchanged(self._job, method, path, data, timeout)
         except (TimeoutError, BlockingIOError):  # the latter: as many others wait for it as the socket lets
             raise RequestFailed(SILENT, f"{self._job} does not answer: {_HELD_UP}") from None
-        except (OSError, http.client.HTTPException) as error:
+        except ConnectionLost as error:
+            raise RequestFailed(LOST, str(error)) from None
+        except (OSError, http.client.HTTPException, JobNotRunning) as error:
             raise RequestFailed(GONE, f"{self._job} ended before it answered ({type(error).__name__})") from None
-        finally:
-            connection.close()
-        return _decoded(response.status, data, answer)
+        return _decoded(status, told, answer)
 
 
 _HELD_UP: Final = "its process is suspended, or something in it blocks the event loop"
+
+
+def _exchanged(job: Job, method: str, path: str, body: bytes, timeout: float | None) -> Answer:
+    if isinstance(job, RunningJob):
+        return _over_socket(job, method, path, body, timeout)
+    return job.cluster.ask(job.entry.flow, method, path, body, None if timeout is None else RESTARTED_WITHIN)
+
+
+def _over_socket(job: RunningJob, method: str, path: str, body: bytes, timeout: float | None) -> Answer:
+    connection = _Connection(job.socket, timeout)
+    try:
+        connection.request(method, path, body or None, {"content-type": "application/json", "connection": "close"})
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
 
 
 def _decoded(status: int, data: bytes, answer: type[T]) -> T:

@@ -29,6 +29,7 @@ from streamactors.errors import (
     JobFailed,
     JobNotRunning,
     MissingExtra,
+    RescaleFailed,
     RescaleUnderWay,
     StorageFailed,
     StreamactorsError,
@@ -53,6 +54,7 @@ _NO_STORE: Final = {"cache-control": "no-store"}
 CODES: Final[tuple[tuple[type[StreamactorsError], str, int], ...]] = (
     (JobNotRunning, "job-not-running", 409),
     (RescaleUnderWay, "rescale-under-way", 409),
+    (RescaleFailed, "rescale-failed", 409),
     (CheckpointFailed, "checkpoint-failed", 409),
     (StorageFailed, "storage-failed", 409),
     (JobFailed, "job-failed", 409),

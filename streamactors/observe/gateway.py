@@ -22,7 +22,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from streamactors.errors import InvalidRequest, NoSuchJob, RequestFailed, StreamactorsError
+from streamactors.errors import AmbiguousJob, InvalidRequest, NoSuchJob, RequestFailed, StreamactorsError
 from streamactors.observe import model, registry
 from streamactors.observe.client import PATIENCE
 from streamactors.observe.control import answer, body, refusal, route, unrouted
@@ -113,6 +113,8 @@ class Gateway:
             job = registry.find(request.path_params["name"], registry.running()[0])
             what = request.path_params.get("what", "")
             data = await self._body(request, what) if request.method == "POST" else b""
+        except AmbiguousJob as error:
+            return refusal("ambiguous-job", str(error), 409)
         except NoSuchJob as error:
             return refusal("unknown-job", str(error), 404)
         except InvalidRequest as error:

@@ -229,11 +229,13 @@ class Autoscaling(msgspec.Struct, frozen=True, kw_only=True):
 
 class JobStatus(JobSummary, frozen=True, kw_only=True):
     """With all that it counts; `operators` in the order of the flow. `autoscale`: None where it is off, or has not
-    looked yet."""
+    looked yet. `restored_parallelism`: by uid, of steps that ran by another one in the checkpoint that this process
+    began with."""
 
     operators: list[Operator]
     subtasks: list[Subtask]
     autoscale: Autoscaling | None = None
+    restored_parallelism: dict[str, int] = {}
 
 
 class Jobs(msgspec.Struct, frozen=True, kw_only=True):
@@ -409,6 +411,7 @@ class Tick(msgspec.Struct, frozen=True, kw_only=True):
     completed: int
     failed: int
     exceptions: int
+    autoscale: Autoscaling | None = None
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
@@ -444,7 +447,7 @@ Width = Annotated[int, msgspec.Meta(ge=1, le=MAX_KEY_GROUPS)]
 
 
 class RescaleRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`parallelism`: of steps that have none of their own; `steps`: by uid. At least one of them."""
+    """`parallelism`: of steps that have none of their own; `steps`: by uid, or by name. At least one of them."""
 
     parallelism: Width | None = None
     steps: dict[str, Width] = {}

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 
@@ -48,14 +48,26 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     version: int = 1
 
 
+class Findable(Protocol):
+    @property
+    def entry(self) -> Entry: ...
+
+
+J = TypeVar("J", bound=Findable)
+
+
 @dataclass(frozen=True, slots=True)
 class RunningJob:
     entry: Entry
     socket: str
 
     def __str__(self) -> str:
-        storage = f", storage {redacted(self.entry.storage)}" if self.entry.storage else ""
-        return f"{self.entry.flow} (pid {self.entry.pid}{storage})"
+        return told(self.entry)
+
+
+def told(entry: Entry) -> str:
+    storage = f", storage {redacted(entry.storage)}" if entry.storage else ""
+    return f"{entry.flow} (pid {entry.pid}{storage})"
 
 
 class Place:
@@ -144,7 +156,7 @@ def running() -> tuple[list[RunningJob], list[str]]:
     return sorted(found, key=lambda job: (job.entry.flow, job.entry.started_ms)), refused
 
 
-def find(wanted: str | None, jobs: Sequence[RunningJob]) -> RunningJob:
+def find(wanted: str | None, jobs: Sequence[J]) -> J:
     """By name, process id or storage; the only one where none is named. Raises NoSuchJob or AmbiguousJob, which tell
     what runs."""
     named = [job for job in jobs if wanted is None or wanted in _names(job)] or _stored_at(wanted, jobs)
@@ -159,11 +171,11 @@ def find(wanted: str | None, jobs: Sequence[RunningJob]) -> RunningJob:
     raise AmbiguousJob(f"{which}: name one of them by its process id or its storage, or by its name:{_lines(named)}")
 
 
-def _names(job: RunningJob) -> tuple[str | None, ...]:
+def _names(job: Findable) -> tuple[str | None, ...]:
     return job.entry.flow, str(job.entry.pid), job.entry.storage
 
 
-def _stored_at(folder: str | None, jobs: Sequence[RunningJob]) -> list[RunningJob]:
+def _stored_at(folder: str | None, jobs: Sequence[J]) -> list[J]:
     """By the path that was given as storage; a name without a slash would be taken for a folder too easily."""
     if folder is None or "/" not in folder:
         return []
@@ -174,7 +186,7 @@ def _stored_at(folder: str | None, jobs: Sequence[RunningJob]) -> list[RunningJo
     return [job for job in jobs if job.entry.storage == uri]
 
 
-def _lines(jobs: Sequence[RunningJob]) -> str:
+def _lines(jobs: Sequence[Findable]) -> str:
     return "".join(f"\n  {job}" for job in jobs)
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 from streamactors.checkpoint.storage.uris import normalise_uri
 from streamactors.clock import SYSTEM
@@ -24,13 +25,21 @@ async def steered(handle: JobHandle, target: str | None = None) -> AsyncIterator
     module:flow that it was started as. Raises ControlUnavailable."""
     try:
         from streamactors.observe.control import SteeredJob, control_app
-        from streamactors.observe.server import serve
     except ImportError as error:
         raise ControlUnavailable(f"{error.name} is missing here: pip install 'streamactors[web]'") from error
     entry = entry_of(handle, target)
+    job = SteeredJob(handle, entry, SYSTEM)
+    async with job.operations(), registered(control_app([job]), entry), job.streams():
+        yield
+
+
+@asynccontextmanager
+async def registered(app: Any, entry: registry.Entry) -> AsyncIterator[None]:
+    """The application answers on a private socket of this machine, where it is found by the entry."""
+    from streamactors.observe.server import serve
+
     with registry.place(SYSTEM.token()) as place:
-        job = SteeredJob(handle, entry, SYSTEM)
-        async with job.operations(), serve(control_app([job]), place.listen()), job.streams():
+        async with serve(app, place.listen()):
             place.publish(entry)
             try:
                 yield

@@ -58,15 +58,21 @@ class JobView:
         return model.JobSummary(**self._summary())
 
     def status(self) -> model.JobStatus:
-        counts = self._counts()
+        metrics = self._handle.metrics()
+        counts: Mapping[str, Counts] = metrics["subtasks"]
         subtasks = [_subtask(id, count) for id, count in counts.items()]
         return model.JobStatus(
-            **self._summary(), operators=self._operators(counts), subtasks=subtasks, autoscale=self._autoscale()
+            **self._summary(),
+            operators=self._operators(counts),
+            subtasks=subtasks,
+            autoscale=self._autoscale(metrics),
+            restored_parallelism=dict(metrics["restored_parallelism"]),
         )
 
     async def tick(self) -> model.Tick:
         """In pieces of a few milliseconds, between which the loop is others'."""
-        counts = self._counts()
+        metrics = self._handle.metrics()
+        counts: Mapping[str, Counts] = metrics["subtasks"]
         await asyncio.sleep(0)
         vertices = _vertices(counts, self._measure(counts))
         await asyncio.sleep(0)
@@ -81,6 +87,7 @@ class JobView:
             completed=completed,
             failed=failed,
             exceptions=len(self._handle.incidents),
+            autoscale=self._autoscale(metrics),
         )
 
     def _summary(self) -> dict[str, Any]:
@@ -229,8 +236,8 @@ class JobView:
             time_ms=info.time_ms, pause_seconds=seconds, before=dict(info.before), after=dict(info.after)
         )
 
-    def _autoscale(self) -> model.Autoscaling | None:
-        decision: Decision | None = self._handle.metrics().get("autoscale")
+    def _autoscale(self, metrics: Mapping[str, Any]) -> model.Autoscaling | None:
+        decision: Decision | None = metrics["autoscale"]
         settings = self._handle.config.autoscale
         if decision is None or settings is None:
             return None

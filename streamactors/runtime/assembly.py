@@ -71,6 +71,8 @@ class AttemptSpec:
     state_backend: str | StateBackend = "heap"
     sort_memory: int = 512 << 20
     sort_folder: str | None = None
+    rescaled: bool = False
+    """Whether the parallelism is another than the job was started with."""
 
     @property
     def batch(self) -> bool:

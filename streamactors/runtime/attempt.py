@@ -171,7 +171,9 @@ class Attempt:
         on_triggered: Callable[[CheckpointTriggered], None],
         on_resumed: Callable[[str], None],
         subscriptions: Sequence[Subscription] = (),
+        unretired: bool = False,
     ) -> None:
+        """`unretired`: the attempt before has left old checkpoints that are not needed any more."""
         self._spec = spec
         self._plan: PhysicalPlan = spec.plan
         self._deploy = deploy
@@ -215,6 +217,9 @@ class Attempt:
         self._handed_over = False
         self.read_until: float | None = None
         """When the last source stopped reading, to hand over; monotonic seconds."""
+        self.unretired = unretired
+        """Whether there may be old checkpoints that are for the next attempt to retire."""
+        self._retiring: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
         self._running = False
 
@@ -251,8 +256,12 @@ class Attempt:
             await despite_cancellation(self._end())
 
     async def _finish(self) -> None:
-        """All is durable and visible. What still runs beside, such as retention, may end; and whoever waits for a
-        checkpoint is given the last one, which holds everything."""
+        """All is durable and visible. What still runs beside may end, retention only if nobody goes on; and whoever
+        waits for a checkpoint is given the last one, which holds everything."""
+        if self._handed_over and self._retiring:  # nothing is read meanwhile
+            self.unretired = True
+            for task in self._retiring:
+                task.cancel()
         while self._beside:
             await asyncio.wait(self._beside)
         for message in self._inbox:
@@ -485,6 +494,9 @@ class Attempt:
             self._run_beside("receipt", store.write_receipt(restored))
         self._running = True
         self._on_running(True)
+        if self.unretired:
+            self.unretired = False
+            self._retire_beside(())
         for subscription, tap in self._taps.items():  # first, so that nothing is missed
             self._attach(subscription, tap)
         self._broadcast(Start())
@@ -527,7 +539,7 @@ class Attempt:
             case decide.WriteReceipt(checkpoint):
                 self._run_beside(f"receipt {checkpoint}", self._write_receipt(checkpoint))
             case decide.Retire(in_flight):
-                self._run_beside("retention", self._retire(in_flight))
+                self._retire_beside(in_flight)
             case decide.FailAttempt(reason):
                 self._failure = self._failure or CheckpointFailed(reason)
             case decide.Resume(reason):
@@ -549,10 +561,11 @@ class Attempt:
         self._to_sources(ResumeReading())
         self._on_resumed(reason)
 
-    def _run_beside(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+    def _run_beside(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name=f"{self._plan.name}: {name}")
         self._beside.add(task)
         task.add_done_callback(self._beside_done)
+        return task
 
     def _beside_done(self, task: asyncio.Task[None]) -> None:
         self._beside.discard(task)
@@ -621,6 +634,7 @@ class Attempt:
             savepoint=action.barrier.savepoint,
             transactional=bool(self._committers),
             final=action.final,
+            rescaled=self._spec.rescaled,
             requires=requirements(states),
         )
 
@@ -637,6 +651,11 @@ class Attempt:
         assert self._store is not None
         await self._store.write_receipt(checkpoint)
         self._receive(decide.ReceiptWritten(checkpoint))
+
+    def _retire_beside(self, in_flight: tuple[int, ...]) -> None:
+        task = self._run_beside("retention", self._retire(in_flight))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
 
     async def _retire(self, in_flight: tuple[int, ...]) -> None:
         assert self._store is not None and self._spec.checkpoints is not None

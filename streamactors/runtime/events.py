@@ -46,7 +46,8 @@ class RestartScheduled(msgspec.Struct, frozen=True):
 
 
 class RescaleBegun(msgspec.Struct, frozen=True):
-    """The sources are told to stop reading. `before` and `after`: the parallelism of every step, by uid. It ends as
+    """The sources are told to stop reading; or an attempt by a new parallelism has failed at once, and the job goes back
+    to the one before. `before` and `after`: the parallelism of every step, by uid. It ends as
     `Rescaled` or `RescaleAbandoned`, or with the job."""
 
     before: Mapping[str, int]

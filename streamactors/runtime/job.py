@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from streamactors.actors.supervisor import despite_cancellation
+from streamactors.checkpoint.manifest import Manifest
 from streamactors.checkpoint.restorable import Restorable
 from streamactors.checkpoint.storage.contract import Files
 from streamactors.checkpoint.storage.opening import open_files
@@ -27,9 +28,11 @@ from streamactors.errors import (
     InvalidDataflow,
     JobFailed,
     JobNotRunning,
+    RescaleFailed,
     RescaleUnderWay,
     StateAccessError,
     StorageFailed,
+    StorageInUse,
     StreamactorsError,
 )
 from streamactors.graph.parallelism import Parallelism, widths
@@ -64,7 +67,7 @@ from streamactors.runtime.info import (
     Restoring,
     Status,
 )
-from streamactors.runtime.rescaling import Rescaling
+from streamactors.runtime.rescaling import Rescaling, changes
 from streamactors.runtime.restart import RestartPolicy
 from streamactors.runtime.restore import Restores, plan_restore, stored_max_parallelism
 from streamactors.runtime.restore_in_flight import Backlogs, plan_backlogs
@@ -75,6 +78,7 @@ log = logging.getLogger("streamactors.job")
 HISTORY: Final = 100
 """Completed checkpoints that a job remembers, and those given up."""
 INCIDENTS: Final = 10
+HANDOVER_LOOK: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,8 @@ class JobSpec:
     drop_state: Collection[str] = ()
     resources: Mapping[str, Any] = field(default_factory=dict)
     claim: bool = False
+    handover: float = 0.0
+    """Seconds for which a live owner of the storage is waited for: what a cluster has given up may live on a moment."""
 
 
 class Job:
@@ -115,8 +121,14 @@ class Job:
         """What the autoscaler has decided last; None where there is none, or not yet."""
         self._stop_asked = asyncio.Lock()
         """Held until it is known whether it can be stopped, or rescaled, as asked: whoever asks meanwhile waits."""
-        self._parallelism = Parallelism(spec.config.parallelism)
+        self._configured = self._parallelism = Parallelism(spec.config.parallelism)
+        self._restored_parallelism: Mapping[str, int] = {}
+        """Of what this process began with, where that is another than it began by."""
         self._rescaling: Rescaling | None = None
+        self._on_trial: Rescaling | None = None
+        """By which the job runs, without a complete checkpoint yet."""
+        self._unretired = False
+        """Whether the attempt before has left old checkpoints that are not needed any more."""
         self._handed_over = 0
         """Attempts that have ended in peace, for the next one to go on."""
         self._replaced = 0
@@ -178,14 +190,23 @@ class Job:
             if self._files is None:
                 options = checkpoints.storage_options
                 self._files = self._opened = open_files(checkpoints.storage, clock=self._clock, options=options)
-            self._store = await CheckpointStore.open(
-                checkpoints.storage, self._spec.name, clock=self._clock, files=self._files
-            )
+            self._store = await self._owned(checkpoints.storage, self._files)
         elif self._spec.restore not in (None, "latest"):
             raise InvalidConfig(
                 f"restore={self._spec.restore!r} needs checkpoints: give Config(checkpoints=Checkpoints(storage, …)), "
                 "so that the job can go on from where it was"
             )
+
+    async def _owned(self, storage: str, files: Files) -> CheckpointStore:
+        until = self._clock.monotonic() + self._spec.handover
+        while True:
+            try:
+                return await CheckpointStore.open(storage, self._spec.name, clock=self._clock, files=files)
+            except StorageInUse as error:
+                if self._clock.monotonic() >= until:
+                    raise
+                log.info("%s: waiting for the one before to end: %s", self.name, error)
+            await self._clock.sleep(HANDOVER_LOOK)
 
     async def _choose_restore(self) -> Restorable | None:
         store, restore = self._store, self._spec.restore
@@ -229,6 +250,7 @@ class Job:
         self._tell(AttemptBegun(self._number, *stored))
         if self._rescaling is not None:
             self._parallelism = self._rescaling.new
+            self._on_trial = None if self._rescaling.back else self._rescaling
         spec = await self._prepare(restored)
         if restored is not None:
             log.info("%s: restoring %s", self.name, restored.uri)
@@ -244,6 +266,7 @@ class Job:
             on_triggered=self._tell,
             on_resumed=self._now_resumed,
             subscriptions=self._subscriptions,
+            unretired=self._unretired,
         )
         self._attempt = attempt
         try:
@@ -251,6 +274,7 @@ class Job:
         finally:
             self._last_metrics = attempt.metrics()
             self._attempt = None
+            self._unretired = attempt.unretired
             if self._rescaling is not None and self._rescaling.read_until is None:
                 read_until = attempt.read_until
                 self._rescaling.read_until = self._clock.monotonic() if read_until is None else read_until
@@ -276,6 +300,8 @@ class Job:
     async def _prepare(self, restored: Restorable | None) -> AttemptSpec:
         config = self._spec.config
         plan, restores, backlogs = self._planned(restored)
+        if self.plan is None and restored is not None:
+            self._compare(plan, restored.manifest)
         self.plan = plan
         run, attempt, widest = 0, self._number, dict[str, int]()
         if plan.execution == "batch":  # later than that of an earlier process: nobody has counted them
@@ -300,7 +326,21 @@ class Job:
             config.state_backend,
             config.sort_memory,
             config.sort_folder,
+            self._parallelism != self._configured,
         )
+
+    def _compare(self, plan: PhysicalPlan, stored: Manifest) -> None:
+        """What the first attempt runs by with what it goes on from: a rescale holds until its process ends."""
+        now = widths(plan)
+        before = {each.uid: each.parallelism for each in stored.operators if each.uid in now}
+        self._restored_parallelism = {uid: width for uid, width in before.items() if width != now[uid]}
+        if self._restored_parallelism and stored.rescaled:
+            log.warning(
+                "%s: it was rescaled before this process began, which has the parallelism of its settings: %s. Set it "
+                "there, or rescale again",
+                self.name,
+                changes(before, {uid: now[uid] for uid in before}),
+            )
 
     def _now_running(self, running: bool) -> None:
         if not running:
@@ -316,6 +356,7 @@ class Job:
 
     def _now_checkpointed(self, info: CheckpointInfo) -> None:
         self.last_checkpoint = info
+        self._on_trial = None
         if self.checkpoints:
             self.checkpoints[-1] = self.checkpoints[-1].without_groups()
         self.checkpoints.append(info)
@@ -378,6 +419,8 @@ class Job:
         delay = None
         if self._worth_a_restart(error):
             delay = self._policy.delay_after_failure(self._clock.monotonic(), self._clock.random())
+            if self._go_back(error):
+                delay = delay or 0.0  # once, and as it was: whatever the policy
         if delay is None:
             raise JobFailed(f"job {self.name!r} failed: {error}") from error
         self.status = "restarting"
@@ -493,7 +536,31 @@ class Job:
     def _now_resumed(self, reason: str) -> None:
         self._give_up_rescale(CheckpointFailed(f"job {self.name!r} was not rescaled, and goes on as it was: {reason}"))
 
+    def _go_back(self, error: Exception) -> bool:
+        """Whether the new parallelism is given up for it: it may be the reason."""
+        rescaling = self._on_trial
+        if rescaling is None or isinstance(error, StorageFailed):
+            return False
+        self._on_trial = None
+        error.add_note(
+            f"It was the first attempt by another parallelism ({rescaling.changes}), and no checkpoint was complete yet: "
+            "the job goes back to the parallelism before."
+        )
+        if self._rescaling is rescaling:
+            failed = RescaleFailed(
+                f"job {self.name!r} was not rescaled ({rescaling.changes}), and goes on as it was: the first attempt by "
+                f"the new parallelism failed: {type(error).__name__}: {error}"
+            )
+            failed.__cause__ = error
+            self._give_up_rescale(failed)
+            return True
+        back = self._rescaling = rescaling.reversed(self._clock.monotonic())
+        log.warning("%s: goes back to the parallelism before, since it failed at once: %s", self.name, back.changes)
+        self._tell(RescaleBegun(back.before, back.after))
+        return True
+
     def _give_up_rescale(self, error: Exception) -> None:
+        self._on_trial = None
         rescaling, self._rescaling = self._rescaling, None
         if rescaling is None:
             return
@@ -567,6 +634,7 @@ class Job:
             "restarts": self.restarts,
             "last_checkpoint": self.last_checkpoint,
             "last_rescale": self.last_rescale,
+            "restored_parallelism": self._restored_parallelism,
             "autoscale": self.autoscale,
             "subtasks": subtasks,
         }

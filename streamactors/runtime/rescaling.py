@@ -3,7 +3,7 @@
 Invariant: it ends once, or with its job, and whoever waits for that is told how. It is accepted when the sources are
 told to stop; from then on every new attempt, whatever the old one has ended by, begins by the new parallelism. Only
 where the checkpoint in between fails, or what is stored can't be restored by the new parallelism, does the job go on by
-the old one.
+the old one. It goes back to that, once, where the first attempt by the new one fails before a checkpoint is complete.
 """
 
 import asyncio
@@ -19,12 +19,20 @@ class Rescaling:
     on yet."""
 
     def __init__(self, old: Parallelism, new: Parallelism, before: Mapping[str, int], after: Mapping[str, int]) -> None:
+        self.back = False
+        """Whether it goes back to a parallelism that the job ran by."""
         self.old = old
         self.new = new
         self.before = before
         self.after = after
         self.read_until: float | None = None
         self._answer: asyncio.Future[RescaleInfo] = asyncio.get_running_loop().create_future()
+
+    def reversed(self, now: float) -> "Rescaling":
+        """The way back, from an attempt that has failed."""
+        back = Rescaling(self.new, self.old, self.after, self.before)
+        back.back, back.read_until = True, now
+        return back
 
     def done(self, time_ms: int, now: float) -> RescaleInfo:
         since = now if self.read_until is None else self.read_until

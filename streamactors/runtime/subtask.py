@@ -39,7 +39,6 @@ from streamactors.elements import (
     TimeMark,
     Watermark,
 )
-from streamactors.errors import StateAccessError
 from streamactors.graph.physical import SubtaskId
 from streamactors.operators.sink import SinkLink
 from streamactors.runtime.alarm import Alarm
@@ -391,5 +390,5 @@ class Subtask:
         try:
             node = next(node for node in self.nodes if node.uid == query.uid)
             query.answer.set_result(node.query(query.state, query.key, query.group))
-        except StateAccessError as error:
+        except Exception as error:  # the value's own code among them, which is to blame for no record
             query.answer.set_exception(error)

@@ -8,10 +8,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from typing import Final
+from typing import Final, TypeVarTuple, Unpack
 
 from streamactors.errors import ConnectionLost
 
+Ts = TypeVarTuple("Ts")
+Answer = asyncio.Future[None] | None
 Received = Callable[[int, bytes], None]
 """Takes the sender and its message. Raises ConnectionLost to refuse it."""
 
@@ -32,22 +34,38 @@ FAIR: Final = Weather()
 STORM: Final = Weather(loss=0.15, repeat=0.15, straggle=0.2)
 
 
-class MadeUpNetwork:
-    """Peers by number. `silent`: calls to a peer that is cut off or dead hang, and do not fail."""
+@dataclass(frozen=True, slots=True)
+class _Peer:
+    received: Received
+    loop: asyncio.AbstractEventLoop | None
 
-    def __init__(self, seed: int, weather: Weather = FAIR, *, silent: bool = False) -> None:
+
+class MadeUpNetwork:
+    """Peers by number. `silent`: calls to a peer that is cut off or dead hang, and do not fail. `loop`: where messages
+    are under way, so that they arrive though their sender has died meanwhile; None: the sender's."""
+
+    def __init__(
+        self,
+        seed: int,
+        weather: Weather = FAIR,
+        *,
+        silent: bool = False,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
         self.weather = weather
         self.silent = silent
         self.messages: Counter[tuple[int, int]] = Counter()
         """By sender and receiver, those that were asked to be carried."""
         self.bytes: Counter[tuple[int, int]] = Counter()
+        self._loop = loop
         self._random = Random(f"network {seed}")
-        self._peers: dict[int, Received] = {}
+        self._peers: dict[int, _Peer] = {}
         self._cut: set[frozenset[int]] = set()
 
-    def attach(self, peer: int, received: Received) -> "MadeUpWire":
-        """`received` gets what is sent to `peer` from now on: a later one takes the place of an earlier one."""
-        self._peers[peer] = received
+    def attach(self, peer: int, received: Received, loop: asyncio.AbstractEventLoop | None = None) -> "MadeUpWire":
+        """`received` gets what is sent to `peer` from now on: a later one takes the place of an earlier one. `loop`:
+        that of the peer's process, where it has one of its own."""
+        self._peers[peer] = _Peer(received, loop)
         return self.wire(peer)
 
     def wire(self, sender: int) -> "MadeUpWire":
@@ -67,48 +85,66 @@ class MadeUpNetwork:
             if other != peer:
                 self.cut(peer, other)
 
-    def heal(self) -> None:
-        self._cut.clear()
+    def heal(self, peer: int | None = None) -> None:
+        """All that was cut, or all that was cut from one peer."""
+        self._cut = {pair for pair in self._cut if peer is not None and peer not in pair}
 
     # ------------------------------------------------------------------------------------------------------- carrying
     async def carry(self, sender: int, peer: int, message: bytes) -> None:
         self.messages[sender, peer] += 1
         self.bytes[sender, peer] += len(message)
+        if self._strikes(self.weather.repeat):
+            self._send(2, sender, peer, message, None)
         if self._strikes(self.weather.loss):
             if self._strikes(0.5):
-                self._later(sender, peer, message)
-            await self._fail(sender, peer, "the message was lost")
-        if self._strikes(self.weather.repeat):
-            self._later(sender, peer, message)
-        await asyncio.sleep(self._delay())
-        if self._unreachable(sender, peer):
-            await self._fail(sender, peer, "out of reach")
-        self._peers[peer](sender, message)
+                self._send(2, sender, peer, message, None)
+            await asyncio.sleep(self._delay())
+            raise ConnectionLost(f"{sender} → {peer}: the message was lost")
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._send(1, sender, peer, message, answer)
+        await answer
+
+    def _send(self, slowness: int, sender: int, peer: int, message: bytes, answer: Answer) -> None:
+        self._later(slowness * self._delay(), self._arrive, sender, peer, message, answer)
+
+    def _arrive(self, sender: int, peer: int, message: bytes, answer: Answer) -> None:
+        receiver = self._peers.get(peer)
+        if receiver is None or self._unreachable(sender, peer):
+            self._refuse(sender, peer, answer)
+        elif receiver.loop is None:
+            self._hand_over(receiver, sender, peer, message, answer)
+        else:
+            receiver.loop.call_soon(self._hand_over, receiver, sender, peer, message, answer)
+
+    def _hand_over(self, receiver: _Peer, sender: int, peer: int, message: bytes, answer: Answer) -> None:
+        try:
+            receiver.received(sender, message)
+        except ConnectionLost as error:
+            self._later(self._delay(), _answered, answer, error)
+            return
         if self._strikes(self.weather.loss):
-            await self._fail(sender, peer, "the answer was lost")
-        await asyncio.sleep(self._delay())
-        if self._unreachable(sender, peer):
-            await self._fail(sender, peer, "out of reach")
+            self._fail(sender, peer, answer, "the answer was lost")
+        else:
+            self._later(self._delay(), self._come_back, sender, peer, answer)
+
+    def _come_back(self, sender: int, peer: int, answer: Answer) -> None:
+        if peer not in self._peers or self._unreachable(sender, peer):
+            self._refuse(sender, peer, answer)
+        else:
+            _answered(answer, None)
+
+    def _refuse(self, sender: int, peer: int, answer: Answer) -> None:
+        if not self.silent:
+            self._fail(sender, peer, answer, "out of reach")
+
+    def _fail(self, sender: int, peer: int, answer: Answer, why: str) -> None:
+        self._later(self._delay(), _answered, answer, ConnectionLost(f"{sender} → {peer}: {why}"))
 
     def _unreachable(self, sender: int, peer: int) -> bool:
-        return peer not in self._peers or frozenset((sender, peer)) in self._cut
+        return frozenset((sender, peer)) in self._cut
 
-    async def _fail(self, sender: int, peer: int, why: str) -> None:
-        if self.silent:
-            await asyncio.get_running_loop().create_future()
-        await asyncio.sleep(self._delay())
-        raise ConnectionLost(f"{sender} → {peer}: {why}")
-
-    def _later(self, sender: int, peer: int, message: bytes) -> None:
-        asyncio.get_running_loop().call_later(2 * self._delay(), self._arrive, sender, peer, message)
-
-    def _arrive(self, sender: int, peer: int, message: bytes) -> None:
-        """Nobody waits for an answer any more."""
-        if not self._unreachable(sender, peer):
-            try:
-                self._peers[peer](sender, message)
-            except ConnectionLost:
-                return
+    def _later(self, seconds: float, then: Callable[[Unpack[Ts]], object], *args: *Ts) -> None:
+        (self._loop or asyncio.get_running_loop()).call_later(seconds, then, *args)
 
     def _delay(self) -> float:
         low, high = self.weather.delay
@@ -117,6 +153,16 @@ class MadeUpNetwork:
 
     def _strikes(self, chance: float) -> bool:
         return chance > 0 and self._random.random() < chance
+
+
+def _answered(answer: Answer, error: ConnectionLost | None) -> None:
+    """None: nobody waits for it (any more)."""
+    if answer is None or answer.done():
+        return
+    if error is None:
+        answer.set_result(None)
+    else:
+        answer.set_exception(error)
 
 
 class MadeUpWire:

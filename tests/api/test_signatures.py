@@ -30,8 +30,8 @@ EXPORTS = {
     "Watermarks", "NoSuchStep", "SubscriptionLagged",
     "Alias", "AsyncKeyedOperator", "CheckpointFailed", "CheckpointInfo", "ClusterUnfit", "CountWindow", "Custom",
     "FencedOff", "GlobalWindow", "JobHandle", "JobNotRunning", "Match", "MissingExtra", "Pattern", "Pickle",
-    "RecordFailed", "RescaleInfo", "RescaleUnderWay", "RocksDB", "Session", "Sliding", "StorageFailed", "Timer",
-    "Timers", "TooManyPartialMatches", "TransactionAlreadyCommitted", "Trigger", "Tumbling", "UnserialisableKey",
+    "RecordFailed", "RescaleFailed", "RescaleInfo", "RescaleUnderWay", "RocksDB", "Session", "Sliding",
+    "StorageFailed", "Timer", "Timers", "TooManyPartialMatches", "TransactionAlreadyCommitted", "Trigger", "Tumbling", "UnserialisableKey",
     "UnserialisableValue", "WatermarkGenerator", "WindowAssigner", "WindowOperator", "Windowed", "WindowedStream",
     "collect", "main", "run", "start", "stored_as",
 }  # fmt: skip

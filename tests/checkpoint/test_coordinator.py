@@ -99,8 +99,26 @@ def test_it_tells_why_a_checkpoint_was_triggered() -> None:
     coordinator.on(c.Requested(1), 11)
     assert [coordinator.cause(checkpoint) for checkpoint in coordinator.in_flight] == ["interval", "request"]
     complete(coordinator, 2, 12)
-    end(coordinator, 13)
+    coordinator.on(c.SourcesStopped(c.NOBODY, resumable=True), 13)
+    assert [coordinator.cause(checkpoint) for checkpoint in coordinator.in_flight] == ["rescale"]
+    coordinator.on(c.Declined("middle", 3, "no"), 14)
+    complete(coordinator, 4, 15)
+    end(coordinator, 16)
     assert [coordinator.cause(checkpoint) for checkpoint in coordinator.in_flight] == ["final"]
+
+
+def test_the_one_that_follows_a_savepoint_is_told_as_such() -> None:
+    coordinator = make(interval=None)
+    coordinator.on(c.Started(), 0)
+    coordinator.on(c.Requested(1, "a"), 0)
+    assert coordinator.cause(1) == "request"
+    complete(coordinator, 1, 1)
+    assert coordinator.cause(2) == "follow-up"
+    coordinator.on(c.Requested(2, "b"), 1)
+    complete(coordinator, 2, 2)
+    coordinator.on(c.Requested(3), 2)
+    complete(coordinator, 3, 3)
+    assert coordinator.cause(4) == "request", "somebody waits for it, whatever it follows"
 
 
 def test_the_order_from_acknowledgements_to_the_receipt() -> None:
@@ -124,6 +142,17 @@ def test_a_later_checkpoint_gives_up_the_earlier_ones_and_commits_for_them() -> 
     assert [action.checkpoint for action in actions if isinstance(action, c.Abort)] == [1]
     assert coordinator.in_flight == (3,)
     assert coordinator.on(c.Acknowledged("source", 1, "late"), 32) == []
+
+
+def test_who_asked_for_a_subsumed_checkpoint_is_given_the_one_that_subsumes_it() -> None:
+    """It holds all that the earlier one would have."""
+    coordinator = make(max_concurrent=3)
+    coordinator.on(c.Started(), 0)
+    coordinator.on(c.Requested(1), 0)
+    coordinator.on(c.Requested(2), 1)
+    abort, notify, *_ = complete(coordinator, 2, 2)
+    assert abort == c.Abort(1, "subsumed by checkpoint 2, which completed first")
+    assert notify == c.Notify(2, commit=True, tickets=(1, 2))
 
 
 def test_one_manifest_at_a_time() -> None:
@@ -172,6 +201,18 @@ def test_failures_are_tolerated_in_a_row() -> None:
     actions = coordinator.on(c.ManifestFailed(6, "disk full"), 6)
     assert kinds(actions) == [c.Abort, c.FailAttempt] and "disk full" in actions[1].reason  # type: ignore[union-attr]
     assert coordinator.on(c.Requested(7), 7) == [] and coordinator.deadline() is None
+
+
+def test_a_savepoint_that_succeeds_forgives_no_failure() -> None:
+    """It lets no transaction go, so that they pile up from failure to failure."""
+    coordinator = make(tolerable_failures=1, interval=None)
+    coordinator.on(c.Started(), 0)
+    coordinator.on(c.Requested(1), 0)
+    coordinator.on(c.Declined("middle", 1, "no"), 0)
+    coordinator.on(c.Requested(2, "a"), 1)
+    complete(coordinator, 2, 1)
+    actions = coordinator.on(c.Declined("middle", 3, "no"), 2)
+    assert kinds(actions) == [c.Abort, c.FailAttempt]
 
 
 def test_a_time_out_names_who_is_missing_and_answers_the_request() -> None:
@@ -500,6 +541,14 @@ class AnythingThatMayHappen(RuleBasedStateMachine):
             before = (len(self.barriers), len(self.ended_checkpoints))
             self.feed(c.Tick())
             assert (len(self.barriers), len(self.ended_checkpoints)) != before or self.failed, "spins"
+
+    @invariant()
+    def no_more_is_prepared_than_sinks_have_ids_for(self) -> None:
+        """A barrier is a transaction, which is let go once a checkpoint that commits is complete. See
+        connectors/kafka: its pool of ids, of which two are for what is open."""
+        if hasattr(self, "coordinator") and self.committers and not self.failed:
+            commits = max((n for n in self.manifests if not self.barriers[n]), default=0)
+            assert len([n for n in self.barriers if n > commits]) <= 2 * (self.concurrent + self.tolerable + 1)
 
 
 TestAnythingThatMayHappen = AnythingThatMayHappen.TestCase

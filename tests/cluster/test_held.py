@@ -13,7 +13,17 @@ import streamactors as sa
 from connectors.memory import ListSink
 from streamactors.clock import SYSTEM
 from streamactors.cluster.held import HeldJob
-from streamactors.cluster.hosted import Host, JobHost, JobState, Known, Request
+from streamactors.cluster.hosted import (
+    CancelJob,
+    Follow,
+    Host,
+    JobHost,
+    JobState,
+    Known,
+    NextValues,
+    QueryState,
+    Request,
+)
 from streamactors.launch import EXIT_TIMEOUT, JobHandle, _supervised
 from streamactors.runtime.events import CheckpointCompleted, JobEnded
 from streamactors.runtime.job import Job
@@ -200,3 +210,36 @@ async def test_a_host_that_is_lost_counts_as_a_restart(tmp_path: Path) -> None:
 
 def ids(made: Job) -> list[int]:
     return [info.id for info in made.checkpoints]
+
+
+async def test_a_request_that_waits_ends_with_the_job() -> None:
+    feed = Feed()
+    made = job(feed, sa.Config(restart=sa.Restart.fixed(dt.timedelta(hours=1), 1)))
+    host = JobHost(made, SYSTEM)
+    async with asyncio.timeout(PATIENCE):
+        running = asyncio.ensure_future(host.run())
+        await until(lambda: made.status == "running")
+        feed.fail(ValueError("torn"))
+        await until(lambda: made.status == "restarting")
+        asked = asyncio.ensure_future(host.ask(QueryState("sum", "total", 1)))
+        await asyncio.sleep(0)
+        await host.ask(CancelJob())
+        await running
+        with pytest.raises(sa.JobNotRunning, match="'summing' is not running any more: cancelled"):
+            await asked
+
+
+@pytest.mark.parametrize("error", [None, ValueError("torn")])
+async def test_who_follows_a_job_that_has_ended_is_told_so(error: ValueError | None) -> None:
+    feed = Feed()
+    host = JobHost(job(feed, sa.Config()), SYSTEM)
+    async with asyncio.timeout(PATIENCE):
+        running = asyncio.ensure_future(host.run())
+        feed.end() if error is None else feed.fail(error)
+        await running
+        number = await host.ask(Follow("sum", None, 10))
+        if error is None:
+            assert await host.ask(NextValues(number)) is None
+        else:
+            with pytest.raises(sa.JobFailed, match="torn"):
+                await host.ask(NextValues(number))

@@ -47,6 +47,11 @@ def checkpoints(folder: Path, alignment: str) -> sa.Checkpoints:
     return sa.Checkpoints(storage, interval=seconds)
 
 
+def flow() -> sa.Dataflow:
+    """For `streamactors run shop:flow`."""
+    return build(Path(os.environ["SHOP"]))
+
+
 if __name__ == "__main__":
     shop = Path(os.environ["SHOP"])  # not above: workers, which read the script too, are no children of this process
     sa.main(

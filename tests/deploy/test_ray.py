@@ -3,95 +3,17 @@
 import json
 import os
 import re
-import shutil
 import signal
-import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.deploy.ray_cluster import COORDINATOR, DETACHED, HERE, WORKER, Nodes, processes_under, short_folder, until
 from tests.programs import Program
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-PATIENCE = 120.0
-"""Seconds for what takes a few on an idle machine."""
-HERE = Path(__file__).parent
-WORKER, COORDINATOR = "ray::StreamactorsWorker", "ray::StreamactorsCoordinator"
-
-
-def until(condition: Callable[[], object], what: str, *programs: Program) -> None:
-    give_up = time.monotonic() + PATIENCE
-    while not condition():
-        told = "\n".join(f"{program.stdout}\n{program.stderr}" for program in programs)
-        assert all(program.alive for program in programs), f"ended before {what}:\n{told}"
-        assert time.monotonic() < give_up, f"still not {what}:\n{told}"
-        time.sleep(0.02)
-
-
-def processes_under(pid: int) -> dict[int, str]:
-    """Command lines of all that it has started, directly or not."""
-    parents: dict[int, int] = {}
-    for each in Path("/proc").iterdir():
-        if each.name.isdigit():
-            try:
-                parents[int(each.name)] = int((each / "stat").read_text().rpartition(")")[2].split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it has just ended
-    found, below = {}, [pid]
-    while below:
-        parent = below.pop()
-        for child in [child for child, its in parents.items() if its == parent]:
-            below.append(child)
-            try:
-                found[child] = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-    return found
-
-
-@dataclass(frozen=True)
-class Nodes:
-    program: Program
-    address: str
-    raylets: list[int]
-    environ: dict[str, str]
-
-    def pids(self, title: str) -> list[int]:
-        return [pid for pid, command in processes_under(self.program.pid).items() if command.startswith(title)]
-
-    def kill(self, title: str) -> None:
-        until(lambda: self.pids(title), f"there is a {title}")
-        os.kill(self.pids(title)[0], signal.SIGKILL)
-
-
-@pytest.fixture(scope="module")
-def environ() -> Iterator[dict[str, str]]:
-    """Sockets need a short path; and nothing listens but on the loopback."""
-    with short_folder() as folder:
-        yield {"RAY_TMPDIR": folder, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-
-
-@contextmanager
-def short_folder() -> Iterator[str]:
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)  # a log may still be written
-
-
-@pytest.fixture(scope="module")
-def nodes(environ: dict[str, str]) -> Iterator[Nodes]:
-    with Program(str(HERE / "ray_nodes.py"), "3", cwd=HERE, environ=environ) as program:
-        until(lambda: program.stdout.endswith("\n"), "the cluster is up", program)
-        address, *raylets = program.stdout.split()
-        yield Nodes(program, address, [int(pid) for pid in raylets], environ)
-        program.signal(signal.SIGTERM)
-        program.end()
 
 
 class Shop:
@@ -110,6 +32,34 @@ class Shop:
 
     def start(self) -> Program:
         return Program(str(HERE / "shop.py"), cwd=self.folder, environ=self.environ)
+
+    def command(self, *args: str) -> Program:
+        """Of `streamactors`, as by somebody of another machine: who has no registry of this one's jobs."""
+        elsewhere = self.folder / "elsewhere"
+        elsewhere.mkdir(mode=0o700, exist_ok=True)
+        away = {"XDG_RUNTIME_DIR": str(elsewhere), "TMPDIR": str(elsewhere)}
+        return Program("-m", "streamactors", *args, cwd=HERE, environ=self.environ | away)
+
+    def detach(self, **settings: object) -> Program:
+        given = {
+            "deployment": "ray",
+            "ray.workers": 2,
+            "ray.address": self.environ["CLUSTER"],
+            "checkpoints.storage": (self.folder / "checkpoints").as_uri(),
+            "checkpoints.interval": "300ms",
+            "restart.strategy": "fixed",
+            "restart.delay": "0s",
+            "restart.attempts": 100,
+        } | {name.replace("__", "."): value for name, value in settings.items()}
+        options = [option for name, value in given.items() for option in ("--set", f"{name}={value}")]
+        return self.command("run", "--detach", "--quiet", "shop:flow", *options)
+
+    def told(self, *args: str) -> dict[str, Any]:
+        """By a command that finds the job through the cluster."""
+        with self.command(*args, "--json", "--ray", self.environ["CLUSTER"]) as program:
+            assert program.end() == 0, program.stderr
+        told: dict[str, Any] = json.loads(program.stdout)
+        return told
 
     @property
     def totals(self) -> list[tuple[str, int]]:
@@ -153,6 +103,47 @@ def test_nothing_is_lost_or_doubled_whoever_is_killed(
         assert driver.end() == 0, driver.stderr
     until(lambda: not nodes.pids(WORKER) and not nodes.pids(COORDINATOR), "nothing is left of it")
     assert shop.totals == shop.expected
+
+
+def test_a_detached_job_outlives_its_driver_and_its_coordinators(nodes: Nodes, tmp_path: Path) -> None:
+    shop = Shop(tmp_path, nodes, {})
+    shop.order(200)
+    with shop.detach() as driver:
+        assert driver.end() == 0, driver.stderr
+    assert "shop runs, detached" in driver.stdout
+    shop.all_counted(nodes.program)
+    for victim in (DETACHED, WORKER, DETACHED):
+        shop.order(200)
+        nodes.kill(victim)
+        shop.order(200)
+        shop.all_counted(nodes.program)
+    with shop.detach() as driver:
+        assert driver.end() == 2
+    assert "'shop' runs on this cluster already" in driver.stderr
+    savepoint = (tmp_path / "savepoint").as_uri()
+    assert shop.told("savepoint", "shop", savepoint)["uri"] == savepoint
+    shop.order(200)
+    ended = shop.told("stop", "shop")
+    assert ended["status"] == "finished" and shop.totals == shop.expected
+    until(lambda: not nodes.pids(WORKER) and not nodes.pids(DETACHED), "nothing is left of it")
+    last = shop.told("status", "shop")
+    assert (last["status"], last["error"], last["last_checkpoint"]) == ("finished", None, ended["checkpoint"])
+
+
+def test_a_detached_job_that_could_not_go_on_says_so(nodes: Nodes, tmp_path: Path) -> None:
+    shop = Shop(tmp_path, nodes, {})
+    shop.order(20)
+    with shop.detach(restart__strategy="none", checkpoints__storage="file:///dev/null/nowhere") as driver:
+        assert driver.end() != 0
+    assert "/dev/null/nowhere" in driver.stderr
+    until(lambda: not nodes.pids(WORKER) and not nodes.pids(DETACHED), "nothing is left of it")
+    with shop.detach(restart__strategy="none") as driver:
+        assert driver.end() == 0, driver.stderr
+    shop.all_counted(nodes.program)
+    nodes.kill(DETACHED)
+    until(lambda: not nodes.pids(WORKER) and not nodes.pids(DETACHED), "it is gone for good")
+    told = shop.told("status", "shop")
+    assert told["status"] == "failed" and "was killed, or has died where restarts are off" in told["error"]
 
 
 def told_by(scene: str, folder: Path, environ: dict[str, str]) -> dict[str, str]:

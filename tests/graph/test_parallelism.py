@@ -58,6 +58,24 @@ def test_who_is_named_with_the_flow_goes_by_what_is_named() -> None:
     assert rescaled(None, {"c": 3}, Parallelism(2))["d"] == 2, "the flow says so"
 
 
+def named() -> PhysicalPlan:
+    """in → `fetch` → `fetch` → `odd` → out, which is called `in` too."""
+    flow = sa.Dataflow("flow")
+    fetched = flow.source("in", Feed()).map(keep, name="fetch").map(keep, name="fetch")
+    fetched.filter(lambda value: value % 2 == 1, name="odd").sink("out", ListSink[int](), name="in")
+    return plan(flow.graph())
+
+
+def test_a_step_may_be_given_by_its_name() -> None:
+    [odd] = [uid for uid, (_, node) in named().node.items() if node.name == "odd"]
+    assert Parallelism().rescaled(None, {"odd": 3}, named()) == Parallelism().rescaled(None, {odd: 3}, named())
+    assert Parallelism().rescaled(None, {"in": 3}, named()).steps["in"] == 3, "a uid comes first"
+    with pytest.raises(sa.InvalidConfig, match=r"several steps are called 'fetch': give the uid of one of them: .*, "):
+        Parallelism().rescaled(None, {"fetch": 3}, named())
+    with pytest.raises(sa.InvalidConfig, match=f"step '{odd}' is given twice"):
+        Parallelism().rescaled(None, {"odd": 3, odd: 2}, named())
+
+
 @pytest.mark.parametrize(
     ("default", "steps", "said"),
     [

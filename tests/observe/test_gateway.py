@@ -66,6 +66,19 @@ async def test_it_refuses(tmp_path: Path) -> None:
         assert (await api.get())["status"] == "running"
 
 
+async def test_one_of_several_of_the_same_name_has_to_be_named(tmp_path: Path) -> None:
+    async with behind_a_gateway(tmp_path, Feed()) as (_, api):
+        other = config(tmp_path / "other")
+        async with sa.start(flow_of(Feed()), other, on_exit="cancel") as job, steered(job):
+            refused = await api.client.get("/api/v1/jobs/sums")
+            assert (refused.status_code, refused.json()["error"]["code"]) == (409, "ambiguous-job")
+            message = refused.json()["error"]["message"]
+            assert str(tmp_path / "stored") in message and str(tmp_path / "other" / "stored") in message
+            assert f"pid {os.getpid()}" in message
+            assert (await api.post("/cancel")).status_code == 409 and job.status == "running"
+        assert (await api.get())["status"] == "running", "the only one again"
+
+
 async def test_events_pass_through_and_end_with_the_gateway(tmp_path: Path) -> None:
     async with sa.start(flow_of(Feed()), config(tmp_path), on_exit="cancel") as job, steered(job):
         before, tasks = open_files(), asyncio.all_tasks()

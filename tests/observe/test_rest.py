@@ -470,6 +470,7 @@ async def test_a_job_is_rescaled_and_its_graph_is_the_new_one(tmp_path: Path) ->
         told = done["last_rescale"]
         assert (told["before"]["sum"], told["after"]["sum"], told["after"]["numbers"]) == (2, 4, 3)
         assert told["pause_seconds"] > 0 and told["time_ms"] > 0
+        assert (await api.get())["restored_parallelism"] == {}
         again = (await api.post("/rescale", {"steps": {"sum": 4}})).json()
         assert again == {**done, "changed": False}
         refused = await api.post("/rescale", {"steps": {"total": 2}})
@@ -498,5 +499,6 @@ async def test_a_rescaled_and_restored_job_tells_of_itself(tmp_path: Path) -> No
         await taken(job, 1)
         status, loads = await api.get(), await api.get("/backpressure")
     assert {each["uid"]: each["parallelism"] for each in status["operators"]}["sum"] == 3
+    assert status["restored_parallelism"] == dict.fromkeys(("numbers", "sum", "map-2", "out"), 2)
     assert sum(each["entries"] for each in status["operators"]) == 2
     assert [len(each["subtasks"]) for each in loads["vertices"]] == [3, 3]

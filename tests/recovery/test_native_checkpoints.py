@@ -528,17 +528,14 @@ async def test_too_busy_for_a_native_snapshot(world: World, monkeypatch: pytest.
 
 
 async def test_several_at_once(world: World) -> None:
-    """The second begins while the first is being stored, and may be complete before it: then that is given up. The
-    last one never is."""
+    """The second begins while the first is being stored, and may be complete before it: then that is told instead."""
     async with world.job(world.config(max_concurrent=3, tolerable_failures=5)) as job:
         await world.feed_in(*range(KEYS))
         for step in range(5):
             asked = [asyncio.ensure_future(job.checkpoint()) for _ in range(3)]
             await world.feed_in(*range(step * 20, step * 20 + 20))
-            *others, last = await asyncio.gather(*asked, return_exceptions=True)
-            assert isinstance(last, sa.CheckpointInfo), last
-            for each in others:
-                assert isinstance(each, sa.CheckpointInfo) or "a later checkpoint completed first" in str(each), each
+            taken = [info.id for info in await asyncio.gather(*asked)]
+            assert taken == sorted(taken)
         await world.check(job)
     async with world.job() as job:
         await world.check(job)

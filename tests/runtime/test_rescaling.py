@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import datetime as dt
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.clock import SYSTEM
 from streamactors.launch import _supervised
 from streamactors.runtime.events import AttemptBegun, AttemptFailed, JobEvent, Moment
-from streamactors.sources import SourceContext
+from streamactors.sources import Position, SourceBatch, SourceContext
 from streamactors.submission import job_here
 from streamactors.testing.failing_files import FailingFiles
 from tests.runtime.feeds import PATIENCE, Feed, FeedReader, until
@@ -90,7 +90,13 @@ class World:
 
     @contextlib.asynccontextmanager
     async def job(
-        self, parallelism: int = 2, *, flow: sa.Dataflow | None = None, backend: Any = "heap", **checkpoints: Any
+        self,
+        parallelism: int = 2,
+        *,
+        flow: sa.Dataflow | None = None,
+        backend: Any = "heap",
+        restart: Any = None,
+        **checkpoints: Any,
     ) -> AsyncIterator[sa.JobHandle]:
         given: dict[str, Any] = {"interval": dt.timedelta(hours=1), **checkpoints}
         config = sa.Config(
@@ -98,7 +104,7 @@ class World:
             parallelism=parallelism,
             mailbox_capacity=64,
             state_backend=backend,
-            restart=sa.Restart.fixed(dt.timedelta(0), 5),
+            restart=restart or sa.Restart.fixed(dt.timedelta(0), 5),
         )
         graph = (flow or self.flow()).graph()
         job = job_here(graph, config, restore="latest", fresh=False, resources=None, files=self.files)
@@ -195,7 +201,7 @@ async def test_nothing_is_left_but_checkpoints_that_are_retained(tmp_path: Path)
         for parallelism in (1, 3, 2, 4):
             world.put(10)
             await job.rescale(parallelism=parallelism)
-        await until(lambda: len(list((tmp_path / "checkpoints").glob("counting/*/*/chk-*/manifest"))) == 2)
+        await until(lambda: len(manifests(tmp_path)) == 2)
         assert not any(info.savepoint for info in job.checkpoints)
         await world.end(job)
     world.check()
@@ -216,19 +222,30 @@ async def test_steps_by_uid(tmp_path: Path) -> None:
     world.check()
 
 
-async def test_the_parallelism_outlives_attempts_but_not_the_process(tmp_path: Path) -> None:
+async def test_the_parallelism_outlives_attempts_but_not_the_process(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     world = World(tmp_path)
     async with world.job() as job:
         world.put(50)
         await job.rescale(parallelism=4)
+        await job.checkpoint()
         world.feed.fail(RuntimeError("broken"))
         await until(lambda: job.restarts == 1 and job.status == "running")
         assert width(job) == 4 and job.incidents[-1].attempt == 2
         world.put(50)
         await job.checkpoint()
+        assert job.metrics()["restored_parallelism"] == {}
     async with world.job() as job:
         assert width(job) == 2
+        assert job.metrics()["restored_parallelism"] == dict.fromkeys(("numbers", "map-1", "count", "map-3", "out"), 4)
+        await job.checkpoint()
+    [told] = [record for record in caplog.records if "was rescaled" in record.getMessage()]
+    assert told.levelname == "WARNING" and "count 4 → 2" in told.getMessage()
+    async with world.job(3) as job:
+        assert job.metrics()["restored_parallelism"]["count"] == 2
         await world.end(job)
+    assert len([record for record in caplog.records if "was rescaled" in record.getMessage()]) == 1, "set by hand"
     world.check()
 
 
@@ -313,6 +330,110 @@ async def test_where_the_new_attempt_is_refused_the_old_parallelism_comes_back(t
         world.put(50)
         await world.end(job)
     world.check()
+
+
+class Strict(Feed):
+    """Where more than two read, the first of them fails: on opening, or with the first record."""
+
+    def __init__(self, when: str) -> None:
+        super().__init__(4)
+        self.when = when
+        self.strict = True
+
+    def reader(self, ctx: SourceContext) -> FeedReader:
+        return StrictReader(self, ctx)
+
+
+class StrictReader(FeedReader):
+    def __init__(self, feed: Strict, ctx: SourceContext) -> None:
+        super().__init__(feed, ctx)
+        self._strict = feed if feed.strict and ctx.parallelism > 2 and ctx.subtask == 0 else None
+
+    def _check(self, when: str) -> None:
+        if self._strict is not None and self._strict.when == when:
+            raise OSError("too many connections")
+
+    async def open(self, restored: Mapping[str, Position] | None) -> Mapping[str, Position]:
+        self._check("open")
+        return await super().open(restored)
+
+    async def read(self) -> SourceBatch[Any] | None:
+        self._check("read")
+        return await super().read()
+
+
+async def test_where_the_new_attempt_does_not_come_to_run_the_old_parallelism_comes_back(tmp_path: Path) -> None:
+    world = World(tmp_path, Strict("open"))
+    async with world.job() as job:
+        world.put(50)
+        with pytest.raises(
+            sa.RescaleFailed, match=r"numbers 2 → 3.* goes on as it was: .*too many connections"
+        ) as told:
+            await job.rescale(parallelism=3)
+        assert isinstance(told.value.__cause__, OSError)
+        await until(lambda: job.status == "running")
+        assert (width(job), job.restarts, job.last_rescale) == (2, 1, None)
+        world.put(50)
+        await world.end(job)
+    world.check()
+
+
+async def test_where_the_new_attempt_fails_before_its_first_checkpoint_the_old_parallelism_comes_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(tmp_path, feed := Strict("read"))
+    async with world.job() as job:
+        world.put(50)
+        await job.rescale(parallelism=3)
+        await until(lambda: job.status == "running" and width(job) == 2)
+        [incident] = job.incidents
+        assert isinstance(incident.error, OSError) and "numbers 2 → 3" in incident.error.__notes__[-1]
+        assert any("goes back to the parallelism before" in record.getMessage() for record in caplog.records)
+        back: Any = job.last_rescale
+        assert (job.restarts, back.before["count"], back.after["count"]) == (1, 3, 2)
+        world.put(50)
+        world.feed.fail(RuntimeError("broken"))
+        await until(lambda: job.restarts == 2 and job.status == "running")
+        assert (width(job), job.last_rescale) == (2, back), "once"
+        feed.strict = False
+        await job.rescale(parallelism=3)
+        await job.checkpoint()
+        world.feed.fail(RuntimeError("broken"))
+        await until(lambda: job.restarts == 3 and job.status == "running")
+        assert width(job) == 3, "it has taken a checkpoint"
+        await world.end(job)
+    world.check()
+
+
+async def test_a_rescale_ends_no_job_that_may_not_restart(tmp_path: Path) -> None:
+    world = World(tmp_path, Strict("read"))
+    with pytest.raises(sa.JobFailed, match="broken"):
+        async with world.job(restart=sa.Restart.none()) as job:
+            world.put(50)
+            await job.rescale(parallelism=3)
+            await until(lambda: job.status == "running" and width(job) == 2)
+            world.feed.fail(RuntimeError("broken"))
+            await job.wait()
+
+
+async def test_the_pause_is_not_that_of_deleting_old_checkpoints(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    async with world.job(retain=1) as job:
+        world.put(50)
+        await job.checkpoint()
+        await until(lambda: len(manifests(tmp_path)) == 1)
+        stall = world.files.stall("delete*")
+        await job.rescale(parallelism=3)
+        assert stall.reached.is_set() and width(job) == 3
+        world.files.heal()
+        await until(lambda: [path.parent.name for path in manifests(tmp_path)] == [f"chk-{job.checkpoints[-1].id}"])
+        assert len(job.checkpoints) == 2, "none has followed, and what was left is deleted all the same"
+        await world.end(job)
+    world.check()
+
+
+def manifests(folder: Path) -> list[Path]:
+    return list((folder / "checkpoints").glob("counting/*/*/chk-*/manifest"))
 
 
 async def test_a_storage_that_fails_between_two_attempts_costs_a_restart_and_nothing_else(tmp_path: Path) -> None:

@@ -63,9 +63,21 @@ class Facts:
         self.immutable = not any(map(_is_mutable, nodes))
         alternatives = kind.types if isinstance(kind, info.UnionType) else (kind,)
         self.flat = all(map(_is_flat, alternatives))
-        self.exact = all(isinstance(each, _EXACT) and each == type(each)() for each in alternatives)
+        self.exact = is_plain(kind)
         classes = [class_of(node.cls) for node in nodes if hasattr(node, "cls")]
         self.classes = [cls for cls in classes if is_record_class(cls)]
+
+
+def is_plain(kind: info.Type) -> bool:
+    """Whether it is None, bool, int, float, str, bytes, or a union of these, without constraints."""
+    alternatives = kind.types if isinstance(kind, info.UnionType) else (kind,)
+    return all(isinstance(each, _EXACT) and each == type(each)() for each in alternatives)
+
+
+def plain_types(kind: info.Type) -> frozenset[type]:
+    """The classes of a plain type."""
+    alternatives = kind.types if isinstance(kind, info.UnionType) else (kind,)
+    return frozenset(_ACCEPTED[type(each)] for each in alternatives)
 
 
 def _nodes(kind: Any) -> Iterator[Any]:

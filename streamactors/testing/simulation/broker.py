@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from streamactors.errors import Disturbed
 from streamactors.testing.simulation.faults import MARK
-from streamactors.testing.simulation.process import Process
+from streamactors.testing.simulation.process import here
 
 R = TypeVar("R")
 
@@ -143,35 +143,34 @@ def _before(transaction: Transaction, checkpoint: int) -> bool:
 
 
 class BrokerClient:
-    """One process's way to the broker: requests take time, fail, and take effect without an answer."""
+    """A process's way to the broker: requests take time, fail, and take effect without an answer."""
 
-    def __init__(self, broker: Broker, process: Process) -> None:
+    def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self._process = process
 
     async def init_producer(self, transactional_id: str, timeout: float) -> Session:
-        now = self._process.loop.time
+        now = here().loop.time
         return await self._ask(
             f"InitProducerId {transactional_id}", lambda: self._broker.init_producer(transactional_id, timeout, now())
         )
 
     async def append(self, topic: str, values: Sequence[Any], session: Session | None) -> int:
-        now = self._process.loop.time
+        now = here().loop.time
         what = f"Produce {len(values)} to {topic} as {session}"
         return await self._ask(what, lambda: self._broker.append(topic, values, session, now()))
 
     async def end(self, session: Session, *, commit: bool) -> int:
-        now = self._process.loop.time
+        now = here().loop.time
         what = f"{'Commit' if commit else 'Abort'} {session}"
         return await self._ask(what, lambda: self._broker.end(session, commit=commit, now=now()))
 
     def prepared(self, session: Session, checkpoint: int) -> None:
         """No request: for who looks in."""
-        self._process.check_alive()
+        here().check_alive()
         self._broker.prepared(session, checkpoint)
 
     async def _ask(self, what: str, request: Callable[[], R]) -> R:
-        process = self._process
+        process = here()
         await process.pause()
         await process.linger("slow_sinks", STALL_SECONDS)
         failing = process.fate.strikes("sink_failures")

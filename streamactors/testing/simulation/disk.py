@@ -22,6 +22,8 @@ from streamactors.errors import Crashed
 class File:
     content: bytearray = field(default_factory=bytearray)
     durable: bytes = b""
+    writer: int = 0
+    """Whoever has made it, by a number of theirs."""
 
     def lose(self, chance: random.Random) -> None:
         tail = self.content[len(self.durable) :]

@@ -17,7 +17,7 @@ from streamactors.operators.base import KeyedOperator, is_async
 from streamactors.operators.process import ProcessSpec, ReduceSpec
 from streamactors.operators.stateless import FunctionSpec
 from streamactors.operators.two_inputs import KeyedBroadcastOperator, KeyedCoOperator
-from streamactors.testing.simulation.process import Process
+from streamactors.testing.simulation.process import here
 from streamactors.testing.simulation.watching import StateWatch
 
 PONDER_SECONDS: Final = 3.0
@@ -25,19 +25,18 @@ HOOKS: Final = ("process", "process_left", "process_right", "process_broadcast",
 KEYED: Final = (KeyedOperator, KeyedCoOperator, KeyedBroadcastOperator)
 
 
-def disturbed(graph: LogicalGraph, process: Process) -> LogicalGraph:
+def disturbed(graph: LogicalGraph, draw: Random) -> LogicalGraph:
     """The same graph, its user code suspended and failing by seed."""
-    draw = process.fate.random("coroutines")
-    return replace(graph, nodes=tuple(_disturbed(node, process, draw) for node in graph.nodes))
+    return replace(graph, nodes=tuple(_disturbed(node, draw) for node in graph.nodes))
 
 
-def _disturbed(node: Node, process: Process, draw: Random) -> Node:
+def _disturbed(node: Node, draw: Random) -> Node:
     suspended = draw.random() < 0.5
     spec = node.spec
     if isinstance(spec, FunctionSpec):
-        return replace(node, spec=replace(spec, fn=_around(spec.fn, process, node.uid, suspended=suspended)))
+        return replace(node, spec=replace(spec, fn=_around(spec.fn, node.uid, suspended=suspended)))
     if isinstance(spec, ReduceSpec):
-        return replace(node, spec=replace(spec, fn=_around(spec.fn, process, node.uid, suspended=suspended)))
+        return replace(node, spec=replace(spec, fn=_around(spec.fn, node.uid, suspended=suspended)))
     if isinstance(spec, ProcessSpec):
         factory = spec.factory
 
@@ -47,25 +46,26 @@ def _disturbed(node: Node, process: Process, draw: Random) -> Node:
             for name in HOOKS:
                 if (hook := getattr(operator, name, None)) is not None:
                     watched = keyed(hook) if _has_keys(operator, name) else hook
-                    setattr(operator, name, _around(watched, process, node.uid, suspended=suspended))
+                    setattr(operator, name, _around(watched, node.uid, suspended=suspended))
             return operator
 
         return replace(node, spec=replace(spec, factory=make))
     return node
 
 
-def _around(fn: Callable[..., Any], process: Process, uid: str, *, suspended: bool) -> Callable[..., Any]:
+def _around(fn: Callable[..., Any], uid: str, *, suspended: bool) -> Callable[..., Any]:
     if not suspended and not is_async(fn):
 
         @functools.wraps(fn)
         def plain(*args: Any) -> Any:
-            process.fail("operator_failures", f"operator {uid}")
+            here().fail("operator_failures", f"operator {uid}")
             return fn(*args)
 
         return plain
 
     @functools.wraps(fn)
     async def suspendable(*args: Any) -> Any:
+        process = here()
         await process.linger("slow_records", PONDER_SECONDS)
         if process.often():
             await process.clock.sleep(0)

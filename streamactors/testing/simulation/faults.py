@@ -24,6 +24,9 @@ COUNTED: Final = {
     "source_failures": 100,
     "sink_failures": 150,
     "storage_failures": 800,
+    "worker_kills": 6000,
+    "worker_pauses": 6000,
+    "cuts": 6000,
     "slow_storage": 400,
     "slow_sinks": 100,
     "slow_records": 150,
@@ -53,6 +56,12 @@ class Faults:
     rewinds: int = 0
     """Starts from an earlier savepoint or checkpoint, named by its URI. What was committed after that is taken out of
     the log: only for flows whose sinks are `World.sink`."""
+    worker_kills: int = 2
+    """Of a worker, as by SIGKILL; half of them nobody is told of."""
+    worker_pauses: int = 1
+    """Of a worker, or of the coordinator, for so short or so long: whoever is replaced meanwhile goes on afterwards."""
+    cuts: int = 1
+    """Of the connection between a worker and the coordinator or another one, for some time or for good."""
     actor_crashes: int = 2
     """Cancelled from within, at any await."""
     operator_failures: int = 1
@@ -76,6 +85,11 @@ class Faults:
     """Checkpointing modes to switch between at restarts, by name (see `MODES`). Empty: as configured."""
     backends: tuple[str, ...] = ()
     """State backends, likewise: `heap`, `rocksdb`."""
+    workers: tuple[int, ...] = ()
+    """How many workers there may be beside the coordinator, drawn anew at starts. 0, where that is drawn first: one
+    process, and no cluster. Empty: likewise."""
+    weather: tuple[str, ...] = ("fair", "gusts", "losses", "storm")
+    """Of the network between them."""
     spread: float = 1.0
 
     def __post_init__(self) -> None:
@@ -89,7 +103,7 @@ class Faults:
     @classmethod
     def none(cls, **options: Any) -> Self:
         """Nothing goes wrong and nothing changes but what `options` say."""
-        calm: dict[str, Any] = dict.fromkeys(COUNTED, 0) | {"parallelism": (), "mailboxes": ()}
+        calm: dict[str, Any] = dict.fromkeys(COUNTED, 0) | {"parallelism": (), "mailboxes": (), "weather": ("fair",)}
         return cls(**(calm | options))
 
     def as_options(self, usual: "Faults | None" = None) -> str:
@@ -116,9 +130,9 @@ def _text(value: Any) -> str:
 
 def _value(name: str, text: str) -> Any:
     try:
-        if name in ("modes", "backends"):
+        if name in ("modes", "backends", "weather"):
             return tuple(filter(None, text.split("/")))
-        if name in ("parallelism", "mailboxes"):
+        if name in ("parallelism", "mailboxes", "workers"):
             return tuple(int(part) for part in text.split("/") if part)
         return float(text) if name == "spread" else int(text)
     except ValueError as error:

@@ -8,10 +8,13 @@ from typing import Any, Final, Literal
 
 from streamactors.errors import (
     CheckpointFailed,
+    ConnectionLost,
     JobFailed,
     JobNotRunning,
+    RescaleFailed,
     RescaleUnderWay,
     StorageFailed,
+    WorkerLost,
 )
 from streamactors.launch import JobHandle
 from streamactors.runtime.job import Job
@@ -30,7 +33,7 @@ LEAVING_STEPS: Final = 1000
 REQUEST: Final = "request: "
 OUTSIDE: Final = ("main", "job", REQUEST, "Job.")
 """How the names of tasks begin that are not the attempt's: a request may wait for the next one."""
-REFUSALS: Final = (CheckpointFailed, JobFailed, JobNotRunning, RescaleUnderWay, StorageFailed)
+REFUSALS: Final = (CheckpointFailed, JobFailed, JobNotRunning, RescaleFailed, RescaleUnderWay, StorageFailed)
 """How requests to a job that is disturbed may end."""
 
 
@@ -57,10 +60,9 @@ class Life:
 
     def run(self) -> None:
         loop = self._loop
-        loop.before_step = self._before_step
         main = loop.create_task(self._main(), name="main")
         main.add_done_callback(lambda _: loop.stop())
-        loop.run_forever()
+        self._process.run(self._before_step)
         self._process.trace.note(f"process {self._process.number} ends at {loop.time():.6f}: {self.crash}")
         if main.done():
             main.result()
@@ -102,7 +104,7 @@ class Life:
             self._take_savepoint()
         if strikes("rescales"):
             self._rescale()
-        if self._loop.steps >= self._next_look:
+        if self._process.steps >= self._next_look:
             self._look()
         if self._world.broken:
             self._loop.stop()
@@ -116,7 +118,7 @@ class Life:
         return False
 
     def _crash_actor(self) -> None:
-        actors = [task for task in self._loop.unfinished() if task.get_name() in self._actors]
+        actors = [task for task in self._process.unfinished() if task.get_name() in self._actors]
         if not actors:
             self._process.fate.struck["actor_crashes"] -= 1
             return
@@ -159,11 +161,12 @@ class Life:
         self._request("rescale", lambda: self._rescaled(handle, widths))
 
     async def _rescaled(self, handle: JobHandle, widths: dict[str, int]) -> None:
+        restarts = handle.restarts
         await handle.rescale(parallelism=widths)
         plan = handle.plan
         assert plan is not None
         found = {uid: plan.node[uid][0].parallelism for uid in widths}
-        if found != widths:
+        if found != widths and handle.restarts == restarts:  # else it may have failed at once, and gone back
             self._world.broken.append(f"rescaled to {widths}, and it is {found}")
         self._process.note("rescaled")
 
@@ -193,13 +196,13 @@ class Life:
 
     def _look(self) -> None:
         """Now and then: collect garbage, and see that it gets on."""
-        self._next_look = self._loop.steps + 1 + int(self._draw.random() * COLLECT_STEPS)
+        self._next_look = self._process.steps + 1 + int(self._draw.random() * COLLECT_STEPS)
         gc.collect()
-        if self._loop.time() - self._process.progress < IDLE_SECONDS:
-            self._idle_since = self._loop.steps
-        elif self._loop.steps - self._idle_since > IDLE_STEPS:
-            waiting = ", ".join(task.get_name() for task in self._loop.unfinished())
-            self._world.broken.append(f"nothing was read or written for {IDLE_SECONDS:g} s; tasks: {waiting}")
+        if self._loop.time() - self._process.pulse.progress < IDLE_SECONDS:
+            self._idle_since = self._process.steps
+        elif self._process.steps - self._idle_since > IDLE_STEPS:
+            quiet = f"nothing was read or written for {IDLE_SECONDS:g} s"
+            self._world.broken.append(f"{quiet}; tasks: {self._waiting()}")
 
     # ---------------------------------------------------------------------------------------------------- every attempt
     def give_up(self, why: str) -> None:
@@ -224,9 +227,8 @@ class Life:
     # ---------------------------------------------------------------------------------------------------------- verdict
     def problems(self) -> list[str]:
         """What must not happen, whatever goes wrong."""
-        loop = self._loop
-        found = list(self._world.broken) + loop.complaints
-        if loop.stuck:
+        found = list(self._world.broken) + self._process.complaints
+        if self._process.stuck:
             found.append(f"nothing is ready, no timer is set, and the job has not ended: {self._waiting()}")
         elif self.crash is None and not found and not self._process.lingering and (left := self._left(())):
             found.append(f"the job has ended, and left tasks: {left}")
@@ -241,12 +243,18 @@ class Life:
         return any(
             MARK in str(link)
             or (isinstance(link, CheckpointFailed) and "not acknowledged within" in str(link))
+            or (isinstance(link, WorkerLost | ConnectionLost) and self._cluster_disturbed)
             or ("cancelled from within" in str(link) and self._process.fate.struck["actor_crashes"] > 0)
             for link in causes(error)
         )
 
+    @property
+    def _cluster_disturbed(self) -> bool:
+        struck = self._process.fate.struck
+        return any(struck[kind] > 0 for kind in ("worker_kills", "worker_pauses", "cuts"))
+
     def _waiting(self) -> str:
-        return ", ".join(task.get_name() for task in self._loop.unfinished())
+        return ", ".join(task.get_name() for task in self._process.unfinished())
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

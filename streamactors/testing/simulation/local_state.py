@@ -9,7 +9,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from random import Random
 from typing import Final
@@ -50,13 +50,13 @@ class LocalState:
 
 @dataclass(frozen=True)
 class SimulatedRocksDB(RocksDB):
-    """The setting: "rocksdb", but on the local disk of a simulated process."""
+    """The setting: "rocksdb", but on the local disk of the simulated process that opens it."""
 
     _: KW_ONLY
-    local: LocalState
+    local: Callable[[], LocalState]
 
     def make_backend(self, groups: KeyGroupRange, max_parallelism: int, *, uid: str, clock: Clock) -> RocksDBBackend:
-        return self.local.open(groups, max_parallelism, uid=uid, clock=clock)
+        return self.local().open(groups, max_parallelism, uid=uid, clock=clock)
 
 
 class SimulatedBackend(RocksDBBackend):

@@ -108,8 +108,12 @@ class SimulationLoop(asyncio.BaseEventLoop):
         """Whether the step may be taken."""
         self.stuck = False
         """It had nothing to do, and no timer to wait for."""
+        self.owner: object = None
+        """The process that it is the loop of."""
         self.complaints: list[str] = []
         """What asyncio would have logged: exceptions that nobody has seen, tasks destroyed."""
+        self.hooks = self._asyncgen_firstiter_hook, self._asyncgen_finalizer_hook  # type: ignore[attr-defined]
+        """For async generators that begin in a step of its own."""
         self.set_exception_handler(self._complain)
 
     # ----------------------------------------------------------------------------------------------------------- time
@@ -169,10 +173,30 @@ class SimulationLoop(asyncio.BaseEventLoop):
         """In the order they were made."""
         return [task for task in self._tasks if not task.done()]
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stopping
+
+    def runnable(self) -> bool:
+        """Whether there is a step to take now."""
+        scheduled = self._scheduled
+        return bool(self._ready) or (bool(scheduled) and scheduled[0].when() <= self._time.now)
+
+    def next_timer(self) -> float | None:
+        """When it has a step to take if nothing comes from outside; None: never."""
+        while self._scheduled and self._scheduled[0].cancelled():
+            self._due(heapq.heappop(self._scheduled))
+        return self._scheduled[0].when() if self._scheduled else None
+
     def _run_once(self) -> None:
-        ready, scheduled = self._ready, self._scheduled
-        if not ready:
+        if not self._ready:
             self._jump()
+        self.step()
+
+    def step(self) -> None:
+        """One of those that may be taken now, if there is any."""
+        ready, scheduled = self._ready, self._scheduled
         while scheduled and scheduled[0].when() <= self._time.now:
             self._due(heapq.heappop(scheduled))
         if not ready:
@@ -191,10 +215,9 @@ class SimulationLoop(asyncio.BaseEventLoop):
 
     def _jump(self) -> None:
         """To the next timer; with none, nothing will ever happen again."""
-        while self._scheduled and self._scheduled[0].cancelled():
-            self._due(heapq.heappop(self._scheduled))
-        if self._scheduled:
-            self._time.now = max(self._time.now, self._scheduled[0].when())
+        due = self.next_timer()
+        if due is not None:
+            self._time.now = max(self._time.now, due)
         elif not self._stopping:
             self.stuck = True
             self.stop()
@@ -226,13 +249,14 @@ class SimulationLoop(asyncio.BaseEventLoop):
         self._dead = True
         self._ready.clear()
         self._scheduled.clear()
+        running = events._get_running_loop()
         events._set_running_loop(self)
         try:
             for task in self.unfinished():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
                 _end_coroutine(task)
         finally:
-            events._set_running_loop(None)
+            events._set_running_loop(running)
         self._tasks.clear()
         self.close()
 

@@ -16,7 +16,6 @@ from typing import Final
 from streamactors.api.dataflow import Dataflow
 from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.clock import Clock
-from streamactors.cluster.slice import Slice
 from streamactors.config import Config, RocksDB
 from streamactors.deploy.local import deploy_locally
 from streamactors.errors import InvalidConfig, SimulationFailed, StreamactorsError
@@ -25,15 +24,18 @@ from streamactors.graph.parallelism import Parallelism, widths
 from streamactors.graph.physical import PhysicalPlan
 from streamactors.graph.planner import plan
 from streamactors.runtime.assembly import AttemptSpec
+from streamactors.runtime.attempt import Deploy, Deployed, StoredSnapshots
 from streamactors.runtime.messages import Reports
-from streamactors.runtime.snapshot import SnapshotStorage
 from streamactors.submission import job_here
 from streamactors.testing.simulation.channels import StallingChannel
+from streamactors.testing.simulation.cluster import SimulatedCluster
 from streamactors.testing.simulation.disturbance import disturbed, drawn_widths, rescaled
 from streamactors.testing.simulation.faults import Fate, Faults
+from streamactors.testing.simulation.fleet import Fleet
 from streamactors.testing.simulation.life import Life
 from streamactors.testing.simulation.local_state import scratch
-from streamactors.testing.simulation.process import Process
+from streamactors.testing.simulation.loop import VirtualTime
+from streamactors.testing.simulation.process import STEP_SECONDS, Process
 from streamactors.testing.simulation.result import Check, Outcome, SimulationResult
 from streamactors.testing.simulation.scenario import FlowFactory, Scenario, replay
 from streamactors.testing.simulation.settings import (
@@ -100,12 +102,27 @@ class Run:
         self._draw = self._fate.random("restarts")
         self._config = scenario.config or drawn_config(self._fate.random("config"), scenario.mode)
         self._graph: LogicalGraph | None = None
+        self._cluster = self._drawn_cluster()
         self._drawn_widths: dict[str, int] = {}
         self._widths: dict[str, set[int]] = {}
         self._modes = {mode_of(self._config)}
         self._counts: Counter[str] = Counter()
 
+    def _drawn_cluster(self) -> SimulatedCluster | None:
+        faults, draw = self._scenario.faults, self._fate.random("cluster")
+        if not faults.workers or not draw.choice(faults.workers):
+            return None
+        time = VirtualTime(self._fate.random("time"), 0.0, draw.choice(STEP_SECONDS) / 2)
+        fleet = self._world.fleet = Fleet(self._fate.random("fleet"), self._trace, time)
+        return SimulatedCluster(self._world, fleet, draw, draw.choice(faults.weather))
+
     def to_the_end(self) -> SimulationResult:
+        try:
+            return self._to_the_end()
+        finally:
+            self._world.end()
+
+    def _to_the_end(self) -> SimulationResult:
         begun = time.process_time()
         self._run()
         self._clear_up()
@@ -166,11 +183,28 @@ class Run:
             self._check(life)
             finished = life.finished
         finally:
-            self._counts["steps"] += process.loop.steps
+            self._counts["steps"] += process.steps
             self._world.end_process()
+            if self._cluster is not None:
+                self._cluster.coordinator_ends()
         if life.crash == "power_losses":
-            self._world.lose_power()
+            self._lose_power()
+        if finished and self._cluster is not None:
+            self._end_cluster(self._cluster)
         return finished
+
+    def _lose_power(self) -> None:
+        if self._cluster is not None:
+            self._cluster.lose_power()
+        self._world.lose_power()
+
+    def _end_cluster(self, cluster: SimulatedCluster) -> None:
+        """The job has finished; whatever comes after runs in one process."""
+        cluster.close()
+        self._world.end()
+        self._cluster = self._world.fleet = None
+        if self._world.broken:
+            raise self._failed("; ".join(self._world.broken))
 
     def _reconfigure(self, *, first: bool) -> None:
         before, backend = mode_of(self._config), backend_of(self._config)
@@ -180,12 +214,12 @@ class Run:
         self._counts["backend switches"] += not first and backend_of(self._config) != backend
         self._modes.add(mode)
         if not first:
-            self._world.now += self._draw.random() * DOWN_SECONDS
+            self._world.rest(self._draw.random() * DOWN_SECONDS)
 
     def _life(self, process: Process, *, first: bool) -> Life:
         self._graph = self._make()
         self._trace.note(f"{mode_of(self._config)} {backend_of(self._config)} {self._config.mailbox_capacity}")
-        graph = disturbed(self._graph, process)
+        graph = disturbed(self._graph, self._fate.random("coroutines"))
         self._rescale(graph, FIRST if first else AT_A_START)
         start = self._start(first=first)
         assert self._config.checkpoints is not None
@@ -193,7 +227,7 @@ class Run:
         files = LocalFiles(self._config.checkpoints.storage, clock=process.clock, disk=disk)
         job = job_here(
             rescaled(graph, self._drawn_widths),
-            on_local_disk(self._config, process.local),
+            on_local_disk(self._config),
             restore=start.restore,
             claim=start.claim,
             fresh=False,
@@ -203,8 +237,18 @@ class Run:
         )
         job._spec = replace(job._spec, plan=functools.partial(self._plan, graph))
         life = Life(self._world, process, job, self._widths_to_draw(graph))
-        job._deploy = _Deployment(process, life, self._counts, self._widths)
+        job._deploy = _Deployment(process, life, self._counts, self._widths, self._deploy(process))
         return life
+
+    def _deploy(self, process: Process) -> Deploy:
+        """In this process, over channels that stall; or over workers."""
+        if self._cluster is None:
+            return functools.partial(deploy_locally, wrap=lambda id, inner: StallingChannel(id, inner, process))
+        assert self._config.checkpoints is not None
+        count = self._draw.choice([number for number in self._scenario.faults.workers if number])
+        self._trace.note(f"{count} workers")
+        self._cluster.take_over(process, count, self._config.checkpoints.storage)
+        return self._cluster.deploy
 
     def _start(self, *, first: bool) -> Start:
         """What the user gives as `restore`."""
@@ -274,25 +318,29 @@ class Run:
         """What comes of it when nothing goes wrong."""
         calm = replace(self._scenario, faults=Faults.none())
         run = Run(calm, self._seed, Trace())
-        run._run()
-        return run._outcome()
+        try:
+            run._run()
+            return run._outcome()
+        finally:
+            run._world.end()
 
     def _failed(self, what: str) -> SimulationFailed:
         return SimulationFailed(f"seed {self._seed}: {what}\n{replay(self._scenario, self._seed)}")
 
 
 class _Deployment:
-    """Deploys as ever, over channels that stall."""
+    """Takes note of attempts."""
 
-    def __init__(self, process: Process, life: Life, counts: Counter[str], ran_at: dict[str, set[int]]) -> None:
+    def __init__(
+        self, process: Process, life: Life, counts: Counter[str], ran_at: dict[str, set[int]], deploy: Deploy
+    ) -> None:
+        self._deploy = deploy
         self._process = process
         self._life = life
         self._counts = counts
         self._ran_at = ran_at
 
-    async def __call__(
-        self, spec: AttemptSpec, storage: SnapshotStorage | None, reports: Reports, clock: Clock
-    ) -> Slice:
+    async def __call__(self, spec: AttemptSpec, storage: StoredSnapshots, reports: Reports, clock: Clock) -> Deployed:
         process = self._process
         self._counts["attempts"] += 1
         if self._counts["attempts"] > ATTEMPTS:
@@ -302,9 +350,7 @@ class _Deployment:
         for uid, width in widths(spec.plan).items():
             self._ran_at.setdefault(uid, set()).add(width)
         self._life.attempt_begins(str(id) for id in spec.plan.subtasks)
-        return await deploy_locally(
-            spec, storage, reports, clock, lambda id, inner: StallingChannel(id, inner, process)
-        )
+        return await self._deploy(spec, storage, reports, clock)
 
 
 # --------------------------------------------------------------------------------------------------------- surroundings

@@ -8,7 +8,8 @@ from typing import Any, Final
 from streamactors.config import Checkpoints, Config, Restart, RocksDB
 from streamactors.errors import InvalidConfig
 from streamactors.testing.simulation.faults import Faults, drawn
-from streamactors.testing.simulation.local_state import LocalState, SimulatedRocksDB
+from streamactors.testing.simulation.local_state import SimulatedRocksDB
+from streamactors.testing.simulation.process import here
 
 STORAGE: Final = "file:///simulation"
 
@@ -78,8 +79,8 @@ def backend_of(config: Config) -> str:
     return backend if isinstance(backend, str) else backend.name
 
 
-def on_local_disk(config: Config, local: LocalState) -> Config:
-    """With RocksDB, if that it is to be, in this process."""
+def on_local_disk(config: Config) -> Config:
+    """With RocksDB, if that it is to be, in whichever process opens it."""
     if backend_of(config) != RocksDB.name:
         return config
-    return replace(config, state_backend=SimulatedRocksDB(local=local))
+    return replace(config, state_backend=SimulatedRocksDB(local=lambda: here().local))

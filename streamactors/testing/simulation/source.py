@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final, TypeVar
 
 from streamactors.sources import Position, SourceBatch, SourceContext, SplitReader, SplitSource
-from streamactors.testing.simulation.process import Process
+from streamactors.testing.simulation.process import Process, here
 
 T = TypeVar("T")
 LARGEST_READ: Final = 8
@@ -15,8 +15,7 @@ WAIT_SECONDS: Final = 0.02
 class SimulatedSource(SplitSource[T]):
     """Reads a few records at a time, of any of its splits, and waits for some of them."""
 
-    def __init__(self, process: Process, splits: Mapping[str, Sequence[T]], wait: float) -> None:
-        self._process = process
+    def __init__(self, splits: Mapping[str, Sequence[T]], wait: float) -> None:
         self._splits = splits
         self._places = {split: place for place, split in enumerate(splits)}
         self._wait = wait
@@ -34,7 +33,7 @@ class SimulatedSource(SplitSource[T]):
             for split, values in self._splits.items()
             if self.assign(split, ctx.parallelism) == ctx.subtask
         }
-        return _Reader(self._process, ctx.uid, mine, self._wait)
+        return _Reader(here(), ctx.uid, mine, self._wait)
 
     def describe(self) -> str:
         return f"SimulatedSource of {len(self._splits)} splits"

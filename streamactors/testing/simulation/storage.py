@@ -23,10 +23,14 @@ UNDONE: Final = frozenset({"link", "rename", "unlink", "make_folder", "sync_fold
 """Operations that may fail after they have taken effect, as on a network folder whose answer was lost."""
 
 
-class SimulatedDisk(VolatileDisk):
-    """`published` is told of every manifest, where it lies, and of what is wrong with it (empty: nothing)."""
+Published = Callable[[Manifest, str, dict[str, int], list[str]], None]
 
-    def __init__(self, root: Folder, process: Process, published: Callable[[Manifest, str, list[str]], None]) -> None:
+
+class SimulatedDisk(VolatileDisk):
+    """`published` is told of every manifest, where it lies, which process has written each of its own files, and of
+    what is wrong with it (empty: nothing)."""
+
+    def __init__(self, root: Folder, process: Process, published: Published) -> None:
         super().__init__(root)
         self._process = process
         self._published = published
@@ -81,7 +85,17 @@ class SimulatedDisk(VolatileDisk):
         place = layout.split_checkpoint(dirname(path))
         root = place[0] if place is not None and not content.savepoint else dirname(path)
         problems += [problem for handle in content.files for problem in self._problems(join(root, handle.path), handle)]
-        self._published(content, path, problems)
+        writers = {handle.path: self._writer_of(join(root, handle.path)) for handle in content.own_files}
+        self._published(content, path, writers, problems)
+
+    def add(self, path: str, node: File | Folder) -> None:
+        super().add(path, node)
+        if isinstance(node, File):
+            node.writer = node.writer or self._process.number
+
+    def _writer_of(self, path: str) -> int:
+        file = self.find(path)
+        return file.writer if isinstance(file, File) else 0
 
     def _problems(self, path: str, handle: FileHandle) -> list[str]:
         file = self.find(path)

@@ -13,8 +13,9 @@ from streamactors.sources import SplitSource
 from streamactors.testing.simulation.broker import Broker, BrokerClient
 from streamactors.testing.simulation.disk import Folder
 from streamactors.testing.simulation.faults import Fate
+from streamactors.testing.simulation.fleet import Fleet
 from streamactors.testing.simulation.leaks import leaked
-from streamactors.testing.simulation.process import Process
+from streamactors.testing.simulation.process import Process, Pulse
 from streamactors.testing.simulation.sink import TIMEOUT, SimulatedSink
 from streamactors.testing.simulation.source import WAIT_SECONDS, SimulatedSource
 from streamactors.testing.simulation.storage import SimulatedDisk
@@ -39,6 +40,12 @@ class World:
         self.broken: list[str] = []
         """Invariants that were seen to be broken while the run goes on."""
         self.now = 0.0
+        self.fleet: Fleet | None = None
+        """Where a run has several processes at once."""
+        self._beside: list[Process] = []
+        self._replaced: dict[int, int] = {}
+        """By process that was replaced while it may have lived on, the attempts that had begun before."""
+        self._pulse = Pulse(0.0)
         self._processes = 0
         self._process: Process | None = None
 
@@ -53,7 +60,8 @@ class World:
         """Bounded and rewindable. `splits` by name, which must differ from every other source's; `wait`: seconds that
         it waits for records now and then."""
         named = splits if isinstance(splits, Mapping) else {f"split {n}": values for n, values in enumerate(splits)}
-        return SimulatedSource(self.process, {name: tuple(values) for name, values in named.items()}, wait)
+        self.process.check_alive()
+        return SimulatedSource({name: tuple(values) for name, values in named.items()}, wait)
 
     def sink(self, topic: str = "out", *, transaction_timeout: float = TIMEOUT) -> WriterSink[Any]:
         """Exactly-once under exactly-once checkpoints; `output` tells what it has got."""
@@ -61,7 +69,8 @@ class World:
 
     def client(self) -> BrokerClient:
         """For a sink of your own over the simulated broker."""
-        return BrokerClient(self.broker, self.process)
+        self.process.check_alive()
+        return BrokerClient(self.broker)
 
     @property
     def process(self) -> Process:
@@ -76,15 +85,47 @@ class World:
 
     # -------------------------------------------------------------------------------------------------------- processes
     def begin_process(self) -> Process:
-        self._processes += 1
-        self._process = Process(self._processes, self.fate, self.trace, self.now)
+        self._process = self._begin()
         return self._process
+
+    def begin_beside(self) -> Process:
+        """Another one, while the first one goes on, or after it."""
+        process = self._begin()
+        self._beside.append(process)
+        return process
+
+    def _begin(self) -> Process:
+        self._processes += 1
+        now = self.now if self.fleet is None else self.fleet.time.now
+        pulse = self._pulse if self.fleet is not None else None
+        return Process(self._processes, self.fate, self.trace, now, fleet=self.fleet, pulse=pulse)
+
+    def end_beside(self, process: Process) -> None:
+        process.end()
+        self._beside.remove(process)
+
+    def end(self) -> None:
+        """No process is left."""
+        for process in list(self._beside):
+            self.end_beside(process)
+        if self.fleet is not None:
+            self.fleet.end()
+
+    def replaced(self, process: Process) -> None:
+        """Nothing that it writes from now on is to be part of the attempt that begins."""
+        self._replaced[process.number] = self.timeline.attempts
+
+    def rest(self, seconds: float) -> None:
+        """Nothing of the process that has ended runs; others may."""
+        if self.fleet is not None:
+            self.fleet.rest(seconds)
+            self.now = self.fleet.time.now
+        else:
+            self.now += seconds
 
     def end_process(self) -> None:
         process = self.process
-        process.alive = False
-        process.loop.bury()
-        process.local.destroy()
+        process.end()
         self.now = process.loop.time()
         self._process = None
 
@@ -107,7 +148,10 @@ class World:
             self.broker.go_back(start.checkpoint)
         return start is not None
 
-    def _published(self, content: Manifest, path: str, problems: list[str]) -> None:
+    def _published(self, content: Manifest, path: str, writers: Mapping[str, int], problems: list[str]) -> None:
+        for file, writer in writers.items():
+            if self._replaced.get(writer, self.timeline.attempts + 1) <= self.timeline.attempts:
+                problems.append(f"{file} was written by a worker that had been replaced")
         self.checkpoints += 1
         self.reused_files += len(content.files) - len(content.own_files)
         self.timeline.published(content, path)

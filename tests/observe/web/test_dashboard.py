@@ -432,11 +432,14 @@ async def test_it_comes_back_with_the_job(browser: Browser, tmp_path: Path) -> N
         await expect(box(page, "sum")).to_contain_text("\u00d72")
     try:
         await expect(page.locator("#connection")).to_contain_text("Connection lost")
+        await expect(page.locator("#autoscaler")).to_be_hidden()
+        looking = sa.Autoscale(every=dt.timedelta(milliseconds=50), dry_run=True)
         async with (
-            sa.start(flow_of(feed), sa.Config(parallelism=3), on_exit="cancel") as job,
+            sa.start(flow_of(feed), sa.Config(parallelism=3, autoscale=looking), on_exit="cancel") as job,
             served(job, address),
         ):
             await expect(page.locator("#connection")).to_have_text("Connected")
+            await expect(page.locator("#autoscaler")).to_contain_text("Autoscaler (dry run): wait: measured for ")
             await expect(box(page, "sum")).to_contain_text("\u00d73")
             feed.put(*range(7))
             await expect(cell(page, "sum", 3)).to_have_text("7")

@@ -20,6 +20,13 @@ export function showJob(tick) {
   document.title = `${tick.job.name}: ${tick.job.status}`;
   document.body.dataset.status = tick.job.status;
   for (const [name, tell] of Object.entries(FACTS)) setText(placeOf(name), tell(tick));
+  setText(byId("autoscaler"), decisionOf(tick.autoscale));
+}
+
+/** What the autoscaler has decided last, and why; nothing where there is none. */
+function decisionOf(autoscale) {
+  if (!autoscale) return "";
+  return `Autoscaler${autoscale.dry_run ? " (dry run)" : ""}: ${autoscale.action}: ${autoscale.reason}`;
 }
 
 function placeOf(name) {

@@ -1,0 +1,1 @@
+"""What several workers bring, and what they cost: `make bench-ray`."""

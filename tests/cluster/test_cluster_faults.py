@@ -1,0 +1,239 @@
+"""What must not keep a job over several workers from going on, or from telling the truth about its end."""
+
+import asyncio
+import datetime as dt
+import decimal
+import threading
+from collections.abc import Collection
+from typing import Any
+
+import pytest
+
+import streamactors as sa
+from connectors.memory import ListSink
+from streamactors.clock import SYSTEM, Clock
+from streamactors.cluster.workers import Times
+from streamactors.errors import IncompatibleState, JobFailed, RecordFailed, UnserialisableValue
+from streamactors.state.serialisation.serializers import AnySerializer
+from streamactors.submission import job_here
+from tests.cluster.jobs import FLOW, Jobs, Sum, by_rest, expected, last, sums
+from tests.cluster.made_up import MadeUpCluster
+from tests.cluster.virtual import virtually
+from tests.runtime.feeds import Feed, until
+
+
+def numbers(count: int = 200) -> Feed:
+    feed = Feed(splits=2)
+    for split in range(2):
+        feed.put(*range(split, count, 2), split=split)
+    return feed
+
+
+def _records_in(job: sa.JobHandle, step: str) -> int:
+    nodes = [node for each in job.metrics()["subtasks"].values() for node in each["nodes"].items()]
+    return sum(node["records_in"] for uid, node in nodes if uid == step)
+
+
+@pytest.mark.parametrize("gauge", [2**70, decimal.Decimal("1.5"), "many", None], ids=repr)
+def test_a_gauge_of_whatever_kind_costs_no_worker_its_life(gauge: Any) -> None:
+    class Measured(Sum):
+        async def open(self, ctx: sa.OperatorContext) -> None:
+            ctx.metrics.gauge("odd", lambda: gauge)
+
+    async def main(clock: Clock) -> None:
+        feed, sink = numbers(), ListSink[tuple[int, int]]()
+        async with Jobs(clock).started(sums(feed, sink, Measured), 2) as (job, _):
+            await until(lambda: job.metrics()["subtasks"])
+            await clock.sleep(30)
+            assert job.restarts == 0 and job.status == "running"
+            told = next(each for id, each in job.metrics()["subtasks"].items() if id.startswith("sums"))
+            value = told["nodes"]["sums"]["odd"]
+            assert isinstance(value, float), value
+            feed.end()
+            await job.wait()
+        assert last(sink.values) == expected(feed.values)
+
+    virtually(0, main)
+
+
+class Unreadable(Sum):
+    def process(self, value: int, ctx: sa.Context[int, tuple[int, int]]) -> None:
+        if value == 150:
+            raise LookupError("no customer \ud800")
+        super().process(value, ctx)
+
+
+def test_an_error_whose_text_is_no_unicode_is_told() -> None:
+    async def main(clock: Clock) -> None:
+        with pytest.raises(JobFailed) as failed:
+            async with Jobs(clock).started(sums(numbers(), ListSink(), Unreadable), 2) as (job, _):
+                await job.wait()
+        record = failed.value.__cause__
+        assert isinstance(record, RecordFailed), record
+        assert isinstance(record.__cause__, LookupError)
+        assert clock.monotonic() < 5
+
+    virtually(1, main)
+
+
+class AnotherVersion(AnySerializer):
+    """As where a class has other fields than in the workers."""
+
+    def decode(self, data: bytes) -> Any:
+        raise IncompatibleState("another version")
+
+    def decode_many(self, data: bytes) -> list[Any]:
+        raise IncompatibleState("another version")
+
+
+def test_what_who_looks_on_can_not_read_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    async def main(clock: Clock) -> None:
+        feed, sink = Feed(splits=2), ListSink[tuple[int, int]]()
+        async with Jobs(clock).started(sums(feed, sink), 2) as (job, cluster), job.subscribe("sums") as seen:
+            cluster.attempts[0]._onlookers._values = AnotherVersion()
+            feed.put(*range(10))
+            await until(lambda: _records_in(job, "out") == 10)
+            with pytest.raises(IncompatibleState, match="another version"):
+                await job.query("sums", "total", 1)
+            feed.end()
+            await job.wait()
+            assert job.restarts == 0
+            assert [value async for value in seen] == []
+        assert last(sink.values) == expected(feed.values)
+
+    virtually(2, main)
+    assert caplog.text.count("can't be looked at") == 1
+
+
+class Kept(sa.KeyedOperator[int, int, int]):
+    kept = sa.ValueState(Any, default=None)
+
+    def process(self, value: int, ctx: sa.Context[int, int]) -> None:
+        self.kept.set(object())
+        ctx.emit(value)
+
+
+def test_state_that_can_not_be_told_costs_a_query_and_not_the_job() -> None:
+    async def main(clock: Clock) -> None:
+        feed, flow, sink = Feed(splits=1), sa.Dataflow(FLOW), ListSink[int]()
+        flow.source("numbers", feed).key_by(by_rest).process("keeps", Kept).sink("out", sink)
+        async with Jobs(clock).started(flow, 1) as (job, _):
+            feed.put(*range(10))
+            await until(lambda: _records_in(job, "out") == 10)
+            with pytest.raises(UnserialisableValue):
+                await job.query("keeps", "kept", 1)
+            assert job.status == "running" and job.restarts == 0
+
+    virtually(3, main)
+
+
+async def _without_checkpoints(flow: sa.Dataflow, cluster: MadeUpCluster, clock: Clock) -> None:
+    job = job_here(flow.graph(), sa.Config(), restore="latest", fresh=False, resources=None, clock=clock)
+    job._deploy = cluster
+    await job.run()
+
+
+def test_without_checkpoints_too_a_successor_s_messages_are_told_from_its_predecessor_s() -> None:
+    """No run is counted there; and its workers still hold their part of the predecessor's first attempt."""
+
+    async def main(clock: Clock) -> None:
+        cluster = MadeUpCluster(2, clock=clock, times=Times(patience=0.5))
+        endless, feed, sink = numbers(), numbers(), ListSink[tuple[int, int]]()
+        first = asyncio.create_task(_without_checkpoints(sums(endless, ListSink()), cluster, clock))
+        await clock.sleep(3)
+        cluster.succeed()
+        first.cancel()
+        await asyncio.wait([first])
+        parts = [worker._assignment for worker in cluster.workers.values()]
+        assert all(part is not None and part._ending is None for part in parts)
+        feed.end()
+        async with asyncio.timeout(60):
+            await _without_checkpoints(sums(feed, sink), cluster, clock)
+        await cluster.close()
+        assert last(sink.values) == expected(feed.values)
+
+    virtually(4, main)
+
+
+class Mortal(MadeUpCluster):
+    """A worker dies once while the others are started."""
+
+    died = False
+
+    async def ready(self, replace: Collection[int]) -> None:
+        await super().ready(replace)
+        if replace and not self.died:
+            self.died = True
+            self.kill(1)
+
+
+def test_a_replacement_that_dies_while_others_are_started_is_replaced_too() -> None:
+    async def main(clock: Clock) -> None:
+        feed, sink = numbers(), ListSink[tuple[int, int]]()
+        cluster = Mortal(2, clock=clock, silent=True)
+        twice = sa.Restart.fixed(dt.timedelta(0), 2)
+        async with Jobs(clock).started(sums(feed, sink), cluster=cluster, restart=twice) as (job, _):
+            await until(lambda: job.metrics()["subtasks"])
+            before = clock.monotonic()
+            cluster.kill(1)
+            await until(lambda: job.restarts == 2 and job.status == "running")
+            assert clock.monotonic() - before < 5, "nobody waits for one that is known to be dead"
+            feed.end()
+            await job.wait()
+        assert cluster.replaced == [1, 1]
+        assert last(sink.values) == expected(feed.values)
+
+    virtually(5, main)
+
+
+def test_opening_may_take_longer_than_a_worker_may_be_silent_later() -> None:
+    """Such as where it loads a model, and holds its process meanwhile."""
+
+    async def main(clock: Clock) -> None:
+        cluster = MadeUpCluster(2, clock=clock, times=Times(lost_after=10, starting=60))
+        silent: list[float] = []
+
+        class Loading(Sum):
+            async def open(self, ctx: sa.OperatorContext) -> None:
+                if not silent:
+                    silent.append(25)
+                    cluster.network.cut(-1, 1)
+                    await clock.sleep(silent[0])
+                    cluster.network.heal()
+
+        feed, sink = numbers(), ListSink[tuple[int, int]]()
+        once_more = sa.Restart.fixed(dt.timedelta(0), 1)
+        async with Jobs(clock).started(sums(feed, sink, Loading), cluster=cluster, restart=once_more) as (job, _):
+            assert clock.monotonic() >= 25 and job.restarts == 0
+            cluster.network.cut(-1, 1)
+            cut = clock.monotonic()
+            await until(lambda: job.restarts == 1)
+            assert clock.monotonic() - cut < 15, "once it runs, it is missed sooner"
+            cluster.network.heal()
+            feed.end()
+            await job.wait()
+        assert last(sink.values) == expected(feed.values)
+
+    virtually(6, main)
+
+
+class Unshipping(MadeUpCluster):
+    """Notes which threads make objects of what was shipped."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.threads: set[int] = set()
+
+    def unship(self, data: bytes) -> Any:
+        self.threads.add(threading.get_ident())
+        return super().unship(data)
+
+
+async def test_modules_are_imported_beside_the_loop() -> None:
+    """That may take longer than a worker may be silent."""
+    cluster, feed, sink = Unshipping(2), numbers(), ListSink[tuple[int, int]]()
+    feed.end()
+    await _without_checkpoints(sums(feed, sink), cluster, SYSTEM)
+    await cluster.close()
+    assert cluster.threads and threading.get_ident() not in cluster.threads
+    assert last(sink.values) == expected(feed.values)

@@ -1,0 +1,307 @@
+"""A job that nobody holds, and keepers of it that die at bad moments: here in one process, over a store in memory."""
+
+import asyncio
+import datetime as dt
+import functools
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+import streamactors as sa
+from streamactors.clock import SYSTEM
+from streamactors.deploy import keeper as keeper_module
+from streamactors.deploy.detached import Ending, ending_key, submission_key
+from streamactors.deploy.keeper import Keeper, Submission
+from streamactors.deploy.local import deploy_locally
+from streamactors.errors import ConnectionLost
+from streamactors.observe import model
+from streamactors.observe.detached import attended
+from streamactors.runtime.job import Job, JobSpec
+from streamactors.submission import _spec
+from tests.deploy.shop import build
+from tests.runtime.feeds import PATIENCE, until
+
+TOKEN = "a"
+KEY = submission_key("shop", TOKEN)
+
+
+@pytest.fixture(autouse=True)
+def registry_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+
+
+class Cluster:
+    """What outlives keepers: their store, and what was shipped."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+        self.shipped: list[Submission] = []
+        self.jobs: list[Job] = []
+
+    def ship(self, submission: Submission) -> bytes:
+        self.shipped.append(submission)
+        return str(len(self.shipped) - 1).encode()
+
+    def unship(self, number: bytes) -> Submission:
+        return self.shipped[int(number)]
+
+    @asynccontextmanager
+    async def deployed(self, submission: Submission) -> AsyncIterator[Job]:
+        self.jobs.append(Job(submission.spec, deploy=deploy_locally, clock=SYSTEM))
+        yield self.jobs[-1]
+
+    @property
+    def ending(self) -> Ending | None:
+        stored = self.values.get(ending_key("shop"))
+        return None if stored is None else msgspec.msgpack.decode(stored, type=Ending)
+
+
+class Store:
+    """As one process reaches it: not any more, once that is dead."""
+
+    def __init__(self, values: dict[str, bytes]) -> None:
+        self._values = values
+        self.dies_before: Callable[[str, str], bool] = lambda method, key: False
+        self.dead = False
+
+    def _reached(self, method: str, key: str) -> dict[str, bytes]:
+        self.dead = self.dead or self.dies_before(method, key)
+        if self.dead:
+            raise ConnectionLost("a dead process reaches nothing")
+        return self._values
+
+    async def put(self, key: str, value: bytes) -> None:
+        self._reached("put", key)[key] = value
+
+    async def get(self, key: str) -> bytes | None:
+        return self._reached("get", key).get(key)
+
+    async def delete(self, key: str) -> None:
+        self._reached("delete", key).pop(key, None)
+
+    async def keys(self, prefix: str) -> list[str]:
+        return [key for key in self._reached("keys", prefix) if key.startswith(prefix)]
+
+
+class Life:
+    """A keeper in a process that may die."""
+
+    def __init__(self, cluster: Cluster, token: str = TOKEN) -> None:
+        self.store = Store(cluster.values)
+        self.keeper = Keeper("shop", token, self.store, cluster.deployed, cluster.unship, cluster.ship, SYSTEM)
+        self.running = asyncio.ensure_future(self.keeper.run())
+
+    async def die(self) -> None:
+        """As by SIGKILL: nothing that it still does is seen."""
+        self.store.dead = True
+        self.running.cancel()
+        await asyncio.wait([self.running])
+
+    async def ask(self, method: str, path: str, **body: Any) -> tuple[int, Any]:
+        answer = await self.keeper.request(method, path, json.dumps(body).encode() if body else b"")
+        assert answer is not None
+        return answer[0], json.loads(answer[1])
+
+
+def spec(folder: Path, **given: Any) -> JobSpec:
+    config = sa.Config(
+        checkpoints=sa.Checkpoints((folder / "checkpoints").as_uri(), interval=dt.timedelta(milliseconds=20)),
+        restart=sa.Restart.fixed(dt.timedelta(0), 3),
+    )
+    asked: dict[str, Any] = {"restore": "latest", "fresh": False} | given
+    return _spec(build(folder).graph(), config, resources=None, drop_state=(), claim=False, **asked)
+
+
+def submission(folder: Path, **given: Any) -> Submission:
+    settings = sa.Ray(workers=1, address="auto")
+    return Submission(spec(folder, **given), settings, 30, functools.partial(attended, target="jobs:flow"))
+
+
+def order(folder: Path, count: int) -> int:
+    """In threes."""
+    with (folder / "orders.jsonl").open("a") as file:
+        file.writelines(json.dumps({"customer": f"c{number % 3}"}) + "\n" for number in range(count))
+    return count
+
+
+def totals(folder: Path) -> list[tuple[str, int]]:
+    parts = [path for path in folder.glob("totals/*") if not path.name.startswith(".")]
+    lines = [json.loads(line) for path in parts for line in path.read_text().splitlines()]
+    return sorted((line["customer"], line["orders"]) for line in lines)
+
+
+def expected(count: int) -> list[tuple[str, int]]:
+    return sorted((f"c{customer}", total + 1) for customer in range(3) for total in range(count // 3))
+
+
+async def test_it_is_kept_to_its_end_and_asked_meanwhile(tmp_path: Path) -> None:
+    order(tmp_path, 9)
+    cluster = Cluster()
+    async with asyncio.timeout(PATIENCE):
+        life = Life(cluster)
+        await life.keeper.begin(cluster.ship(submission(tmp_path)))
+        assert list(cluster.values) == [KEY]
+        await until(lambda: totals(tmp_path) == expected(9))
+        status, told = await life.ask("GET", "/v1/jobs/shop")
+        assert (status, told["status"], told["target"]) == (200, "running", "jobs:flow")
+        assert (await life.ask("GET", "/v1/jobs/shop/events"))[0] == 501
+        assert (await life.ask("GET", "/v1/nothing"))[0] == 404
+        target = (tmp_path / "savepoint").as_uri()
+        assert (await life.ask("POST", "/v1/jobs/shop/savepoints", uri=target))[1]["uri"] == target
+        status, ended = await life.ask("POST", "/v1/jobs/shop/stop", drain=False)
+        assert (status, ended["status"]) == (200, "finished")
+        assert cluster.ending is not None  # before anybody was answered
+        await life.running
+    assert list(cluster.values) == [ending_key("shop")]
+    assert (cluster.ending.status, cluster.ending.error) == ("finished", None)
+    assert cluster.ending.told is not None
+    last = msgspec.json.decode(cluster.ending.told, type=model.JobStatus)
+    assert last.status == "finished" and last.last_checkpoint is not None
+
+
+async def test_whoever_comes_after_a_dead_keeper_goes_on_exactly_once(tmp_path: Path) -> None:
+    cluster, ordered = Cluster(), 0
+    async with asyncio.timeout(PATIENCE):
+        life = Life(cluster)
+        await life.keeper.begin(cluster.ship(submission(tmp_path)))
+        for _ in range(3):
+            ordered += order(tmp_path, 30)
+            await until(lambda wanted=ordered: len(totals(tmp_path)) >= wanted)  # type: ignore[misc]
+            ordered += order(tmp_path, 30)
+            await life.die()
+            life = Life(cluster)
+        await until(lambda: len(totals(tmp_path)) >= ordered)
+        await life.ask("POST", "/v1/jobs/shop/stop", drain=False)
+        await life.running
+    assert len(cluster.jobs) == 4 and totals(tmp_path) == expected(ordered)
+    assert cluster.ending is not None and cluster.ending.status == "finished"
+
+
+async def test_what_was_said_to_have_ended_does_not_begin_again(tmp_path: Path) -> None:
+    cluster = Cluster()
+    async with asyncio.timeout(PATIENCE):
+        life = Life(cluster)
+        life.store.dies_before = lambda method, key: (method, key) == ("delete", KEY)
+        await life.keeper.begin(cluster.ship(submission(tmp_path)))
+        assert (await life.ask("POST", "/v1/jobs/shop/stop", drain=False))[0] == 200
+        await life.running
+        assert set(cluster.values) == {KEY, ending_key("shop")}
+        await Life(cluster).running
+    assert len(cluster.jobs) == 1 and list(cluster.values) == [ending_key("shop")]
+
+
+async def test_dead_before_it_had_stored_what_to_run_it_is_told_again(tmp_path: Path) -> None:
+    cluster = Cluster()
+    shipped = cluster.ship(submission(tmp_path))
+    async with asyncio.timeout(PATIENCE):
+        first = Life(cluster)
+        first.store.dies_before = lambda method, key: method == "put"
+        with pytest.raises(ConnectionLost):
+            await first.keeper.begin(shipped)
+        await first.running
+        assert not cluster.values and not cluster.jobs
+        life = Life(cluster)
+        await life.keeper.begin(shipped)
+        await life.keeper.begin(shipped)  # its answer was lost
+        await life.ask("POST", "/v1/jobs/shop/cancel")
+        await life.running
+    assert len(cluster.jobs) == 1
+    assert cluster.ending is not None and (cluster.ending.status, cluster.ending.error) == ("cancelled", None)
+
+
+async def savepoint_in(folder: Path, cluster: Cluster) -> str:
+    """Of a job that has counted nine orders."""
+    life = Life(cluster, token="before")
+    await life.keeper.begin(cluster.ship(submission(folder)))
+    await until(lambda: len(totals(folder)) >= 9)
+    _, ended = await life.ask("POST", "/v1/jobs/shop/stop", savepoint=(folder / "savepoint").as_uri(), drain=False)
+    await life.running
+    return str(ended["checkpoint"]["uri"])
+
+
+async def test_a_job_that_was_restored_goes_on_from_its_own_checkpoints(tmp_path: Path) -> None:
+    ordered = order(tmp_path, 9)
+    cluster = Cluster()
+    async with asyncio.timeout(PATIENCE):
+        uri = await savepoint_in(tmp_path, cluster)
+        life = Life(cluster)
+        await life.keeper.begin(cluster.ship(submission(tmp_path, restore=uri)))
+        ordered += order(tmp_path, 9)
+        await until(lambda: len(totals(tmp_path)) >= ordered)
+        await life.die()
+        life = Life(cluster)
+        ordered += order(tmp_path, 9)
+        await until(lambda: len(totals(tmp_path)) >= ordered)
+        await life.ask("POST", "/v1/jobs/shop/stop", drain=False)
+        await life.running
+    assert totals(tmp_path) == expected(ordered)
+
+
+async def test_dead_before_it_ran_a_restored_job_is_not_restored_once_more(tmp_path: Path) -> None:
+    order(tmp_path, 9)
+    cluster = Cluster()
+    async with asyncio.timeout(PATIENCE):
+        uri = await savepoint_in(tmp_path, cluster)
+        cluster.values[KEY] = cluster.ship(submission(tmp_path, restore=uri))
+        life = Life(cluster)
+        await life.running
+        with pytest.raises(sa.JobFailed, match="died before the job ran.*start it again"):
+            await life.keeper.begin(b"")
+    assert cluster.ending is not None and cluster.ending.status == "failed"
+    assert cluster.ending.error is not None and "died before the job ran" in cluster.ending.error
+    assert list(cluster.values) == [ending_key("shop")]
+
+
+async def test_what_keeps_it_from_running_is_raised_and_stored(tmp_path: Path) -> None:
+    cluster = Cluster()
+    async with asyncio.timeout(PATIENCE):
+        life = Life(cluster)
+        with pytest.raises(sa.StreamactorsError, match="nowhere"):
+            await life.keeper.begin(cluster.ship(submission(tmp_path, restore=(tmp_path / "nowhere").as_uri())))
+        await life.running
+    assert cluster.ending is not None and cluster.ending.status == "failed"
+    assert cluster.ending.error is not None and "nowhere" in cluster.ending.error
+
+
+async def test_a_job_that_fails_later_tells_why(tmp_path: Path) -> None:
+    cluster = Cluster()
+    async with asyncio.timeout(PATIENCE):
+        life = Life(cluster)
+        await life.keeper.begin(cluster.ship(submission(tmp_path)))
+        (tmp_path / "orders.jsonl").write_text("no JSON\n")
+        await life.running
+    assert cluster.ending is not None and cluster.ending.status == "failed"
+    assert cluster.ending.error is not None and "orders.jsonl:1" in cluster.ending.error
+
+
+async def test_a_keeper_that_nobody_tells_anything_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper_module, "TOLD_WITHIN", 0.0)
+    cluster = Cluster()
+    async with asyncio.timeout(PATIENCE):
+        life = Life(cluster)
+        await life.running
+        with pytest.raises(sa.JobNotRunning):
+            await life.keeper.begin(b"")
+    assert not cluster.values and await life.keeper.request("GET", "/v1/jobs", b"") is None
+
+
+async def test_there_is_one_job_of_a_name(tmp_path: Path) -> None:
+    cluster = Cluster()
+    killed, other = submission_key("shop", "killed"), submission_key("shop/2", "other")
+    cluster.values |= {killed: b"0", other: b"0", ending_key("shop"): b"long ago"}
+    cluster.values[ending_key("shop")] = msgspec.msgpack.encode(
+        Ending(flow="shop", token="long ago", ended_ms=0, status="finished")
+    )
+    async with asyncio.timeout(PATIENCE):
+        life = Life(cluster)
+        await life.keeper.begin(cluster.ship(submission(tmp_path)))
+        assert set(cluster.values) == {KEY, other}
+        await life.ask("POST", "/v1/jobs/shop/cancel")
+        await life.running

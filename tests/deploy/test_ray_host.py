@@ -1,0 +1,87 @@
+"""What the driver does where the coordinator dies while it is asked: one that is started again knows of nothing."""
+
+import datetime as dt
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorUnavailableError
+
+import streamactors as sa
+from connectors.memory import ListSink
+from streamactors.clock import SYSTEM
+from streamactors.cluster.hosted import Request, StopJob, TakeSavepoint
+from streamactors.deploy.ray import _RayHost, dumps, loads
+from streamactors.errors import CheckpointFailed, ConnectionLost, JobFailed
+from streamactors.runtime.job import JobSpec
+from streamactors.submission import job_here
+from tests.runtime.feeds import Feed
+
+
+class Mortal:
+    """Stands for a coordinator's actor, which dies of the first request."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.died = False
+
+    def __getattr__(self, method: str) -> Any:
+        return Method(self, method)
+
+
+class Method:
+    def __init__(self, actor: Mortal, name: str) -> None:
+        self._actor = actor
+        self._name = name
+
+    async def remote(self, arguments: bytes) -> bytes:
+        actor, [first, *_] = self._actor, loads(arguments)
+        actor.calls.append("begin" if isinstance(first, JobSpec) else first)
+        if self._name == "ask" and not actor.died:
+            actor.died = True
+            raise ActorUnavailableError("it has died", None)
+        return dumps((True, True))
+
+
+def host(**config: Any) -> tuple[_RayHost, Mortal]:
+    flow = sa.Dataflow("numbers")
+    flow.source("numbers", Feed()).sink("out", ListSink[int]())
+    job = job_here(flow.graph(), sa.Config(**config), restore="latest", fresh=False, resources=None)
+    asking, actor = _RayHost(dataless(job._spec), sa.Ray(workers=1), SYSTEM), Mortal()
+    asking._actor = actor
+    return asking, actor
+
+
+def dataless(spec: JobSpec) -> JobSpec:
+    """What can be sent: the flow is nobody's here."""
+    return JobSpec(spec.name, max, spec.config)  # type: ignore[arg-type]
+
+
+STORED: Any = {"checkpoints": sa.Checkpoints("/nowhere", interval=dt.timedelta(seconds=1))}
+
+
+async def test_a_stop_is_asked_again_of_the_successor() -> None:
+    """It would go on for ever, and whoever waits for its end with it."""
+    asking, actor = host(**STORED)
+    assert await asking.ask(StopJob(drain=False, savepoint=None))
+    assert actor.calls == [StopJob(False, None), "begin", StopJob(False, None)]
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [(StopJob(False, "/savepoint"), ConnectionLost), (TakeSavepoint("/savepoint"), CheckpointFailed)],
+    ids=["stop", "savepoint"],
+)
+async def test_a_savepoint_is_not_taken_again_in_the_same_folder(request_: Request, error: type[Exception]) -> None:
+    """`JobHandle.stop` waits for the job's end where CheckpointFailed is raised; but it goes on."""
+    asking, actor = host(**STORED)
+    with pytest.raises(error, match="the coordinator has died"):
+        await asking.ask(request_)
+    assert actor.calls == [request_]
+
+
+async def test_a_batch_job_is_not_run_again_by_itself() -> None:
+    """The first run may have made its output visible, and died before it could say so."""
+    asking, actor = host(execution="batch", restart=sa.Restart.fixed(dt.timedelta(0), 3))
+    with pytest.raises(JobFailed, match="whether the output is visible is not known"):
+        await asking.ask(StopJob(drain=False, savepoint=None))
+    assert "begin" not in actor.calls

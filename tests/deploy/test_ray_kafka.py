@@ -1,0 +1,197 @@
+"""From Kafka to Kafka on a real Ray of several nodes and a real broker: workers, the coordinator, the driver and nodes
+killed at random moments. What a read_committed consumer sees equals a plain computation: nothing lost, nothing doubled,
+per customer in order."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import msgspec
+import pytest
+from aiokafka import AIOKafkaConsumer
+
+from streamactors.testing import KafkaBroker
+from tests.deploy.ray_cluster import COORDINATOR, HERE, WORKER, Nodes, processes_under, until
+from tests.kafka_topics import Topics
+from tests.programs import PATIENCE, Program
+from tests.recovery.jobs import Order, Settings
+from tests.recovery.orders import by_customer, check, random_orders
+from tests.recovery.processes import new_seed
+from tests.recovery.topics import produce_logs, totals_of
+
+pytestmark = [pytest.mark.ray, pytest.mark.kill, pytest.mark.slow]
+
+Victim = Literal["worker", "coordinator", "driver", "node", "raylet"]
+"""`node`: all of its processes; `raylet`: what joins it to the cluster, while its workers and coordinators live on."""
+TITLES: Mapping[Victim, str] = {"worker": WORKER, "coordinator": COORDINATOR}
+KILLS = 2
+ORDERS = 600
+"""Before each kill, and once more at the end."""
+PARTITIONS = 4
+PACE = 1500.0
+ALIGNMENTS: Mapping[str, dict[str, Any]] = {
+    "aligned": {},
+    "timed": {"alignment_timeout_ms": 20},
+    "unaligned": {"alignment": "unaligned"},
+}
+CASES = list(product(ALIGNMENTS, ("heap", "rocksdb")))
+SEED = new_seed()
+
+
+def dealt() -> list[tuple[Victim, ...]]:
+    """The victims of each case: every kind at least once, and as many nodes as leave one."""
+    rng = random.Random(SEED)
+    kinds: Sequence[Victim] = get_args(Victim)
+    others: Sequence[Victim] = ("worker", "coordinator", "driver")
+    deck = [*kinds, *rng.choices(others, k=KILLS * len(CASES) - len(kinds))]
+    rng.shuffle(deck)
+    return [tuple(deck[KILLS * case : KILLS * (case + 1)]) for case in range(len(CASES))]
+
+
+# ------------------------------------------------------------------------------------------------------------ the story
+class Story:
+    """One job, whose driver may be another process after a kill."""
+
+    def __init__(self, nodes: Nodes, settings: Settings, committed: AIOKafkaConsumer, rng: random.Random) -> None:
+        self.nodes = nodes
+        self.settings = settings
+        self.rng = rng
+        self.seen = 0
+        """Totals that are committed."""
+        self.chapters: list[str] = []
+        self.driver = self._driver()
+        self._committed = committed
+
+    def _driver(self) -> Program:
+        widths = {name: self.rng.randint(2, 3) for name in ("parallelism", "source_parallelism")}
+        given = msgspec.structs.replace(self.settings, **widths)
+        self.chapters.append(f"a driver, {widths}")
+        arguments = (self.nodes.address, msgspec.json.encode(given).decode())
+        return Program(str(HERE / "ray_kafka_job.py"), *arguments, cwd=HERE, environ=self.nodes.environ)
+
+    async def until(self, condition: Callable[[], object], what: str) -> None:
+        give_up = time.monotonic() + PATIENCE
+        while not condition():
+            assert self.driver.alive, f"the driver ended before {what}"
+            assert time.monotonic() < give_up, f"still not {what}: {self.seen} totals are committed"
+            for records in (await self._committed.getmany(timeout_ms=50)).values():
+                self.seen += len(records)
+
+    async def kill(self, victim: Victim) -> None:
+        """Some of what there was to do is done, and the rest is under way."""
+        before = self.seen
+        await self.until(lambda: self.seen > before, "more is committed")
+        delay = self.rng.choice((0.0, self.rng.uniform(0.0, 0.4)))
+        pause = time.monotonic() + delay
+        await self.until(lambda: time.monotonic() >= pause, "a random moment")
+        self.chapters.append(f"{victim} killed {delay:.3f} s after {self.seen} totals were committed")
+        if victim == "driver":
+            self.driver.signal(signal.SIGKILL)
+            assert self.driver.end() == -signal.SIGKILL
+            self.driver = self._driver()
+        else:
+            await self.until(lambda: self._killed(victim), f"there is a {victim} to kill")
+
+    def _killed(self, victim: Victim) -> bool:
+        """False where there is none at the moment."""
+        found = self.nodes.pids(TITLES[victim]) if victim in TITLES else self._raylets_in_use()
+        if not found:
+            return False
+        chosen = self.rng.choice(found)
+        below = processes_under(chosen) if victim == "node" else {}
+        done = killed(chosen)
+        for pid in below:
+            killed(pid)
+        return done
+
+    def _raylets_in_use(self) -> list[int]:
+        titles = tuple(TITLES.values())
+        return [
+            raylet
+            for raylet in self.nodes.raylets
+            if any(command.startswith(titles) for command in processes_under(raylet).values())
+        ]
+
+    def __str__(self) -> str:
+        told = f"{self.driver.stdout}\n{self.driver.stderr}"
+        return "\n".join([f"KILL_SEED={SEED}: {self.settings}", *self.chapters, told])
+
+
+def killed(pid: int) -> bool:
+    """False where it has just ended."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+        return True
+    return False
+
+
+@asynccontextmanager
+async def told(nodes: Nodes, settings: Settings, rng: random.Random) -> AsyncIterator[Story]:
+    consumer = AIOKafkaConsumer(
+        settings.output,
+        bootstrap_servers=settings.brokers,
+        isolation_level="read_committed",
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
+    )
+    async with consumer:
+        story = Story(nodes, settings, consumer, rng)
+        try:
+            yield story
+        except AssertionError as error:
+            error.add_note(str(story))
+            raise
+        finally:
+            with story.driver:  # ends it
+                pass
+
+
+def settings_of(kafka: KafkaBroker, folder: Path, rng: random.Random, **given: Any) -> Settings:
+    return Settings(
+        storage=str(folder / "checkpoints"),
+        local=str(folder / "local"),
+        brokers=kafka.bootstrap,
+        endless=True,
+        pace=PACE,
+        brake=rng.choice(("orders", "totals")),
+        mailbox_capacity=rng.choice((64, 4096)),
+        called=rng.random() < 0.5,
+        exchanged=rng.random() < 0.5,
+        **given,
+    )
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=["-".join(case) for case in CASES])
+async def test_killed_at_random_moments(nodes: Nodes, kafka: KafkaBroker, tmp_path: Path, case: int) -> None:
+    alignment, backend = CASES[case]
+    rng = random.Random(SEED + case)
+    topics = Topics(kafka)
+    source, output = await topics.new("orders", partitions=PARTITIONS), await topics.new("totals", partitions=3)
+    settings = settings_of(
+        kafka, tmp_path, rng, sources=[source], output=output, prefix=output, backend=backend, **ALIGNMENTS[alignment]
+    )
+    logs = random_orders(rng, ORDERS * (KILLS + 1), logs=PARTITIONS)
+    async with told(nodes, settings, rng) as story:
+        for part, victim in enumerate((*dealt()[case], None)):
+            await produce_logs(kafka.bootstrap, source, [parts_of(log)[part] for log in logs])
+            if victim is not None:
+                await story.kill(victim)
+        await story.until(lambda: story.seen >= ORDERS * (KILLS + 1), "all is committed")
+        story.driver.signal(signal.SIGTERM)
+        assert story.driver.end() == 0
+        check(by_customer(await totals_of(kafka.bootstrap, output)), logs, settings)
+    until(lambda: not nodes.pids(COORDINATOR), "its coordinators have ended")
+    until(lambda: set(nodes.pids(WORKER)) <= nodes.outlived(), "its workers have ended, but for those of lost nodes")
+    nodes.clear_away()
+
+
+def parts_of(log: Sequence[Order]) -> list[Sequence[Order]]:
+    """One for each time that orders come."""
+    size = -(-len(log) // (KILLS + 1))
+    return [log[start : start + size] for start in range(0, size * (KILLS + 1), size)]
