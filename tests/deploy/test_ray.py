@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,8 +66,16 @@ class Nodes:
         return [pid for pid, command in processes_under(self.program.pid).items() if command.startswith(title)]
 
     def kill(self, title: str) -> None:
-        until(lambda: self.pids(title), f"there is a {title}")
-        os.kill(self.pids(title)[0], signal.SIGKILL)
+        """One of them, which may just be replaced by another."""
+
+        def killed() -> bool:
+            for pid in self.pids(title)[:1]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    return True
+            return False
+
+        until(killed, f"a {title} is killed")
 
 
 @pytest.fixture(scope="module")
