@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from streamactors.checkpoint.storage.contract import Files
+from streamactors.checkpoint.storage.uris import normalise_uri
 from streamactors.clock import SYSTEM, Clock
 from streamactors.config import Config, Ray, Restart, require_supported
 from streamactors.deploy.detached import refuse_to_detach
@@ -58,7 +59,7 @@ def deployed_job(
     """The job, here, or what stands for it where it runs elsewhere."""
     spec = _spec(graph, config, restore, fresh, resources, drop_state, claim)
     if isinstance(deployment := spec.config.deployment, Ray):
-        return held_on_ray(spec, deployment)
+        return held_on_ray(_from_anywhere(spec), deployment)
     return Job(spec, deploy=deploy_locally, clock=SYSTEM)
 
 
@@ -74,7 +75,19 @@ async def detach(
 ) -> None:
     """Start a job that outlives this process. Returns once it runs; raises what keeps it from."""
     deployment = refuse_to_detach(config)
-    await detach_on_ray(_spec(graph, config, restore, fresh, None, drop_state, claim), deployment, attend)
+    spec = _spec(graph, config, restore, fresh, None, drop_state, claim)
+    await detach_on_ray(_from_anywhere(spec), deployment, attend)
+
+
+def _from_anywhere(spec: JobSpec) -> JobSpec:
+    """A relative path means something else in another process: and a storage that is empty there, a new beginning."""
+    config, checkpoints, restore = spec.config, spec.config.checkpoints, spec.restore
+    if checkpoints is not None:
+        checkpoints = dataclasses.replace(checkpoints, storage=normalise_uri(checkpoints.storage))
+        config = dataclasses.replace(config, checkpoints=checkpoints)
+    if restore not in (None, "latest"):
+        restore = normalise_uri(restore)
+    return dataclasses.replace(spec, config=config, restore=restore)
 
 
 def _spec(

@@ -121,6 +121,7 @@ async def test_a_busy_step_gets_more_subtasks_and_the_output_stays_exact(
     async with sa.start(flow, config(tmp_path, quick(), state_backend=backend)) as job:
         await until(lambda: job.status == "running" and width(job) > 1)
         assert job.restarts == 0
+        await job.checkpoint()  # without one by the new parallelism it would go back to the old one
         numbers.broken = True  # until it is seen: nobody reads while the job is rescaled once more
         await until(lambda: job.restarts > 0)
         numbers.broken = False

@@ -3,7 +3,7 @@
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -13,7 +13,7 @@ from rich.console import Console
 from streamactors.cli.demo_view import TerminalStage
 from streamactors.cli.progress import OperatorProgress, Progress
 from streamactors.demo.check import Verdict, check
-from streamactors.demo.crash import Killed, Reported, Told
+from streamactors.demo.crash import Child, GrowingLog, Killed, Reported, Scene, Told, _kill_in_the_middle
 from streamactors.demo.event_log import CUSTOMERS, append, made_up_orders, make_log
 from tests.programs import streamactors
 
@@ -33,6 +33,35 @@ def test_demo_kills_restores_and_finds_everything_once(tmp_path: Path) -> None:
     assert check(tmp_path / "kept", 20_000).equal
     with streamactors("demo", "--keep", "kept", cwd=tmp_path) as program:
         assert program.end() == 2 and "is not empty" in program.stderr
+
+
+class Reading(Child):
+    """Every report tells of another checkpoint, and that all there is has been read, as where it comes late."""
+
+    def __init__(self, log: Path, checkpoints: int) -> None:
+        self.log, self.checkpoints = log, checkpoints
+        self.records_read, self.killed = 0, False
+
+    @property
+    def pid(self) -> int:
+        return 99
+
+    def scenes(self) -> Iterator[Scene]:
+        for report in range(20):
+            self.records_read = len(self.log.read_text().splitlines())
+            yield Reported({"checkpoint": {"id": min(report, self.checkpoints)}})
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+@pytest.mark.parametrize("checkpoints", range(4))
+def test_there_is_always_something_to_read_behind_the_last_checkpoint(tmp_path: Path, checkpoints: int) -> None:
+    ticks = iter(range(1000))
+    log = GrowingLog(tmp_path / "orders.jsonl", EVENTS, lambda: float(next(ticks)))
+    child = Reading(log.path, checkpoints)
+    *_, last = _kill_in_the_middle(child, log)
+    assert child.killed and isinstance(last, Killed) and EVENTS * 0.4 < last.records < EVENTS
 
 
 def test_a_terminal_gets_a_table_of_each_process() -> None:

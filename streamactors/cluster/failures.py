@@ -64,9 +64,19 @@ def to_send(error: BaseException, depth: int = 0) -> SentError:
     )
 
 
-def received(sent: SentError) -> BaseException:
+def received(sent: SentError) -> Exception:
+    """What would end the process that it is raised in, such as SystemExit, has ended what raised it, and no more."""
+    error = _made_again(sent)
+    if isinstance(error, Exception):
+        return error
+    failure = _alike(sent)
+    failure.__cause__ = error
+    return failure
+
+
+def _made_again(sent: SentError) -> BaseException:
     error = _grouped(sent) if sent.grouped else _itself(sent) or _alike(sent)
-    error.__cause__ = None if sent.cause is None else received(sent.cause)
+    error.__cause__ = None if sent.cause is None else _made_again(sent.cause)
     error.__traceback__ = _traceback(sent.frames)
     for note in sent.notes:
         error.add_note(note)
@@ -137,7 +147,7 @@ def _alike(sent: SentError) -> Exception:
 
 def _grouped(sent: SentError) -> BaseExceptionGroup[BaseException]:
     message = sent.message.rpartition(" (")[0] or sent.message
-    return BaseExceptionGroup(message, [received(each) for each in sent.grouped])
+    return BaseExceptionGroup(message, [_made_again(each) for each in sent.grouped])
 
 
 def _fall() -> None:

@@ -4,9 +4,10 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
 from streamactors.actors.supervisor import despite_cancellation
+from streamactors.checkpoint.storage.uris import normalise_uri
 from streamactors.cluster.hosted import (
     CancelJob,
     Ended,
@@ -15,6 +16,7 @@ from streamactors.cluster.hosted import (
     JobState,
     Known,
     NextValues,
+    Piece,
     QueryState,
     Request,
     RescaleJob,
@@ -51,6 +53,13 @@ Reach = Callable[[], AbstractAsyncContextManager[Host]]
 """Starts the job where it runs, and ends it if it still does on leaving."""
 
 
+class _Figures(NamedTuple):
+    """Of all subtasks."""
+
+    metrics: dict[str, Any]
+    channels: dict[SubtaskId, list[ChannelFill]]
+
+
 class HeldJob:
     """Runs once, by `run`, which follows what the host tells. What it tells without waiting is as old as the last
     word from the host."""
@@ -80,6 +89,9 @@ class HeldJob:
         self._host: Host | None = None
         self._hosted = asyncio.Event()
         self._state: JobState | None = None
+        self._figures = _Figures({}, {})
+        self._coming = _Figures({}, {})
+        """Those of the pass that is under way."""
         self._followed: dict[Subscription, tuple[int, asyncio.Task[None]]] = {}
         """By which number the host knows each, and the task that asks for its values."""
         self._beside: set[asyncio.Task[None]] = set()
@@ -154,10 +166,12 @@ class HeldJob:
         if self._state is not None and state.host != self._state.host:
             self._host_lost(state)
         self._state = state
+        if state.piece is not None:
+            self._take_figures(state.piece)
         self.status, self.stopping = state.status, state.stopping
         self.restarts = self._restarts_before + state.restarts
         self.plan = state.plan or self.plan
-        self.last_checkpoint = state.last_checkpoint
+        self.last_checkpoint = state.last_checkpoint or self.last_checkpoint
         self.checkpoints_under_way, self.restoring = tuple(state.under_way), state.restoring
         self.last_rescale = state.last_rescale or self.last_rescale
         for event, at in state.events:
@@ -165,6 +179,14 @@ class HeldJob:
         (self.running.set if state.running else self.running.clear)()
         if state.settled:
             self.settled.set()
+
+    def _take_figures(self, piece: Piece) -> None:
+        if not piece.start:
+            self._coming = _Figures({}, {})
+        self._coming.metrics.update(piece.metrics)
+        self._coming.channels.update(piece.channels)
+        if piece.last:
+            self._figures = self._coming
 
     def _host_lost(self, successor: JobState) -> None:
         begun = next((at.time_ms for _, at in successor.events), 0)
@@ -191,11 +213,12 @@ class HeldJob:
         return info
 
     async def savepoint(self, uri: str) -> CheckpointInfo:
-        info: CheckpointInfo = await self._ask(TakeSavepoint(uri))
+        info: CheckpointInfo = await self._ask(TakeSavepoint(normalise_uri(uri)))
         return info
 
     async def stop(self, *, drain: bool, savepoint: str | None = None) -> bool:
-        as_asked: bool = await self._ask(StopJob(drain, savepoint))
+        target = None if savepoint is None else normalise_uri(savepoint)
+        as_asked: bool = await self._ask(StopJob(drain, target))
         return as_asked
 
     async def rescale(self, steps: Mapping[str, int], default: int | None = None) -> RescaleInfo | None:
@@ -241,10 +264,11 @@ class HeldJob:
         task.add_done_callback(self._beside.discard)
 
     def channels(self, subtask: SubtaskId) -> list[ChannelFill]:
-        return [] if self._state is None else list(self._state.channels.get(subtask, ()))
+        return list(self._figures.channels.get(subtask, ()))
 
     def metrics(self) -> dict[str, Any]:
         told: Mapping[str, Any] = {} if self._state is None else self._state.metrics
-        nothing: dict[str, Any] = {"last_checkpoint": None, "last_rescale": None, "autoscale": None, "subtasks": {}}
+        nothing: dict[str, Any] = {"last_checkpoint": self.last_checkpoint, "last_rescale": None, "autoscale": None}
         nothing["restored_parallelism"] = {}
-        return {**nothing, **told, "status": self.status, "restarts": self.restarts}
+        subtasks = dict(self._figures.metrics)
+        return {**nothing, **told, "subtasks": subtasks, "status": self.status, "restarts": self.restarts}

@@ -101,21 +101,33 @@ class Ended:
 
 @dataclass(frozen=True)
 class Known:
-    """What a holder has been told: by which host, how many events, how many plans; of the pass over figures that began
-    at `begun`, how many subtasks. 0: all of them."""
+    """What a holder has been told: by which host, how many events, plans and checkpoints; of the pass over figures that
+    began at `begun`, how many subtasks. 0: all of them."""
 
     host: str = ""
     events: int = 0
     plans: int = 0
+    checkpoints: int = 0
     begun: float = -math.inf
     place: int = 0
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Figures of the subtasks from `start` up to `stop`, in the plan's order, of one pass over all. `last`: of it."""
+
+    start: int
+    stop: int
+    last: bool
+    metrics: Mapping[str, Any]
+    channels: Mapping[SubtaskId, list[ChannelFill]]
+
+
+@dataclass(frozen=True)
 class JobState:
-    """`first`: the number of the first of `events`; `plans`: how many plans there were. `plan`, the last of them: None
-    where the holder has it. `metrics`: but for the subtasks', which are in `figures`, as `channels`: of those from
-    `start` up to `place` of the pass that began at `begun`; see `Known`. None where none was due."""
+    """`first`: the number of the first of `events`; `plans`: how many plans there were, and so `checkpoints`. `plan`,
+    `last_checkpoint`: the last of them, None where the holder has it. `metrics`: but for the subtasks'; of these, the
+    next `piece` of the pass that began at `begun`, if one was due."""
 
     host: str
     first: int
@@ -127,30 +139,33 @@ class JobState:
     settled: bool
     plans: int
     plan: PhysicalPlan | None
+    checkpoints: int
     last_checkpoint: CheckpointInfo | None
     under_way: Sequence[CheckpointUnderWay]
     restoring: Restoring | None
     last_rescale: RescaleInfo | None
     metrics: Mapping[str, Any]
     begun: float
-    start: int
-    place: int
-    figures: Mapping[str, Any] | None
-    channels: Mapping[SubtaskId, list[ChannelFill]]
+    piece: Piece | None
     ended: Ended | None
 
     @property
     def known(self) -> "Known":
-        return Known(self.host, self.first + len(self.events), self.plans, self.begun, self.place)
+        place = 0 if self.piece is None or self.piece.last else self.piece.stop
+        return Known(self.host, self.first + len(self.events), self.plans, self.checkpoints, self.begun, place)
 
 
 class _Pass(NamedTuple):
-    """Over the figures of all subtasks, as they were when it began. `last`: the job has ended."""
+    """Over all subtasks. `last`: the job has ended."""
 
     begun: float
-    subtasks: Sequence[SubtaskId]
-    figures: Mapping[str, Any]
+    plan: PhysicalPlan | None
+    metrics: Mapping[str, Any]
     last: bool
+
+    @property
+    def subtasks(self) -> Sequence[SubtaskId]:
+        return () if self.plan is None else self.plan.subtasks
 
 
 class Host(Protocol):
@@ -179,7 +194,9 @@ class JobHost:
         self._followed: dict[int, Subscription] = {}
         self._plan: PhysicalPlan | None = None
         self._plans = 0
-        self._pass = _Pass(-math.inf, (), {}, last=False)
+        self._checkpoint: CheckpointInfo | None = None
+        self._checkpoints = 0
+        self._pass = _Pass(-math.inf, None, {}, last=False)
         self._woken = asyncio.Event()
         self._over = asyncio.Event()
 
@@ -223,8 +240,10 @@ class JobHost:
         plan = job.plan
         if plan is not self._plan:
             self._plan, self._plans = plan, self._plans + 1
-        told = {name: figure for name, figure in job.metrics().items() if name != "subtasks"}
-        begun, start, place, figures, channels = self._figures(known)
+        checkpoint = job.last_checkpoint
+        if checkpoint is not self._checkpoint:
+            self._checkpoint, self._checkpoints = checkpoint, self._checkpoints + 1
+        piece = self._piece(known)
         return JobState(
             self._name,
             first,
@@ -236,46 +255,36 @@ class JobHost:
             job.settled.is_set(),
             self._plans,
             plan if known.plans < self._plans else None,
-            job.last_checkpoint,
+            self._checkpoints,
+            checkpoint if known.checkpoints < self._checkpoints else None,
             job.checkpoints_under_way,
             job.restoring,
             job.last_rescale,
-            told,
-            begun,
-            start,
-            place,
-            figures,
-            channels,
-            self._ended if self._pass.last and not place else None,
+            {name: figure for name, figure in job.overview().items() if name != "last_checkpoint"},
+            known.begun if piece is None else self._pass.begun,
+            piece,
+            self._ended if self._pass.last and piece is not None and piece.last else None,
         )
 
-    def _figures(
-        self, known: Known
-    ) -> tuple[float, int, int, Mapping[str, Any] | None, Mapping[SubtaskId, list[ChannelFill]]]:
-        """The next piece of a pass."""
-        start = known.place if known.begun == self._pass.begun else 0
+    def _piece(self, known: Known) -> Piece | None:
+        start = known.place if known.begun == self._pass.begun and self._pass.plan is self._plan else 0
         if not start and not self._begin_pass(known):
-            return known.begun, 0, 0, None, {}
-        subtasks, weight, channels = self._pass.subtasks, 0, dict[SubtaskId, list[ChannelFill]]()
-        end = start
-        while end < len(subtasks) and weight < PIECE:
-            fills = self._job.channels(subtasks[end])
-            if fills:
-                channels[subtasks[end]] = fills
-            weight += 1 + len(fills)
-            end += 1
-        names = map(str, subtasks[start:end])
-        figures = {name: self._pass.figures[name] for name in names if name in self._pass.figures}
-        return self._pass.begun, start, end if end < len(subtasks) else 0, figures, channels
+            return None
+        subtasks, channels, stop, weight = self._pass.subtasks, dict[SubtaskId, list[ChannelFill]](), start, 0
+        while stop < len(subtasks) and weight < PIECE:
+            fills = channels[subtasks[stop]] = self._job.channels(subtasks[stop])
+            stop, weight = stop + 1, weight + 1 + len(fills)
+        told = self._pass.metrics
+        metrics = {name: told[name] for name in map(str, subtasks[start:stop]) if name in told}
+        return Piece(start, stop, stop == len(subtasks), metrics, channels)
 
     def _begin_pass(self, known: Known) -> bool:
         """Unless it is too early: what happens meanwhile is told without figures, where these are many."""
         now, last = self._clock.monotonic(), self._ended is not None
-        subtasks = () if self._plan is None else self._plan.subtasks
-        if not last and len(subtasks) > PIECE // 2 and now - known.begun < REFRESHED:
+        many = self._plan is not None and len(self._plan.subtasks) > PIECE // 2
+        if many and not last and now - known.begun < REFRESHED:
             return False
-        if last or now - self._pass.begun >= REFRESHED or len(subtasks) <= PIECE // 2:
-            self._pass = _Pass(now, subtasks, self._job.metrics()["subtasks"], last)
+        self._pass = _Pass(now, self._plan, self._job.subtask_metrics(), last)
         return True
 
     # ------------------------------------------------------------------------------------------------------ requests

@@ -3,7 +3,8 @@
 Invariants. What is put in one turn of the loop leaves in one packet, and so does what is put while a packet is under
 way, up to `PACKET_BYTES`. Packets that are not full follow each other; full ones travel side by side, `SIDE_BY_SIDE` at
 most. What is urgent leaves at the end of the turn, whatever is under way. What waits is bounded, beside the bounds of
-the channels: at `FULL` bytes, senders wait.
+the channels: at `FULL` bytes, senders wait; so they do until the next turn when `TURN_BYTES` were put in one, since all
+that is put was encoded.
 """
 
 from collections import deque
@@ -19,6 +20,7 @@ PACKET_ELEMENTS: Final = 1000
 LARGE: Final = PACKET_BYTES // 4
 SIDE_BY_SIDE: Final = 4
 FULL: Final = 4 << 20
+TURN_BYTES: Final = 1 << 20
 _SIGN_BYTES: Final = 32
 
 
@@ -33,13 +35,15 @@ class PeerOutbox:
         self._urgent: list[Unsent] = []
         self._taken: dict[ChannelName, Taken] = {}
         self._bytes = 0
+        self._put = 0
+        """Bytes in this turn."""
         self._under_way = 0
         self._on_room: dict[Callable[[], None], None] = {}
         self._closed = False
 
     @property
     def full(self) -> bool:
-        return self._bytes >= FULL
+        return self._bytes >= FULL or self._put >= TURN_BYTES
 
     def put(self, unsent: Unsent, *, urgent: bool = False) -> None:
         if self._closed:
@@ -48,7 +52,9 @@ class PeerOutbox:
             self._urgent.append(unsent)
         else:
             self._waiting.append(unsent)
-            self._bytes += _weight(unsent)
+            weight = _weight(unsent)
+            self._bytes += weight
+            self._put += weight
         self._wake(self)
 
     def grant(self, channel: ChannelName, records: int, size: int) -> None:
@@ -67,10 +73,11 @@ class PeerOutbox:
         self._urgent.clear()
         self._taken.clear()
         self._on_room.clear()
-        self._bytes = 0
+        self._bytes = self._put = 0
 
     # ---------------------------------------------------------------------------------------------------------- leaving
     def flush(self) -> None:
+        self._put = 0
         if self._urgent:
             urgent, self._urgent = self._urgent, []
             for start in range(0, len(urgent), PACKET_ELEMENTS):

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from streamactors.actors.governor import Governor
 from streamactors.actors.mailbox import Mailbox
+from streamactors.checkpoint import layout
 from streamactors.checkpoint.storage.contract import Files
 from streamactors.checkpoint.storage.opening import open_files
 from streamactors.clock import Clock
@@ -21,6 +22,7 @@ from streamactors.cluster.storage import Ask, WorkerSnapshots, reopened
 from streamactors.cluster.wire import Epoch, Wire
 from streamactors.cluster.workers import Times
 from streamactors.elements import Element
+from streamactors.errors import ClusterUnfit
 from streamactors.graph.logical import Forward
 from streamactors.graph.physical import ChannelId, PhysicalPlan, SubtaskId
 from streamactors.graph.placement import Placement
@@ -74,6 +76,8 @@ class Part:
     ) -> "Part":
         async with AsyncExitStack() as closing:  # the last one entered is closed first
             files = await _files(home, spec, closing)
+            if files is not None:
+                await _refuse_another_storage(files, spec, home.number)
             exchange = _exchange(home, epoch, spec, ways)
             closing.push_async_callback(exchange.close)
             storage = WorkerSnapshots(
@@ -124,6 +128,16 @@ async def _files(home: Home, spec: AttemptSpec, closing: AsyncExitStack) -> File
     files = open_files(spec.checkpoints.storage, clock=home.clock, options=spec.checkpoints.storage_options)
     closing.push_async_callback(files.close)
     return files
+
+
+async def _refuse_another_storage(files: Files, spec: AttemptSpec, worker: int) -> None:
+    """Before anything is restored from it, or taken for a checkpoint there."""
+    flow = layout.flow_folder(spec.plan.name)
+    if await files.stat(f"{flow}/{layout.run_folder(spec.run)}/{layout.EPOCH}") is None:
+        raise ClusterUnfit(
+            f"worker {worker} does not find the checkpoints of the job in {files.uri_of(flow)}: each node has a folder "
+            "of its own there. Give a storage that all nodes reach: an object store, or a shared folder"
+        )
 
 
 def _exchange(home: Home, epoch: Epoch, spec: AttemptSpec, ways: Ways) -> Exchange:

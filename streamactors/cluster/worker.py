@@ -287,7 +287,6 @@ class Assignment:
     def _abandon(self, why: str) -> None:
         if self._ending is None:
             log.error("%s: this part of the job is given up: %s", self._name, why)
-            self._line.cut()
             self._begin_to_end()
 
     def _begin_to_end(self) -> None:

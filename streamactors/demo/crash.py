@@ -25,8 +25,8 @@ from streamactors.errors import JobFailed
 ORDERS_PER_SECOND = 200_000
 """How fast the log grows."""
 BEFORE_A_CHECKPOINT = 0.4
-BEFORE_THE_KILL = 0.7
-"""Shares of the log that are written until then."""
+"""Share of the log that is written until then. With each checkpoint half of what is left comes, so that there is
+something to read behind it, however late the report of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +102,8 @@ class GrowingLog:
 
 
 def _kill_in_the_middle(child: "Child", log: GrowingLog) -> Iterator[Scene]:
-    checkpoint, read_by_then = None, 0
-    log.grow(BEFORE_A_CHECKPOINT)
+    checkpoint, read_by_then, share = None, 0, BEFORE_A_CHECKPOINT
+    log.grow(share)
     for scene in child.scenes():
         yield scene
         if not isinstance(scene, Reported):
@@ -111,11 +111,12 @@ def _kill_in_the_middle(child: "Child", log: GrowingLog) -> Iterator[Scene]:
         last = scene.progress["checkpoint"]
         if last is not None and last["id"] != checkpoint:
             checkpoint, read_by_then = last["id"], child.records_read
+            share = (share + 1) / 2
         if checkpoint is not None and child.records_read > read_by_then and log.is_in_the_middle(child.records_read):
             child.kill()
             yield Killed(child.pid, child.records_read)
             return
-        log.grow(BEFORE_A_CHECKPOINT if checkpoint is None else BEFORE_THE_KILL)
+        log.grow(share)
     child.end()
     raise JobFailed(f"the process ended before it could be killed:\n{child.last_words}")
 

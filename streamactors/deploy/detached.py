@@ -69,6 +69,11 @@ def submission_key(flow: str, token: str) -> str:
     return f"job/{quote(flow, safe='')}/{token}"
 
 
+def keeper_key(flow: str, token: str) -> str:
+    """Of which keeper it is at present."""
+    return f"keeper/{quote(flow, safe='')}/{token}"
+
+
 def ending_key(flow: str) -> str:
     return f"ended/{quote(flow, safe='')}"
 

@@ -2,7 +2,9 @@
 
 Invariants. What is to be run is stored before it begins and until its end is: so a keeper that is started in place of
 one that has died goes on with it, from the job's own checkpoints. The end is stored before anybody is told of it, so a
-job that was said to have ended never begins again.
+job that was said to have ended never begins again. A keeper that was taken for dead and is not (on a node that was cut
+off) stores nothing once it has a successor: the end is the successor's to tell. What takes no checkpoints never begins
+twice: what it has written would be there twice.
 """
 
 import asyncio
@@ -16,7 +18,7 @@ import msgspec
 
 from streamactors.clock import Clock, uninterrupted
 from streamactors.config import Ray
-from streamactors.deploy.detached import Answer, Ending, ending_key, submission_key
+from streamactors.deploy.detached import Answer, Ending, ending_key, keeper_key, submission_key
 from streamactors.errors import ConnectionLost, JobFailed, JobNotRunning
 from streamactors.runtime.handled import HandledJob
 from streamactors.runtime.job import Job, JobSpec
@@ -59,8 +61,13 @@ class Submission:
     attend: Attend
 
     @property
+    def may_begin_again(self) -> bool:
+        """Whether it has a storage to go on from."""
+        return self.spec.config.checkpoints is not None
+
+    @property
     def goes_on(self) -> bool:
-        """Whether it may begin once more: then it goes on from its storage."""
+        """Whether what was asked for at first is all that is to be asked for."""
         return self.spec.restore == "latest" and not self.spec.fresh
 
     def again(self) -> "Submission":
@@ -91,6 +98,8 @@ class Keeper:
         self._ship = ship
         self._clock = clock
         self._key = submission_key(flow, token)
+        self._name = clock.token().encode()
+        """Of this keeper among those of the same token."""
         loop = asyncio.get_running_loop()
         self._given: asyncio.Future[bytes] = loop.create_future()
         self._settled: asyncio.Future[None] = loop.create_future()
@@ -116,6 +125,7 @@ class Keeper:
     async def _run(self) -> None:
         if await self._has_ended():
             return
+        await self._store.put(keeper_key(self._flow, self._token), self._name)
         stored = await self._store.get(self._key)
         if stored is None:
             if (submission := await self._first()) is None:
@@ -130,8 +140,12 @@ class Keeper:
         stored = await self._store.get(ending_key(self._flow))
         ended = stored is not None and msgspec.msgpack.decode(stored, type=Ending).token == self._token
         if ended:
-            await self._store.delete(self._key)
+            await self._forget()
         return ended
+
+    async def _forget(self) -> None:
+        await self._store.delete(self._key)
+        await self._store.delete(keeper_key(self._flow, self._token))
 
     async def _first(self) -> Submission | None:
         """None where nobody has said what to run."""
@@ -142,16 +156,23 @@ class Keeper:
         finally:
             waiting.cancel()
         if not self._given.done():
+            await self._forget()
             return None
         submission = self._unship(self._given.result())
         await self._store.put(self._key, self._given.result())
-        for key in await self._store.keys(submission_key(self._flow, "")):
-            if key != self._key:  # of one that was killed for good: there is one job of a name
-                await self._store.delete(key)
+        for of in (submission_key, keeper_key):
+            for key in await self._store.keys(of(self._flow, "")):
+                if key != of(self._flow, self._token):  # of one that was killed for good: there is one job of a name
+                    await self._store.delete(key)
         await self._store.delete(ending_key(self._flow))
         return submission
 
     def _next(self, submission: Submission) -> Submission:
+        if not submission.may_begin_again:
+            raise JobFailed(
+                f"job {self._flow!r}: the coordinator has died, and the job takes no checkpoints that it could go on "
+                "from: see what it has written, and start it again"
+            )
         if not submission.goes_on:
             spec = submission.spec
             raise JobFailed(
@@ -197,7 +218,7 @@ class Keeper:
 
     async def _settle(self, job: Job, submission: Submission) -> None:
         await job.settled.wait()
-        if not submission.goes_on:
+        if submission.may_begin_again and not submission.goes_on:
             try:
                 await uninterrupted(self._store.put(self._key, self._ship(submission.again())))
             except ConnectionLost as error:
@@ -209,8 +230,11 @@ class Keeper:
         now = self._clock.time_ms()
         ending = Ending(flow=self._flow, token=self._token, ended_ms=now, status=status, error=said, told=told)
         try:
+            if await self._store.get(keeper_key(self._flow, self._token)) != self._name:
+                log.warning("%s: another coordinator goes on with this job", self._flow)
+                return
             await self._store.put(ending_key(self._flow), msgspec.msgpack.encode(ending))
-            await self._store.delete(self._key)
+            await self._forget()
         except ConnectionLost as failure:
             log.error("%s: %s, and that could not be stored: %s", self._flow, status, failure)
 

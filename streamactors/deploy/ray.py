@@ -42,6 +42,7 @@ from streamactors.deploy.detached import (
     address_of,
     ending_key,
     flow_of,
+    keeper_key,
     refuse_to_detach,
     submission_key,
 )
@@ -352,13 +353,13 @@ async def detach_on_ray(spec: JobSpec, settings: Ray, attend: Attend, clock: Clo
     async with _connected(settings, clock):
         await _fits(settings, clock)
         token = clock.token()
-        restarts = 0 if spec.config.effective_restart == Restart.none() else -1
+        restarts = 0 if spec.config.effective_restart == Restart.none() or spec.config.checkpoints is None else -1
         of, rest = StreamactorsDetachedCoordinator, {"max_restarts": restarts, "lifetime": "detached"}
         actor = await _coordinator(of, spec.name, clock, spec.name, token, **rest)
         try:
             await _begun(actor, submission, settings, clock)
         except BaseException:
-            await uninterrupted(_given_up(actor, submission_key(spec.name, token), clock))
+            await uninterrupted(_given_up(actor, spec.name, token, clock))
             raise
 
 
@@ -380,9 +381,10 @@ async def _begun(actor: Any, submission: bytes, settings: Ray, clock: Clock) -> 
             return
 
 
-async def _given_up(actor: Any, key: str, clock: Clock) -> None:
+async def _given_up(actor: Any, flow: str, token: str, clock: Clock) -> None:
     await clock.run_blocking(ray.kill, actor, no_restart=True)
-    await _RayStore(clock).delete(key)
+    for key in (submission_key(flow, token), keeper_key(flow, token)):
+        await _RayStore(clock).delete(key)
 
 
 class _RayStore:
@@ -491,14 +493,14 @@ class RayCluster:
         left = await self._store.keys(submission_key(flow, ""))
         if not left or await self._actor(flow) is not None:
             return None
-        for key in left:
+        for key in left + await self._store.keys(keeper_key(flow, "")):
             await self._store.delete(key)
         ending = Ending(
             flow=flow,
             token="",
             ended_ms=self._clock.time_ms(),
             status="failed",
-            error="its coordinator was killed, or has died where restarts are off",
+            error="its coordinator was killed, or has died where restarts or checkpoints are off",
         )
         await self._store.put(ending_key(flow), msgspec.msgpack.encode(ending))
         return ending
@@ -687,7 +689,6 @@ class _RayWorkers:
         self._level = level
         self._clock = clock
         self._watching: dict[int, asyncio.Task[None]] = {}
-        self._beside: asyncio.Task[None] | None = None
 
     @property
     def count(self) -> int:
@@ -758,39 +759,9 @@ class _RayWorkers:
         if actor is not None:
             await self._clock.run_blocking(ray.kill, actor)
 
-    def end_with(self, incarnation: str) -> None:
-        """This process ends, as if it were killed, where the cluster has given up the coordinator in it."""
-        leaving = _leave_once_given_up(self._flow, incarnation, self._clock)
-        self._beside = asyncio.get_running_loop().create_task(leaving, name="whether it still is the coordinator")
-
     async def close(self) -> None:
-        if self._beside is not None:
-            self._beside.cancel()
-            await asyncio.wait([self._beside])
         for number in range(self.count):
             await self._end(number)
-
-
-async def _leave_once_given_up(flow: str, incarnation: str, clock: Clock) -> None:
-    """A node that is lost to the cluster may live on, and a coordinator on it: it would keep its successor from the
-    storage, and take the names of that one's workers."""
-    looks = 0
-    while looks < 2:  # in a row
-        await clock.sleep(LOOKED_AFTER)
-        looks = looks + 1 if await _given_up_by_cluster(flow, incarnation, clock) else 0
-    log.error("%s: the cluster has given up this coordinator: its process ends", flow)
-    os._exit(1)  # nothing more is to be written, committed or told
-
-
-async def _given_up_by_cluster(flow: str, incarnation: str, clock: Clock) -> bool:
-    try:
-        async with asyncio.timeout(REACHED_WITHIN):
-            actor = await clock.run_blocking(ray.get_actor, _coordinator_name(flow), NAMESPACE)
-            return bool(await actor.incarnation.remote() != incarnation)
-    except (ValueError, ActorDiedError):  # there is none
-        return True
-    except (RayError, TimeoutError):  # it is not known
-        return False
 
 
 def _in_a_line(error: BaseException) -> str:
@@ -805,6 +776,7 @@ class _Coordinating:
     def __init__(self) -> None:
         self._received: Callable[[int, bytes], None] | None = None
         self._incarnation = SYSTEM.token()
+        self._leaving: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return "coordinator"
@@ -824,7 +796,8 @@ class _Coordinating:
         cluster = ClusterDeployment(workers, wire, ship=dumps, times=TIMES)
         workers.lost = cluster.worker_lost
         self._received = cluster.received
-        workers.end_with(self._incarnation)
+        leaving = _leave_once_given_up(spec.name, self._incarnation, SYSTEM)
+        self._leaving = asyncio.get_running_loop().create_task(leaving)  # also when the job has ended
         return Job(dataclasses.replace(spec, handover=HANDOVER), deploy=cluster, clock=SYSTEM), workers
 
 
@@ -910,6 +883,29 @@ class StreamactorsDetachedCoordinator(_Coordinating):
 
     async def request(self, method: str, path: str, body: bytes) -> Answer | None:
         return await self._keeper.request(method, path, body)
+
+
+async def _leave_once_given_up(flow: str, incarnation: str, clock: Clock) -> None:
+    """This process ends, as if it were killed, where the cluster has given up the coordinator in it. A node that is
+    lost to the cluster may live on: the coordinator there would keep its successor from the storage, and take the names
+    of that one's workers."""
+    looks = 0
+    while looks < 2:  # in a row
+        await clock.sleep(LOOKED_AFTER)
+        looks = looks + 1 if await _given_up_by_cluster(flow, incarnation, clock) else 0
+    log.error("%s: the cluster has given up this coordinator: its process ends", flow)
+    os._exit(1)  # nothing more is to be written, committed or told
+
+
+async def _given_up_by_cluster(flow: str, incarnation: str, clock: Clock) -> bool:
+    try:
+        async with asyncio.timeout(REACHED_WITHIN):
+            actor = await clock.run_blocking(ray.get_actor, _coordinator_name(flow), NAMESPACE)
+            return bool(await actor.incarnation.remote() != incarnation)
+    except (ValueError, ActorDiedError):  # there is none
+        return True
+    except (RayError, TimeoutError):  # it is not known
+        return False
 
 
 async def _answered(method: Callable[..., Awaitable[Any]], arguments: bytes) -> bytes:

@@ -628,7 +628,9 @@ class Job:
         return [] if self._attempt is None else self._attempt.channels(subtask)
 
     def metrics(self) -> dict[str, Any]:
-        subtasks = self._attempt.metrics() if self._attempt is not None else self._last_metrics
+        return {**self.overview(), "subtasks": self.subtask_metrics()}
+
+    def overview(self) -> dict[str, Any]:
         return {
             "status": self.status,
             "restarts": self.restarts,
@@ -636,5 +638,7 @@ class Job:
             "last_rescale": self.last_rescale,
             "restored_parallelism": self._restored_parallelism,
             "autoscale": self.autoscale,
-            "subtasks": subtasks,
         }
+
+    def subtask_metrics(self) -> dict[str, Any]:
+        return self._attempt.metrics() if self._attempt is not None else self._last_metrics

@@ -23,6 +23,8 @@ from streamactors.runtime.inflight import Route
 from streamactors.state.key_groups import KeyGrouper, subtask_of
 
 STAGED_LIMIT = 1024
+PORTION_BYTES = 512 << 10
+"""About what leaves at once of large records: between one such and the next a channel may ask to wait."""
 
 
 class Router(Protocol):
@@ -161,8 +163,9 @@ class Output:
         runs = [staged] if len(staged) <= 1 or not self._forward else _by_home(staged)
         for run in runs:
             if run:
-                for channel, part in self._router.route(concatenate(run)):
-                    self._unsent[channel].append(part)
+                for portion in _portions(concatenate(run)):
+                    for channel, part in self._router.route(portion):
+                        self._unsent[channel].append(part)
 
     def broadcast(self, element: Element) -> None:
         """Into every channel, behind everything emitted so far."""
@@ -243,6 +246,14 @@ class Output:
         """Records that wait for room, or for their input batch to be done."""
         waiting = (len(element) for unsent in self._unsent for element in unsent if isinstance(element, Batch))
         return self._staged_records + sum(waiting)
+
+
+def _portions(batch: Batch) -> Iterable[Batch]:
+    size = batch.estimated_bytes()
+    if size <= PORTION_BYTES:
+        return (batch,)
+    step = max(1, len(batch) * PORTION_BYTES // size)
+    return (batch.slice(start, min(start + step, len(batch))) for start in range(0, len(batch), step))
 
 
 def _place(checkpoint: int, unsent: deque[Element]) -> int:

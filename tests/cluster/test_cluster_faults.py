@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 import streamactors as sa
-from connectors.memory import ListSink
+from connectors.memory import ListSink, ListSource
+from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.clock import SYSTEM, Clock
 from streamactors.cluster.workers import Times
 from streamactors.errors import IncompatibleState, JobFailed, RecordFailed, UnserialisableValue
 from streamactors.state.serialisation.serializers import AnySerializer
 from streamactors.submission import job_here
+from streamactors.testing.simulation.disk import VolatileDisk
 from tests.cluster.jobs import FLOW, Jobs, Sum, by_rest, expected, last, sums
 from tests.cluster.made_up import MadeUpCluster
 from tests.cluster.virtual import virtually
@@ -109,7 +111,8 @@ class Kept(sa.KeyedOperator[int, int, int]):
     kept = sa.ValueState(Any, default=None)
 
     def process(self, value: int, ctx: sa.Context[int, int]) -> None:
-        self.kept.set(object())
+        unstorable: Any = object()
+        self.kept.set(unstorable)
         ctx.emit(value)
 
 
@@ -237,3 +240,90 @@ async def test_modules_are_imported_beside_the_loop() -> None:
     await cluster.close()
     assert cluster.threads and threading.get_ident() not in cluster.threads
     assert last(sink.values) == expected(feed.values)
+
+
+def test_a_worker_that_reaches_another_storage_is_refused_by_name() -> None:
+    """Such as a folder on the disk of its own node."""
+
+    async def main(clock: Clock) -> None:
+        jobs, feed = Jobs(clock), numbers()
+        elsewhere = LocalFiles("/checkpoints", clock=clock, disk=VolatileDisk())
+        cluster = MadeUpCluster(2, clock=clock, files=elsewhere)
+        forever = sa.Restart.fixed(dt.timedelta(seconds=1), 100)
+        with pytest.raises(
+            JobFailed, match=r"worker [01] does not find .* in file:///checkpoints/over-workers: each node"
+        ):
+            async with jobs.started(sums(feed, ListSink()), cluster=cluster, restart=forever):
+                raise AssertionError("it runs")
+        assert feed.opened == 0
+
+    virtually(7, main)
+
+
+def _leaving() -> Sum:
+    raise SystemExit("no more")
+
+
+def test_a_worker_s_exit_is_no_exit_of_the_coordinator() -> None:
+    async def main(clock: Clock) -> None:
+        with pytest.raises(JobFailed, match="no more") as failed:
+            async with Jobs(clock).started(sums(numbers(), ListSink(), _leaving), 2):
+                raise AssertionError("it runs")
+        assert type(failed.value.__cause__).__name__ == "SystemExit"
+
+    virtually(8, main)
+
+
+def test_a_worker_that_has_given_up_says_so_when_it_can() -> None:
+    """Nobody waits for its signs of life once more."""
+
+    async def main(clock: Clock) -> None:
+        cluster, feed, sink = MadeUpCluster(2, clock=clock), numbers(), ListSink[tuple[int, int]]()
+        once_more = sa.Restart.fixed(dt.timedelta(0), 1)
+        async with Jobs(clock).started(sums(feed, sink), cluster=cluster, restart=once_more) as (job, _):
+            await until(lambda: _records_in(job, "out") == 200)
+            [attempt] = cluster.attempts
+            attempt._watch._lost_after = attempt._delivery.give_up = 1000.0  # as where it was paused itself
+            cluster.network.cut(-1, 1)
+            assignment = cluster.workers[1]._assignment
+            assert assignment is not None
+            await until(lambda: assignment._ending is not None)
+            cluster.network.heal()
+            healed = clock.monotonic()
+            await until(lambda: job.restarts == 1)
+            assert clock.monotonic() - healed < 5
+            assert "it has given up its part" in str(job.failures[-1])
+            feed.end()
+            await job.wait()
+        assert last(sink.values) == expected(feed.values)
+
+    virtually(9, main)
+
+
+def test_what_dies_when_a_batch_job_has_committed_changes_nothing() -> None:
+    """It must not run again: its output would be there twice."""
+
+    async def main(clock: Clock) -> None:
+        closing = asyncio.Event()
+
+        class Slow(Sum):
+            async def close(self) -> None:
+                closing.set()
+                await clock.sleep(5)
+
+        sink, cluster = ListSink[tuple[int, int]](), MadeUpCluster(2, clock=clock)
+        flow, often = sa.Dataflow(FLOW), sa.Restart.fixed(dt.timedelta(0), 3)
+        summed = flow.source("numbers", ListSource(range(200))).key_by(by_rest).process("sums", Slow, parallelism=2)
+        summed.rebalance().sink("out", sink, parallelism=2)
+        config = sa.Config(execution="batch", restart=often)
+        job = job_here(flow.graph(), config, restore="latest", fresh=False, resources=None, clock=clock)
+        job._deploy = cluster
+        running = asyncio.create_task(job.run())
+        await closing.wait()
+        assert len(sink.values) == 200
+        cluster.kill(1)
+        await running
+        await cluster.close()
+        assert job.restarts == 0 and len(sink.values) == 200
+
+    virtually(10, main)

@@ -18,8 +18,9 @@ from streamactors.cluster.packet import Packet, Records, Taken, unpacked
 from streamactors.cluster.wire import DATA, Epoch, Header, body_of, sealed
 from streamactors.elements import END, IDLE, Barrier, Batch, Element, EndOfKeys, Watermark
 from streamactors.errors import ConnectionLost, IncompatibleState, UnserialisableValue
+from streamactors.runtime import routing
 from streamactors.runtime.channel import Channel, Demanding, MailboxChannel
-from streamactors.runtime.routing import Output, RebalanceRouter
+from streamactors.runtime.routing import ForwardRouter, Output, RebalanceRouter
 from streamactors.testing.network import MadeUpNetwork
 from tests.cluster.virtual import virtually
 from tests.cluster.workers import EPOCH, Lost, channel_id, connected, exchange
@@ -138,19 +139,49 @@ def test_full_packets_travel_side_by_side_and_no_more_than_a_few() -> None:
 
 def test_senders_wait_while_too_much_waits_and_go_on_when_it_has_left() -> None:
     async def test(pair: Pair) -> None:
-        while pair.channel.room():
-            pair.channel.send(Batch([bytes(100_000)]))
+        for _ in range(50):  # turns, in each of which a megabyte may be put
+            while pair.channel.room():
+                pair.channel.send(Batch([bytes(100_000)]))
+            await asyncio.sleep(0)
+        await pair.wire.waiting(outbox.SIDE_BY_SIDE)
         woken = asyncio.Event()
         pair.channel.notify_room(woken.set)
-        await pair.wire.waiting(4)
-        assert woken.is_set(), "four packets have left"
-        assert pair.channel.room() > 0
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert not woken.is_set() and pair.channel.room() == 0, "four packets are under way, and as much waits"
         while pair.wire.calls:
             pair.wire.let()
             for _ in range(50):
                 await asyncio.sleep(0)
+        assert woken.is_set() and pair.channel.room() > 0
 
     with_pair(test)
+
+
+def test_an_emission_of_many_megabytes_is_encoded_over_many_turns() -> None:
+    codec = CountingCodec()
+
+    async def test(pair: Pair) -> None:
+        output = Output(ForwardRouter(), [pair.channel])
+        output.stage(Batch([bytes(50_000)] * 600))
+        output.seal()
+        room, turns = asyncio.Event(), list[int]()
+        room.set()
+        pulling = asyncio.ensure_future(pair.taken(30_000_000 // routing.PORTION_BYTES))
+        done = False
+        while not done:
+            await room.wait()
+            room.clear()
+            before = codec.bytes
+            done = output.flush(room.set, lambda barrier: None)
+            turns.append(codec.bytes - before)
+            while pair.wire.calls:
+                pair.wire.let()
+        assert sum(turns) >= 30_000_000
+        assert max(turns) <= outbox.TURN_BYTES + 2 * routing.PORTION_BYTES
+        pulling.cancel()
+
+    with_pair(test, codec=codec)
 
 
 def test_watermarks_that_wait_take_each_others_place() -> None:
@@ -237,11 +268,13 @@ def test_a_large_batch_is_encoded_in_parts_and_arrives_whole() -> None:
 class CountingCodec(FrameCodec):
     def __init__(self) -> None:
         super().__init__()
-        self.encoded = self.decoded = 0
+        self.encoded = self.decoded = self.bytes = 0
 
     def encode_to_send(self, batch: Batch, edge: EdgeKey) -> bytes:
         self.encoded += 1
-        return super().encode_to_send(batch, edge)
+        data = super().encode_to_send(batch, edge)
+        self.bytes += len(data)
+        return data
 
     def decode_sent(self, data: bytes, edge: EdgeKey) -> Batch:
         self.decoded += 1

@@ -12,6 +12,7 @@ import pytest
 import streamactors as sa
 from connectors.memory import ListSink
 from streamactors.clock import SYSTEM
+from streamactors.cluster import hosted as hosted_module
 from streamactors.cluster.held import HeldJob
 from streamactors.cluster.hosted import (
     CancelJob,
@@ -21,6 +22,7 @@ from streamactors.cluster.hosted import (
     JobState,
     Known,
     NextValues,
+    Piece,
     QueryState,
     Request,
 )
@@ -192,6 +194,43 @@ async def test_events_are_told_once_and_in_order(tmp_path: Path) -> None:
     completed = [event.info.id for event, _ in told if isinstance(event, CheckpointCompleted)]
     assert completed == sorted(completed) == [info.id for info in handle.checkpoints]
     assert sum(isinstance(event, JobEnded) for event, _ in told) == 1
+
+
+async def test_the_figures_of_a_large_job_come_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosted_module, "PIECE", 4)
+    monkeypatch.setattr(hosted_module, "REFRESHED", 0.01)
+    pieces: list[Piece] = []
+    feed = Feed(splits=3)
+    made = job(feed, checkpointing(tmp_path, parallelism=3))
+
+    @asynccontextmanager
+    async def watched() -> AsyncIterator[Host]:
+        async with hosted(made) as host:
+            tell = host.tell
+
+            async def told(known: Known) -> JobState:
+                state = await tell(known)
+                pieces.extend([] if state.piece is None else [state.piece])
+                return state
+
+            host.tell = told  # type: ignore[method-assign]
+            yield host
+
+    held_job = HeldJob("summing", made.config, watched)
+    async with asyncio.timeout(PATIENCE), _supervised(held_job, None, "checkpoint", EXIT_TIMEOUT) as handle:
+        for number in range(100):
+            feed.put(number, split=number % 3)
+        await until(lambda: records_in(handle, "sum") == 100)
+        assert handle.plan is not None
+        assert list(handle.metrics()["subtasks"]) == [str(subtask) for subtask in handle.plan.subtasks]
+        assert len(handle.channels("sum", 2)) == 3
+        feed.put(100)
+        feed.end()
+        await handle.wait()
+    assert records_in(handle, "sum") == 101, "the last pass is of the end"
+    assert max(piece.stop - piece.start for piece in pieces) <= 4 < len(handle.plan.subtasks)
+    whole = [piece.last for piece in pieces].index(True) + 1
+    assert [piece.start for piece in pieces[1:whole]] == [piece.stop for piece in pieces[: whole - 1]]
 
 
 async def test_a_host_that_is_lost_counts_as_a_restart(tmp_path: Path) -> None:

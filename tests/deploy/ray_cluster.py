@@ -57,6 +57,14 @@ def output_of(pid: int) -> str:
         return ""
 
 
+def killed(pid: int) -> bool:
+    """False where it has just ended."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+        return True
+    return False
+
+
 @dataclass(frozen=True)
 class Nodes:
     program: Program
@@ -82,12 +90,11 @@ class Nodes:
 
     def clear_away(self) -> None:
         for pid in self.outlived():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            killed(pid)
 
     def kill(self, title: str) -> None:
-        until(lambda: self.pids(title), f"there is a {title}")
-        os.kill(self.pids(title)[0], signal.SIGKILL)
+        """One of them, which may just be replaced by another."""
+        until(lambda: any(killed(pid) for pid in self.pids(title)), f"a {title} is killed")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """A job that nobody holds, and keepers of it that die at bad moments: here in one process, over a store in memory."""
 
 import asyncio
+import dataclasses
 import datetime as dt
 import functools
 import json
@@ -15,7 +16,7 @@ import pytest
 import streamactors as sa
 from streamactors.clock import SYSTEM
 from streamactors.deploy import keeper as keeper_module
-from streamactors.deploy.detached import Ending, ending_key, submission_key
+from streamactors.deploy.detached import Ending, ending_key, keeper_key, submission_key
 from streamactors.deploy.keeper import Keeper, Submission
 from streamactors.deploy.local import deploy_locally
 from streamactors.errors import ConnectionLost
@@ -27,7 +28,7 @@ from tests.deploy.shop import build
 from tests.runtime.feeds import PATIENCE, until
 
 TOKEN = "a"
-KEY = submission_key("shop", TOKEN)
+KEY, HELD = submission_key("shop", TOKEN), keeper_key("shop", TOKEN)
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +148,7 @@ async def test_it_is_kept_to_its_end_and_asked_meanwhile(tmp_path: Path) -> None
     async with asyncio.timeout(PATIENCE):
         life = Life(cluster)
         await life.keeper.begin(cluster.ship(submission(tmp_path)))
-        assert list(cluster.values) == [KEY]
+        assert set(cluster.values) == {KEY, HELD}
         await until(lambda: totals(tmp_path) == expected(9))
         status, told = await life.ask("GET", "/v1/jobs/shop")
         assert (status, told["status"], told["target"]) == (200, "running", "jobs:flow")
@@ -192,7 +193,7 @@ async def test_what_was_said_to_have_ended_does_not_begin_again(tmp_path: Path) 
         await life.keeper.begin(cluster.ship(submission(tmp_path)))
         assert (await life.ask("POST", "/v1/jobs/shop/stop", drain=False))[0] == 200
         await life.running
-        assert set(cluster.values) == {KEY, ending_key("shop")}
+        assert set(cluster.values) == {KEY, HELD, ending_key("shop")}
         await Life(cluster).running
     assert len(cluster.jobs) == 1 and list(cluster.values) == [ending_key("shop")]
 
@@ -202,11 +203,11 @@ async def test_dead_before_it_had_stored_what_to_run_it_is_told_again(tmp_path: 
     shipped = cluster.ship(submission(tmp_path))
     async with asyncio.timeout(PATIENCE):
         first = Life(cluster)
-        first.store.dies_before = lambda method, key: method == "put"
+        first.store.dies_before = lambda method, key: (method, key) == ("put", KEY)
         with pytest.raises(ConnectionLost):
             await first.keeper.begin(shipped)
         await first.running
-        assert not cluster.values and not cluster.jobs
+        assert KEY not in cluster.values and not cluster.jobs
         life = Life(cluster)
         await life.keeper.begin(shipped)
         await life.keeper.begin(shipped)  # its answer was lost
@@ -295,13 +296,37 @@ async def test_a_keeper_that_nobody_tells_anything_leaves(monkeypatch: pytest.Mo
 async def test_there_is_one_job_of_a_name(tmp_path: Path) -> None:
     cluster = Cluster()
     killed, other = submission_key("shop", "killed"), submission_key("shop/2", "other")
-    cluster.values |= {killed: b"0", other: b"0", ending_key("shop"): b"long ago"}
-    cluster.values[ending_key("shop")] = msgspec.msgpack.encode(
-        Ending(flow="shop", token="long ago", ended_ms=0, status="finished")
-    )
+    before = Ending(flow="shop", token="killed", ended_ms=0, status="finished")
+    cluster.values |= {killed: b"0", keeper_key("shop", "killed"): b"", other: b"0"}
+    cluster.values[ending_key("shop")] = msgspec.msgpack.encode(before)
     async with asyncio.timeout(PATIENCE):
         life = Life(cluster)
         await life.keeper.begin(cluster.ship(submission(tmp_path)))
-        assert set(cluster.values) == {KEY, other}
+        assert set(cluster.values) == {KEY, HELD, other}
         await life.ask("POST", "/v1/jobs/shop/cancel")
         await life.running
+
+
+async def test_a_keeper_that_was_taken_for_dead_leaves_the_end_to_its_successor(tmp_path: Path) -> None:
+    cluster = Cluster()
+    async with asyncio.timeout(PATIENCE):
+        cut_off = Life(cluster)
+        await cut_off.keeper.begin(cluster.ship(submission(tmp_path)))
+        cluster.values[HELD] = b"its successor"
+        await cut_off.ask("POST", "/v1/jobs/shop/cancel")
+        await cut_off.running
+    assert set(cluster.values) == {KEY, HELD} and cluster.values[HELD] == b"its successor"
+
+
+async def test_what_takes_no_checkpoints_does_not_begin_twice(tmp_path: Path) -> None:
+    cluster = Cluster()
+    made = submission(tmp_path)
+    config = dataclasses.replace(made.spec.config, checkpoints=None)
+    shipped = cluster.ship(dataclasses.replace(made, spec=dataclasses.replace(made.spec, config=config)))
+    async with asyncio.timeout(PATIENCE):
+        life = Life(cluster)
+        await life.keeper.begin(shipped)
+        await life.die()
+        await Life(cluster).running
+    assert len(cluster.jobs) == 1 and cluster.ending is not None and cluster.ending.status == "failed"
+    assert cluster.ending.error is not None and "takes no checkpoints" in cluster.ending.error

@@ -1,19 +1,23 @@
 """What the driver does where the coordinator dies while it is asked: one that is started again knows of nothing."""
 
 import datetime as dt
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ray.exceptions import ActorUnavailableError
 
 import streamactors as sa
+from connectors.files import FileSink, FileSource
 from connectors.memory import ListSink
 from streamactors.clock import SYSTEM
+from streamactors.cluster.held import HeldJob
 from streamactors.cluster.hosted import Request, StopJob, TakeSavepoint
 from streamactors.deploy.ray import _RayHost, dumps, loads
 from streamactors.errors import CheckpointFailed, ConnectionLost, JobFailed
 from streamactors.runtime.job import JobSpec
-from streamactors.submission import job_here
+from streamactors.submission import deployed_job, job_here
 from tests.runtime.feeds import Feed
 
 
@@ -85,3 +89,29 @@ async def test_a_batch_job_is_not_run_again_by_itself() -> None:
     with pytest.raises(JobFailed, match="whether the output is visible is not known"):
         await asking.ask(StopJob(drain=False, savepoint=None))
     assert "begin" not in actor.calls
+
+
+async def test_paths_mean_what_they_mean_where_the_job_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes on the cluster were started elsewhere, and would find an empty storage there."""
+    monkeypatch.chdir(tmp_path)
+    flow = sa.Dataflow("numbers")
+    flow.source("numbers", FileSource("in.jsonl", value=sa.Json())).sink("out", FileSink("out", value=sa.Json()))
+    stored = sa.Checkpoints("stored", interval=dt.timedelta(seconds=1))
+    config = sa.Config(checkpoints=stored, deployment=sa.Ray(workers=1))
+    job = deployed_job(flow.graph(), config, restore="latest", fresh=False, resources=None)
+    assert job.config.checkpoints is not None
+    assert job.config.checkpoints.storage == (tmp_path / "stored").as_uri()
+
+
+async def test_savepoints_lie_where_the_asker_means() -> None:
+    asking, actor = host(**STORED)
+    actor.died = True
+    held = HeldJob("numbers", sa.Config(), lambda: nullcontext(asking))
+    held._host = asking
+    held._hosted.set()
+    await held.savepoint("one")
+    await held.stop(drain=False, savepoint="two")
+    one, two = (Path(name).absolute().as_uri() for name in ("one", "two"))
+    assert actor.calls == [TakeSavepoint(one), StopJob(False, two)]

@@ -2,12 +2,13 @@
 killed at random moments. What a read_committed consumer sees equals a plain computation: nothing lost, nothing doubled,
 per customer in order."""
 
-import os
+import json
 import random
+import re
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,9 +18,9 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 
 from streamactors.testing import KafkaBroker
-from tests.deploy.ray_cluster import COORDINATOR, HERE, WORKER, Nodes, processes_under, until
+from tests.deploy.ray_cluster import COORDINATOR, HERE, WORKER, Nodes, killed, processes_under, until
 from tests.kafka_topics import Topics
-from tests.programs import PATIENCE, Program
+from tests.programs import PATIENCE, ROOT, Program
 from tests.recovery.jobs import Order, Settings
 from tests.recovery.orders import by_customer, check, random_orders
 from tests.recovery.processes import new_seed
@@ -52,6 +53,24 @@ def dealt() -> list[tuple[Victim, ...]]:
     deck = [*kinds, *rng.choices(others, k=KILLS * len(CASES) - len(kinds))]
     rng.shuffle(deck)
     return [tuple(deck[KILLS * case : KILLS * (case + 1)]) for case in range(len(CASES))]
+
+
+# The first one: the cluster is smaller afterwards.
+def test_the_example(nodes: Nodes, kafka: KafkaBroker) -> None:
+    """Four workers, one of them killed; and what Ray's dashboard calls them all."""
+    command = ("-m", "examples.ray_totals", "--orders", "20000", "--address", nodes.address)
+    with Program(*command, cwd=ROOT, environ={**nodes.environ, "KAFKA_BOOTSTRAP": kafka.bootstrap}) as example:
+        with Program(str(HERE / "ray_actors.py"), nodes.address, "5", cwd=HERE, environ=nodes.environ) as looking:
+            until(lambda: not looking.alive, "the actors are listed", example)
+            assert looking.end() == 0, looking.stderr
+        assert example.end() == 0, example.stdout + example.stderr
+    workers = [[f"streamactors/kafka-totals/worker-{number}", "StreamactorsWorker"] for number in range(4)]
+    coordinator = ["streamactors/kafka-totals/coordinator", "StreamactorsCoordinator"]
+    assert json.loads(looking.stdout) == [coordinator, *workers]
+    assert "streamactors/kafka-totals/worker-1 is no more" in example.stdout
+    restarts = re.search(r"has taken its place; restarts: (\d+)", example.stdout)
+    assert restarts is not None and int(restarts[1]) > 0
+    assert example.stdout.splitlines()[-1] == "20,000 expected · 20,000 found · 0 lost · 0 doubled"
 
 
 # ------------------------------------------------------------------------------------------------------------ the story
@@ -121,14 +140,6 @@ class Story:
     def __str__(self) -> str:
         told = f"{self.driver.stdout}\n{self.driver.stderr}"
         return "\n".join([f"KILL_SEED={SEED}: {self.settings}", *self.chapters, told])
-
-
-def killed(pid: int) -> bool:
-    """False where it has just ended."""
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-        return True
-    return False
 
 
 @asynccontextmanager

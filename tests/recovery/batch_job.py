@@ -1,10 +1,13 @@
 """A batch job in a process of its own: sums from a file into a folder, through a sort that spills.
 
-python -m tests.recovery.batch_job EVENTS FOLDER SCRATCH
+python -m tests.recovery.batch_job EVENTS FOLDER SCRATCH [MOST]
+
+With MOST so many sums come out, and then it waits to be killed.
 """
 
 import asyncio
 import datetime as dt
+import signal
 import sys
 
 import msgspec
@@ -43,14 +46,16 @@ def job(events: str, folder: str) -> sa.Dataflow:
 
 def told(value: Sum) -> Sum:
     """The first result, which comes in the middle, is announced to whoever watches."""
-    global _announced
-    if not _announced:
-        _announced = True
+    global _told
+    if not _told:
         print("giving out", flush=True)
+    _told += 1
+    if _told == _most:
+        signal.pause()
     return value
 
 
-_announced = False
+_told, _most = 0, 0
 
 
 def config(scratch: str) -> sa.Config:
@@ -58,4 +63,5 @@ def config(scratch: str) -> sa.Config:
 
 
 if __name__ == "__main__":
+    _most = int(sys.argv[4]) if len(sys.argv) > 4 else 0
     asyncio.run(sa.run(job(sys.argv[1], sys.argv[2]), config(sys.argv[3])))

@@ -62,7 +62,7 @@ async def started(*arguments: str) -> asyncio.subprocess.Process:
 async def test_a_process_that_is_killed(events: Path, tmp_path: Path) -> None:
     out, scratch = tmp_path / "out", tmp_path / "scratch"
     async with asyncio.timeout(PATIENCE):
-        process = await started(str(events), str(out), str(scratch))
+        process = await started(str(events), str(out), str(scratch), str(EVENTS // 2))
         assert process.stdout is not None
         assert await process.stdout.readline() == b"giving out\n"  # all is sorted, and spilled; some has come out
         process.send_signal(signal.SIGKILL)

@@ -261,8 +261,8 @@ async def test_a_second_process_is_refused_and_a_killed_ones_successor_is_not(tm
     logs = random_orders(random.Random(3), 2_000, logs=2)
     write_logs(tmp_path / "in", logs)
     settings = Settings(storage=str(tmp_path / "storage"), sources=[str(tmp_path / "in")], output=str(tmp_path / "out"))
-    slow = msgspec.structs.replace(settings, pace=500.0)
-    async with started(slow) as child:
+    endless = msgspec.structs.replace(settings, pace=100.0, most=1_000)
+    async with started(endless) as child:
         assert await child.logged(CHECKPOINTED), child.log
         with pytest.raises(sa.StorageInUse, match=rf"in use by process {child.pid} on "):
             await sa.run(flow_of(settings), config_of(settings))

@@ -22,7 +22,7 @@ from tests.kafka_topics import Topics
 from tests.recovery.flows import EventLog, Sum, by_key, config, dropped, read, sums
 from tests.recovery.jobs import Order, Settings
 from tests.recovery.orders import by_customer, check, random_orders
-from tests.recovery.processes import CHECKPOINTED, RESTORING, finish, kill_until_finished, new_seed, started
+from tests.recovery.processes import CHECKPOINTED, PATIENCE, RESTORING, finish, kill_until_finished, new_seed, started
 from tests.recovery.topics import produce_logs, totals_of
 
 pytestmark = [pytest.mark.kill, pytest.mark.slow]
@@ -148,7 +148,7 @@ async def test_the_next_start_commits_what_a_complete_checkpoint_lists(
     async with sa.start(flow, config(storage)) as job:
         await eventually(lambda: totals_by_key(kafka, topic), complete)
         await read(job, log)
-    assert await totals_by_key(kafka, topic) == log.expected
+    await eventually(lambda: totals_by_key(kafka, topic), log.expected)
 
 
 async def totals_by_key(kafka: KafkaBroker, topic: str) -> dict[str, list[int]]:
@@ -159,32 +159,41 @@ async def totals_by_key(kafka: KafkaBroker, topic: str) -> dict[str, list[int]]:
 async def test_stopped_by_sigterm_and_resumed(kafka: KafkaBroker, tmp_path: Path) -> None:
     """An endless source; each stop commits what was read, and the next start goes on there."""
     logs = random_orders(random.Random(1), 6_000, logs=PARTITIONS)
-    settings = await prepared(kafka, tmp_path, logs, source_parallelism=2, pace=1000.0, endless=True)
+    settings = await prepared(kafka, tmp_path, logs, source_parallelism=2, pace=200.0, endless=True)
     seen = 0
     for stop in range(3):
         async with started(settings) as child:
-            assert await child.logged(CHECKPOINTED, 2), child.log
+            await more_visible(kafka, settings.output, seen)
             child.send(signal.SIGTERM)
             assert await child.ended() == 0, child.log
             assert child.count(RESTORING) == (1 if stop else 0)
-        before, seen = seen, len(await totals_of(kafka.bootstrap, settings.output))
-        assert seen > before
+        seen = len(await totals_of(kafka.bootstrap, settings.output))
     log = await finish(msgspec.structs.replace(settings, pace=0.0, endless=False))
     assert any(RESTORING in line for line in log)
     check(by_customer(await totals_of(kafka.bootstrap, settings.output)), logs, settings)
 
 
+async def more_visible(kafka: KafkaBroker, topic: str, seen: int) -> None:
+    """More than so many records, sooner or later."""
+    async with asyncio.timeout(PATIENCE):
+        while len(await visible(kafka.bootstrap, topic)) <= seen:
+            pass
+
+
 async def test_the_broker_is_killed_and_comes_back(tmp_path: Path) -> None:
-    logs = random_orders(random.Random(2), 12_000, logs=PARTITIONS)
     """Twice. The source waits for it; what the sink can't write or commit meanwhile may cost a restart in process."""
+    logs = random_orders(random.Random(2), 12_000, logs=PARTITIONS)
     async with KafkaBroker(own=True) as kafka:
-        settings = await prepared(kafka, tmp_path, logs, source_parallelism=2, pace=2000.0, restarts=100)
+        settings = await prepared(kafka, tmp_path, logs, source_parallelism=2, pace=500.0, endless=True, restarts=100)
         async with started(settings) as child:
-            for outage in range(1, 3):
+            for _ in range(2):
                 assert await child.logged(CHECKPOINTED, child.count(CHECKPOINTED) + 2), child.log
+                warnings = child.count("WARNING")
                 await kafka.kill()
-                assert await child.logged("WARNING", outage), child.log
+                assert await child.logged("WARNING", warnings + 1), child.log
                 await kafka.restart()
             assert await child.logged(CHECKPOINTED, child.count(CHECKPOINTED) + 1), child.log
-            assert await child.ended() == 0, child.log
+            child.send(signal.SIGKILL)
+            await child.ended()
+        await finish(msgspec.structs.replace(settings, pace=0.0, endless=False))
         check(by_customer(await totals_of(kafka.bootstrap, settings.output)), logs, settings)

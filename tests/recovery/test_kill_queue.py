@@ -93,7 +93,7 @@ async def test_no_acknowledged_request_is_lost_and_none_is_doubled(tmp_path: Pat
 
     for more in few_and_many(rng):
         async with service(settings()) as (child, url):
-            async with httpx.AsyncClient() as http:
+            async with httpx.AsyncClient(timeout=PATIENCE) as http:
                 posting = [asyncio.create_task(client.post_until_it_is_gone(http, url)) for client in clients]
                 await acknowledged(clients, more)
                 if more > 1:
@@ -103,7 +103,7 @@ async def test_no_acknowledged_request_is_lost_and_none_is_doubled(tmp_path: Pat
                 assert await child.ended() == -signal.SIGKILL, child.log
                 await asyncio.gather(*posting)
             restores += child.count(RESTORING) > 0
-    async with service(settings()) as (child, url), httpx.AsyncClient() as http:
+    async with service(settings()) as (child, url), httpx.AsyncClient(timeout=PATIENCE) as http:
         await http.post(f"{url}/end")
         assert await child.ended() == 0, child.log
         restores += child.count(RESTORING) > 0

@@ -19,9 +19,11 @@ from tests.runtime.feeds import PATIENCE, until
 
 pytestmark = pytest.mark.slow
 
-ORDERS = 15_000
+ORDERS = 24_000
 SLICE = 1500
 """Records from one rescale to the next: more than there can be in flight."""
+FEW = 20
+"""How many pass at a time while a rescale takes longer than that: so few that there are records to its end."""
 WIDTHS = ({"orders": 3, "totals": 1}, {"orders": 1, "totals": 3}, {"totals": 2, "out": 1}, {"orders": 2, "out": 3})
 
 
@@ -81,7 +83,7 @@ async def test_rescaled_under_load(kafka: KafkaBroker, topics: Topics, tmp_path:
             rescaled = asyncio.ensure_future(job.rescale(parallelism=widths))
             gate.allow(SLICE)
             while not rescaled.done():
-                gate.allow(SLICE if gate.passed >= gate.allowed else 0)  # what is read again passes again
+                gate.allow(FEW if gate.passed >= gate.allowed else 0)  # what is read again passes again
                 await asyncio.sleep(0.01)
             await rescaled
             assert job.plan is not None and job.last_rescale is not None

@@ -5,10 +5,10 @@ from typing import Final
 
 from streamactors.errors import SimulationFailed
 from streamactors.testing.simulation import Faults, scenario, simulate
-from tests.testing import mutations, state_mutations
+from tests.testing import cluster_mutations, mutations, state_mutations
 from tests.testing.mutants import MUTANTS
 
-PLANTED: Final = (mutations, state_mutations)
+PLANTED: Final = (mutations, state_mutations, cluster_mutations)
 """The modules that know them."""
 SEEDS: Final = 300
 """A mutant must be caught within so many."""
@@ -40,8 +40,9 @@ def hunt(name: str) -> Catch | None:
 def run(topology: str, mode: str, seed: int, faults: str) -> str | None:
     """What the simulation found wrong; None if nothing."""
     made = replace(mutations.OWN[topology], mode=mode) if topology in mutations.OWN else scenario(topology, mode)
+    here = "" if "workers=" in faults else "workers=,"  # those of one process are hunted in one process
     try:
-        simulate(made, seed=seed, faults=Faults.from_options(faults, made.faults))
+        simulate(made, seed=seed, faults=Faults.from_options(here + faults, made.faults))
     except SimulationFailed as failure:
         return str(failure).splitlines()[0].partition(": ")[2]
     return None

@@ -1,7 +1,8 @@
 """The one door to the local disk for RocksDB: a folder for each backend, and what crashed processes have left.
 
 A folder is held by a lock that dies with the process. Whoever opens one in the same place deletes those whose lock
-nobody holds.
+nobody holds. The lock's file is the first thing in a folder and the last to go: so wherever a process is killed, what
+it leaves has a lock, or is empty.
 """
 
 import contextlib
@@ -77,8 +78,19 @@ class LocalFolder:
                 lock = self._lock.pop()
             except IndexError:
                 return
-            shutil.rmtree(self.path, ignore_errors=True)
+            _delete(self.path)
             os.close(lock)
+
+
+def _delete(folder: Path) -> None:
+    """By whoever holds its lock."""
+    with contextlib.suppress(OSError):
+        for entry in list(folder.iterdir()):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != _LOCK:
+                entry.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _acquire(path: Path, *, create: bool) -> int | None:
@@ -92,19 +104,25 @@ def _acquire(path: Path, *, create: bool) -> int | None:
     except OSError:
         os.close(lock)
         return None
+    if not os.fstat(lock).st_nlink:  # who found it before it was locked has deleted it
+        os.close(lock)
+        return None
     return lock
 
 
 def _sweep(place: Path) -> None:
-    """A folder without a lock file is just being made."""
     for left in place.glob(f"{_PREFIX}*"):
         try:
             lock = _acquire(left / _LOCK, create=False)
         except PermissionError:  # another user's
             continue
         if lock is not None:
-            shutil.rmtree(left, ignore_errors=True)
+            _delete(left)
             os.close(lock)
+        elif not (left / _LOCK).exists():
+            # Left by a crash, unless it is just being made: then whoever makes it makes another one.
+            with contextlib.suppress(OSError):  # it is not empty: it has got its lock meanwhile
+                left.rmdir()
 
 
 @contextlib.contextmanager

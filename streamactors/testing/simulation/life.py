@@ -21,6 +21,7 @@ from streamactors.runtime.job import Job
 from streamactors.testing.simulation.faults import MARK
 from streamactors.testing.simulation.loop import FINALIZER
 from streamactors.testing.simulation.process import Process
+from streamactors.testing.simulation.sink import ALL_TAKEN
 from streamactors.testing.simulation.world import World
 
 Crash = Literal["kills", "power_losses"]
@@ -244,6 +245,7 @@ class Life:
             MARK in str(link)
             or (isinstance(link, CheckpointFailed) and "not acknowledged within" in str(link))
             or (isinstance(link, WorkerLost | ConnectionLost) and self._cluster_disturbed)
+            or (ALL_TAKEN in str(link) and self._world.fleet is not None)  # checkpoints outrun their notifications
             or ("cancelled from within" in str(link) and self._process.fate.struck["actor_crashes"] > 0)
             for link in causes(error)
         )

@@ -175,10 +175,14 @@ TOPOLOGIES: Final[dict[str, tuple[Callable[[World], Dataflow], Check]]] = {
 }
 
 
+WORKERS: Final = (0, 0, 0, 0, 2, 3, 5)
+"""Of a run's job; 0: most run in one process."""
+
+
 def scenario(topology: str, mode: str) -> Scenario:
     """`mode` is that of the first process; those that begin exactly-once may switch to another one that is."""
     flow, check = TOPOLOGIES[topology]
     modes = EXACTLY_ONCE if mode in EXACTLY_ONCE else tuple(MODES)
-    faults = Faults(modes=modes, backends=("heap", "rocksdb"), savepoints=2, rewinds=2)
+    faults = Faults(modes=modes, backends=("heap", "rocksdb"), savepoints=2, rewinds=2, workers=WORKERS)
     arguments = f"--topology {topology} --mode {mode}"
     return Scenario(flow, faults=faults, check=check, mode=mode, arguments=arguments, usual_faults=faults)

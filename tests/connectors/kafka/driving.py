@@ -122,6 +122,7 @@ async def produce(brokers: str, topic: str, *records: bytes | None, partition: i
 
 
 async def transact(brokers: str, topic: str, *records: bytes, commit: bool, partition: int = 0) -> None:
+    """Ended for all readers when this returns."""
     async with AIOKafkaProducer(bootstrap_servers=brokers, transactional_id=f"test-{topic}") as producer:
         await producer.begin_transaction()
         for record in records:
@@ -130,6 +131,7 @@ async def transact(brokers: str, topic: str, *records: bytes, commit: bool, part
             await producer.commit_transaction()
         else:
             await producer.abort_transaction()
+    await see_nothing_open(brokers, topic)
 
 
 async def end_offsets(brokers: str, topic: str, *, isolation: str = "read_committed") -> dict[int, int]:

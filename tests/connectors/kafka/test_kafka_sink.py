@@ -22,6 +22,7 @@ from tests.connectors.kafka.driving import (
     committed_values,
     end_offsets,
     see,
+    see_nothing_open,
     visible,
     writing,
 )
@@ -318,7 +319,8 @@ async def test_what_waits_is_bounded_in_bytes(
             most = max(most, writer._opened.buffered)
         await settle(writer)
     assert 0 < most <= 100_000
-    assert sum((await end_offsets(kafka.bootstrap, topic, isolation="read_uncommitted")).values()) == 10_001
+    await see_nothing_open(kafka.bootstrap, topic)
+    assert sum((await end_offsets(kafka.bootstrap, topic)).values()) == 10_001
 
 
 @pytest.mark.parametrize("delivery", ["exactly-once", "at-least-once"])

@@ -68,7 +68,7 @@ def test_the_demo_goes_on_until_it_is_stopped(tmp_path: Path) -> None:
     options = ("--events", "20000", "--dashboard", "--listen", "127.0.0.1:0")
     with streamactors("demo", *options, cwd=tmp_path) as program:
         url = dashboard_of(program).removesuffix("/dashboard/")
-        assert "0 lost" in program.stdout
+        program.wait_for(lambda: "0 lost" in program.stdout, "what came of it")
         with httpx.Client(base_url=url, trust_env=False, timeout=PATIENCE) as client:
             program.wait_for(lambda: read_by(client) > 100, "reading")
         program.signal(signal.SIGINT)
