@@ -91,16 +91,23 @@ _RAY_SPELLS = {"cpu": "CPU", "gpu": "GPU"}
 class Ray(Deployment):
     """Subtasks over `workers` processes on Ray. `address`: a cluster to join, such as "auto" or "10.0.0.1:6379"; None:
     a Ray of this machine alone, which ends with the job. `resources`: what each worker takes of a node, in Ray's names
-    ({"CPU": 1} by default). `patience`: how long to wait for workers, such as while a cluster grows."""
+    ({"CPU": 1} by default). `patience`: how long to wait for workers, such as while a cluster grows. `strategy`:
+    "spread" (every step over all workers) or "pack" (as few workers as will do). `slots`: subtasks of each step that
+    one worker takes at most; None: as many as come to it."""
 
     name: ClassVar[str] = "ray"
     workers: int
     address: str | None = None
     resources: Mapping[str, float] | None = None
     patience: dt.timedelta = PATIENCE
+    strategy: Literal["spread", "pack"] = "spread"
+    slots: int | None = None
 
     def __post_init__(self) -> None:
         _check_whole("ray.workers", self.workers)
+        _check_choice("ray.strategy", self.strategy, ("spread", "pack"))
+        if self.slots is not None:
+            _check_whole("ray.slots", self.slots)
         if self.address is not None:
             _check_text("ray.address", self.address, "the address of a Ray cluster, such as 'auto' or '10.0.0.1:6379'")
         if self.resources is not None:
@@ -113,7 +120,8 @@ class Ray(Deployment):
         return {"CPU": 1.0, **(self.resources or {})}
 
     def __hash__(self) -> int:
-        return hash((self.workers, self.address, frozenset(self.each.items()), self.patience))
+        rest = self.address, self.patience, self.strategy, self.slots
+        return hash((self.workers, frozenset(self.each.items()), *rest))
 
     def __repr__(self) -> str:
         given = {name: getattr(self, name) for name in _differing(self)}
@@ -602,6 +610,8 @@ KNOWN: dict[str, _Kind] = {
     "ray.workers": _WHOLE,
     "ray.address": _TEXT,
     "ray.patience": _DURATION,
+    "ray.strategy": _one_of("spread", "pack"),
+    "ray.slots": _WHOLE,
     "checkpoints.storage": _TEXT,
     "checkpoints.interval": _DURATION,
     "checkpoints.mode": _one_of("exactly-once", "at-least-once"),

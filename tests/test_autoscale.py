@@ -220,6 +220,21 @@ async def test_a_rescale_that_fails_is_tried_again(caplog: pytest.LogCaptureFixt
     assert told[-1].groups and told[0].action == "wait"
 
 
+async def test_where_a_job_goes_back_it_rests_longer_and_longer() -> None:
+    """`Overworked` never runs by what it was rescaled to."""
+    job, rests = Overworked(), list[str]()
+
+    def tell(decision: Decision) -> None:
+        if "of rest after a rescale" in decision.reason:
+            rests.append(decision.reason.split()[0])
+
+    settings = quick(cooldown=dt.timedelta(hours=1))
+    async with autoscaled(job, settings, SYSTEM, tell):
+        await until(lambda: len(rests) > 3)
+    assert rests[0] == "7200", "twice as long as where it is done"
+    assert len(job.asked) == 1
+
+
 async def test_it_ends_with_the_job() -> None:
     job = Overworked(JobNotRunning("it has ended"))
     async with autoscaled(job, quick(), SYSTEM, lambda _: None):

@@ -400,10 +400,16 @@ class TestRay:
     def test_from_toml(self, tmp_path: Path) -> None:
         (tmp_path / "job.toml").write_text(
             'deployment = "ray"\n[ray]\nworkers = 4\naddress = "10.0.0.1:6379"\npatience = "2m"\n'
-            "resources = { CPU = 2, GPU = 0.5, fast_disk = 1 }"
+            'strategy = "pack"\nslots = 2\nresources = { CPU = 2, GPU = 0.5, fast_disk = 1 }'
         )
-        resources = {"CPU": 2.0, "GPU": 0.5, "fast_disk": 1.0}
-        expected = Ray(workers=4, address="10.0.0.1:6379", resources=resources, patience=dt.timedelta(minutes=2))
+        expected = Ray(
+            workers=4,
+            address="10.0.0.1:6379",
+            resources={"CPU": 2.0, "GPU": 0.5, "fast_disk": 1.0},
+            patience=dt.timedelta(minutes=2),
+            strategy="pack",
+            slots=2,
+        )
         assert Config.from_toml(tmp_path / "job.toml").deployment == expected
 
     def test_a_worker_takes_one_cpu_unless_told_otherwise(self) -> None:
@@ -447,6 +453,8 @@ class TestRay:
                 {"deployment": "ray", "ray.workers": "1", "ray.resources.CPU": "-1"},
                 r"ray\.resources\.CPU = -1.0.*at least",
             ),
+            ({"deployment": "ray", "ray.workers": "1", "ray.strategy": "fill"}, "ray.strategy = 'fill'.*'pack'"),
+            ({"deployment": "ray", "ray.workers": "1", "ray.slots": "0"}, r"ray\.slots = 0.*at least 1"),
             ({"deployment": "ray", "ray.workers": "1", "ray.patience": "0s"}, r"ray\.patience = 0s.*longer than zero"),
         ],
     )

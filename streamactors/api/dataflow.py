@@ -13,7 +13,7 @@ from typing import Any, Final, Generic, Literal, TypeVar, cast, overload
 from streamactors.api.builder import GraphBuilder, needs_uid
 from streamactors.api.inference import common_type, flat_mapped_type, mapped_type, operator_type, stored_type
 from streamactors.api.joined import bound, check_key_types, pair_type, stored_types
-from streamactors.config import Config
+from streamactors.config import Config, Ray
 from streamactors.elements import ErrorRoute, OutputTag
 from streamactors.errors import InvalidDataflow
 from streamactors.graph import render
@@ -28,8 +28,7 @@ from streamactors.graph.logical import (
     Rebalance,
     SourceSpec,
 )
-from streamactors.graph.placement import place
-from streamactors.graph.planned import placed, planned, workers_of
+from streamactors.graph.planned import placed, planned
 from streamactors.operators.async_io.keyed import KeyedProcessSpec
 from streamactors.operators.async_io.map_async import MapAsyncSpec
 from streamactors.operators.async_io.settings import BatchOf, Retry
@@ -117,17 +116,18 @@ class Dataflow:
         graph = self.graph()
         plan = planned(graph, config)
         reason = why(graph, config.execution, checkpointing=config.checkpoints is not None)
-        return render.explain(graph, plan, reason, placed(plan, workers or workers_of(config)))
+        return render.explain(graph, plan, reason, placed(plan, config, workers))
 
     def to_mermaid(self, config: Config | None = None, *, workers: int | None = None) -> str:
         """The logical graph as a Mermaid flowchart; or, with `workers` or a deployment over several, the plan by worker
         (see `explain`)."""
         graph, config = self.graph(), config or Config()
-        workers = workers or workers_of(config)
-        if workers is None:
+        if workers is None and not isinstance(config.deployment, Ray):
             return render.mermaid(graph)
         plan = planned(graph, config)
-        return render.placed_mermaid(plan, place(plan, workers))
+        placement = placed(plan, config, workers)
+        assert placement is not None
+        return render.placed_mermaid(plan, placement)
 
     def __repr__(self) -> str:
         return f"<Dataflow {self.name!r}>"

@@ -9,7 +9,7 @@ from streamactors.api.dataflow import Dataflow
 from streamactors.cli.graph_picture import picture
 from streamactors.config import Config
 from streamactors.errors import InvalidConfig, StorageFailed
-from streamactors.graph.planned import placed, planned, workers_of
+from streamactors.graph.planned import placed, planned
 from streamactors.observe.views import graph_of
 
 EXIT_CODES: Final = "Exit codes: 0; 2 refused: there is no such flow, it can't be planned, or a wrong option."
@@ -20,8 +20,7 @@ def described(flow: Dataflow, config: Config, workers: int | None = None) -> dic
     """Nodes and edges as the REST API has them of a job that runs; `subtasks` and `channels` of the whole plan;
     `workers`: the subtasks of each, where there are several."""
     plan = planned(flow.graph(), config)
-    workers = workers or workers_of(config)
-    placement = placed(plan, workers)
+    placement = placed(plan, config, workers)
     content: dict[str, Any] = msgspec.to_builtins(graph_of(plan))
     return {
         "name": flow.name,
@@ -30,7 +29,7 @@ def described(flow: Dataflow, config: Config, workers: int | None = None) -> dic
         "channels": sum(map(plan.channel_count, plan.edges)),
         **content,
         **({} if placement is None else {"workers": [list(map(str, slice)) for slice in placement.slices]}),
-        "mermaid": flow.to_mermaid(workers=workers),
+        "mermaid": flow.to_mermaid(config, workers=workers),
     }
 
 

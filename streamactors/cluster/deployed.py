@@ -56,11 +56,11 @@ from streamactors.graph.physical import SubtaskId
 from streamactors.graph.placement import Placement, Strategy, place
 from streamactors.metrics import Readings
 from streamactors.runtime.assembly import AttemptSpec
-from streamactors.runtime.attempt import StoredSnapshots
 from streamactors.runtime.info import ChannelFill
 from streamactors.runtime.messages import AttachTap, Control, DetachTap, Failed, Query, Reports, Start
 from streamactors.runtime.restore import Restores
 from streamactors.runtime.restore_in_flight import Backlogs
+from streamactors.runtime.snapshot_storage import StoredSnapshots
 
 log = logging.getLogger("streamactors.job")
 
@@ -69,7 +69,7 @@ Ship = Callable[[Any], bytes]
 
 
 class ClusterDeployment:
-    """Of one job, over all of its attempts. See `runtime.attempt.Deploy`."""
+    """Of one job, over all of its attempts. See `runtime.deployment.Deploy`."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class ClusterDeployment:
 
 
 class RemoteAttempt:
-    """See `runtime.attempt.Deployed`. `doubtful`: gets the workers of which nobody knows whether they have ended."""
+    """See `runtime.deployment.Deployed`. `doubtful`: gets the workers of which nobody knows whether they have ended."""
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ from streamactors.cluster.messages import MayReuse, RestoredFrom, Reused
 from streamactors.cluster.wire import Epoch
 from streamactors.elements import Barrier
 from streamactors.errors import CheckpointFailed
-from streamactors.runtime.attempt import StoredSnapshots
+from streamactors.runtime.snapshot_storage import StoredSnapshots
 
 Ask = Callable[[Barrier, Sequence[Written]], Awaitable[list[FileHandle | None]]]
 """See `SnapshotStorage.reuse`."""

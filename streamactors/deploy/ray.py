@@ -58,6 +58,7 @@ from streamactors.errors import (
     StreamactorsError,
 )
 from streamactors.graph.parallelism import Parallelism
+from streamactors.graph.planned import placed
 from streamactors.runtime.job import Job, JobSpec
 from streamactors.settings import redacted
 
@@ -118,7 +119,9 @@ def held_on_ray(spec: JobSpec, settings: Ray, clock: Clock = SYSTEM) -> HeldJob:
 def _refuse_unsendable(spec: JobSpec) -> None:
     for name, resource in spec.resources.items():
         refuse_unsendable(f"resources[{name!r}]", resource, dumps)
-    for vertex in spec.plan(spec.config.max_parallelism, Parallelism(spec.config.parallelism)).vertices:
+    plan = spec.plan(spec.config.max_parallelism, Parallelism(spec.config.parallelism))
+    placed(plan, spec.config)  # too few slots are refused here, and not once the cluster has made workers
+    for vertex in plan.vertices:
         for node in vertex.nodes:
             name = "" if node.name == node.uid else f" ({node.name})"
             refuse_unsendable(f"step {node.uid!r}{name}", node.spec, dumps)
@@ -793,7 +796,8 @@ class _Coordinating:
         wire = _RayWire(COORDINATOR)
         wire.peers[COORDINATOR] = ray.get_runtime_context().current_actor
         workers = _RayWorkers(spec.name, settings, wire, level, SYSTEM)
-        cluster = ClusterDeployment(workers, wire, ship=dumps, times=TIMES)
+        strategy, slots = settings.strategy, settings.slots
+        cluster = ClusterDeployment(workers, wire, ship=dumps, strategy=strategy, slots=slots, times=TIMES)
         workers.lost = cluster.worker_lost
         self._received = cluster.received
         leaving = _leave_once_given_up(spec.name, self._incarnation, SYSTEM)

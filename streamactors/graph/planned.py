@@ -1,6 +1,6 @@
 """The plan and the placement by which a flow would run under a Config, for whoever shows them. Pure."""
 
-from streamactors.config import Config, Restart
+from streamactors.config import Config, Ray, Restart
 from streamactors.graph.execution import choose_execution
 from streamactors.graph.logical import LogicalGraph
 from streamactors.graph.physical import PhysicalPlan
@@ -22,11 +22,8 @@ def planned(graph: LogicalGraph, config: Config) -> PhysicalPlan:
     )
 
 
-def workers_of(config: Config) -> int | None:
-    """Those of the deployment; None where all runs in one process."""
-    workers: int | None = getattr(config.deployment, "workers", None)
-    return workers
-
-
-def placed(plan: PhysicalPlan, workers: int | None) -> Placement | None:
+def placed(plan: PhysicalPlan, config: Config, workers: int | None = None) -> Placement | None:
+    """`workers`: on so many, else on those of the deployment; None where there are none."""
+    if isinstance(ray := config.deployment, Ray):
+        return place(plan, workers or ray.workers, ray.strategy, slots=ray.slots)
     return None if workers is None else place(plan, workers)

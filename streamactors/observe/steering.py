@@ -26,7 +26,7 @@ async def steered(handle: JobHandle, target: str | None = None) -> AsyncIterator
     try:
         from streamactors.observe.control import SteeredJob, control_app
     except ImportError as error:
-        raise ControlUnavailable(f"{error.name} is missing here: pip install 'streamactors[web]'") from error
+        raise _missing(error) from error
     entry = entry_of(handle, target)
     job = SteeredJob(handle, entry, SYSTEM)
     async with job.operations(), registered(control_app([job]), entry), job.streams():
@@ -35,9 +35,12 @@ async def steered(handle: JobHandle, target: str | None = None) -> AsyncIterator
 
 @asynccontextmanager
 async def registered(app: Any, entry: registry.Entry) -> AsyncIterator[None]:
-    """The application answers on a private socket of this machine, where it is found by the entry."""
-    from streamactors.observe.server import serve
-
+    """The application answers on a private socket of this machine, where it is found by the entry. Raises
+    ControlUnavailable."""
+    try:
+        from streamactors.observe.server import serve
+    except ImportError as error:
+        raise _missing(error) from error
     with registry.place(SYSTEM.token()) as place:
         async with serve(app, place.listen()):
             place.publish(entry)
@@ -45,6 +48,10 @@ async def registered(app: Any, entry: registry.Entry) -> AsyncIterator[None]:
                 yield
             finally:
                 place.withdraw()
+
+
+def _missing(error: ImportError) -> ControlUnavailable:
+    return ControlUnavailable(f"{error.name} is missing here: pip install 'streamactors[web]'")
 
 
 def entry_of(handle: JobHandle, target: str | None = None) -> registry.Entry:

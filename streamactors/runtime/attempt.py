@@ -7,36 +7,19 @@ Invariant: reports and requests are handled one at a time, in the order they com
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from itertools import count
-from typing import Any, Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import msgspec
 
 from streamactors.actors.signal import Signal
 from streamactors.actors.supervisor import despite_cancellation
 from streamactors.checkpoint import coordinator as decide
-from streamactors.checkpoint import native_files
 from streamactors.checkpoint.coordinator import CheckpointCoordinator
 from streamactors.checkpoint.final_commit import FinalCommit
-from streamactors.checkpoint.manifest import (
-    BlockRef,
-    FileHandle,
-    FrameRef,
-    InFlightHandle,
-    KeyedHandle,
-    ListRef,
-    ListsHandle,
-    Manifest,
-    NativeFileHandle,
-    OperatorMeta,
-    SubtaskState,
-    requirements,
-)
+from streamactors.checkpoint.manifest import Manifest, OperatorMeta, SubtaskState, requirements
 from streamactors.checkpoint.restorable import Restorable
-from streamactors.checkpoint.storage.contract import Written
 from streamactors.checkpoint.store import CheckpointStore
-from streamactors.checkpoint.writer import CheckpointWriter
 from streamactors.clock import Clock
 from streamactors.config import Checkpoints
 from streamactors.elements import Barrier
@@ -52,9 +35,9 @@ from streamactors.errors import (
 from streamactors.graph.physical import PhysicalPlan, SubtaskId
 from streamactors.operators.sink import SinkSpec
 from streamactors.runtime.assembly import AttemptSpec
+from streamactors.runtime.checkpoint_book import CheckpointBook
+from streamactors.runtime.deployment import Deploy, Deployed
 from streamactors.runtime.events import CheckpointTriggered
-from streamactors.runtime.figures import SnapshotFigures, SubtaskCheckpoint
-from streamactors.runtime.group_figures import GroupFigures
 from streamactors.runtime.info import ChannelFill, CheckpointGivenUp, CheckpointInfo, CheckpointUnderWay, Restoring
 from streamactors.runtime.messages import (
     AttachTap,
@@ -69,7 +52,6 @@ from streamactors.runtime.messages import (
     ReadingStopped,
     Ready,
     Report,
-    Reports,
     ResumeReading,
     SnapshotDeclined,
     SnapshotStored,
@@ -79,79 +61,12 @@ from streamactors.runtime.messages import (
     TransactionsCommitted,
     TriggerBarrier,
 )
+from streamactors.runtime.snapshot_storage import StoredSnapshots
 from streamactors.runtime.taps import Subscription, Tap
+from streamactors.runtime.tickets import Tickets
 from streamactors.state.key_groups import key_group, subtask_of
 
 log = logging.getLogger("streamactors.job")
-
-
-class Deployed(Protocol):
-    """Subtasks that have been placed and started, wherever they are."""
-
-    def send(self, subtask: SubtaskId, message: Control) -> None: ...
-    def metrics(self) -> dict[str, Any]: ...
-    def channels(self, subtask: SubtaskId) -> list[ChannelFill]: ...
-    async def delivered(self) -> None:
-        """Until all that was sent so far is with the subtasks, or will never be."""
-
-    async def settle(self, checkpoint: int) -> None:
-        """Of one that is given up: until nobody but this process writes anything for it, or as long as is worth it."""
-
-    async def shut_down(self) -> None:
-        """Cancel what still runs, and wait until nothing is left."""
-
-
-class Deploy(Protocol):
-    """Places and starts every subtask of an attempt; their reports go to `reports`."""
-
-    async def __call__(self, spec: AttemptSpec, storage: "StoredSnapshots", reports: Reports, clock: Clock) -> Deployed:
-        """Where it raises, nothing is left of them."""
-
-
-class StoredSnapshots:
-    """The snapshot storage of one attempt. Dies with it: a zombie's writes are refused by the closed writers."""
-
-    def __init__(self, restored: Restorable | None, clock: Clock) -> None:
-        self.restored = restored
-        self._clock = clock
-        self.writers: dict[int, CheckpointWriter] = {}
-        self.bytes_read = 0
-
-    def _writer(self, barrier: Barrier) -> CheckpointWriter:
-        writer = self.writers.get(barrier.checkpoint)
-        if writer is None:
-            raise CheckpointFailed(f"checkpoint {barrier.checkpoint} is no longer in flight")
-        return writer
-
-    async def write(
-        self, barrier: Barrier, name: str, chunks: AsyncIterator[bytes], *, alone: bool = False
-    ) -> FileHandle:
-        return await self._writer(barrier).write(name, chunks, alone=alone)
-
-    async def reuse(self, barrier: Barrier, contents: Sequence[Written]) -> list[FileHandle | None]:
-        writer = self._writer(barrier)
-        return [writer.reuse(content.size, content.digest) for content in contents]
-
-    async def fetch(self, part: NativeFileHandle, receive: Callable[[bytes], None]) -> None:
-        assert self.restored is not None
-        await native_files.fetch(self.restored, part, receive, self._clock)
-        self.bytes_read += part.size
-
-    async def read(self, handle: KeyedHandle, blocks: Sequence[BlockRef]) -> list[bytes]:
-        assert self.restored is not None
-        return self._counted(await self.restored.read_blocks(handle, blocks))
-
-    async def read_lists(self, handle: ListsHandle, blocks: Sequence[ListRef]) -> list[bytes]:
-        assert self.restored is not None
-        return self._counted(await self.restored.read_lists(handle, blocks))
-
-    async def read_frames(self, handle: InFlightHandle, frames: Sequence[FrameRef]) -> list[bytes]:
-        assert self.restored is not None
-        return self._counted(await self.restored.read_frames(handle, frames))
-
-    def _counted(self, read: list[bytes]) -> list[bytes]:
-        self.bytes_read += sum(map(len, read))
-        return read
 
 
 class Attempt:
@@ -191,20 +106,15 @@ class Attempt:
         self._inbox: deque[Report | decide.Event] = deque()
         self._signal = Signal()
         self._beside: set[asyncio.Task[None]] = set()
-        self._tickets: dict[int, asyncio.Future[CheckpointInfo]] = {}
-        self._numbers = count(1)
-        self._savepoint_tickets: set[int] = set()
+        self._tickets = Tickets()
         self._queries: dict[asyncio.Future[Any], SubtaskId] = {}
         self._taps = {subscription: Tap(subscription) for subscription in subscriptions}
         self._triggering = asyncio.Lock()
         """Barriers go out in the order decided, though opening a checkpoint's folder takes its time."""
         self._last_info: CheckpointInfo | None = None
-        self._started_at: dict[int, float] = {}
-        self._savepoints: set[int] = set()
-        """Of the checkpoints of this attempt."""
-        self._parts: dict[int, list[SubtaskCheckpoint]] = {}
-        """Those acknowledged, of the checkpoints in `_started_at`."""
+        self._book = CheckpointBook(clock)
         self._infos: dict[int, CheckpointInfo] = {}
+        """Of those that are complete, until it is told."""
         self._deployed: Deployed | None = None
         self._ready: set[SubtaskId] = set()
         self._stopped: set[SubtaskId] = set()
@@ -267,10 +177,7 @@ class Attempt:
         for message in self._inbox:
             if isinstance(message, Failed):
                 log.warning("%s has finished, but not cleaned up: %s", self._plan.name, message.error)
-        missed = tuple(ticket for ticket in self._tickets if ticket in self._savepoint_tickets)
-        self._answer(missed, CheckpointFailed("the job has finished, and the savepoint was not taken"))
-        if self._last_info is not None:
-            self._answer(tuple(self._tickets), self._last_info)
+        self._tickets.finished(self._last_info)
 
     async def _end(self) -> None:
         for task in self._beside:
@@ -284,7 +191,7 @@ class Attempt:
             for checkpoint in tuple(self._store.in_flight):
                 await self._store.abort(checkpoint)
         reason = str(self._failure) if self._failure else "the job has ended"
-        self._answer(tuple(self._tickets), CheckpointFailed(f"the checkpoint was not completed: {reason}"))
+        self._tickets.refuse(reason)
         self._refuse_queries(list(self._queries), AttemptEnded())
 
     def _refuse_queries(self, queries: Sequence[asyncio.Future[Any]], error: StreamactorsError) -> None:
@@ -316,7 +223,7 @@ class Attempt:
     # ------------------------------------------------------------------------------------------------------ requests
     def checkpoint(self, savepoint: str | None = None) -> asyncio.Future[CheckpointInfo]:
         """Ask for a checkpoint now, or for a savepoint in that folder."""
-        ticket, answer = self._new_ticket(savepoint)
+        ticket, answer = self._tickets.new(savepoint=savepoint is not None)
         self._receive(decide.Requested(ticket, savepoint))
         return answer
 
@@ -325,7 +232,7 @@ class Attempt:
         if self._store is None:
             self._to_sources(StopReading(drain=True))
             return None
-        self._stop_ticket, answer = self._new_ticket(savepoint)
+        self._stop_ticket, answer = self._tickets.new(savepoint=savepoint is not None)
         self._drain, self._stop_target = drain, savepoint
         self._to_sources(StopReading(drain=drain))
         if drain:
@@ -393,26 +300,6 @@ class Attempt:
     def running(self) -> bool:
         return self._running and not self._handed_over
 
-    def _new_ticket(self, savepoint: str | None = None) -> tuple[int, asyncio.Future[CheckpointInfo]]:
-        ticket = next(self._numbers)
-        if savepoint is not None:
-            self._savepoint_tickets.add(ticket)
-        answer: asyncio.Future[CheckpointInfo] = asyncio.get_running_loop().create_future()
-        self._tickets[ticket] = answer
-        return ticket, answer
-
-    def _answer(self, tickets: Sequence[int], answer: CheckpointInfo | CheckpointFailed) -> None:
-        for ticket in tickets:
-            future = self._tickets.pop(ticket, None)
-            self._savepoint_tickets.discard(ticket)
-            if future is None or future.done():
-                continue
-            if isinstance(answer, CheckpointInfo):
-                future.set_result(answer)
-            else:
-                future.set_exception(answer)
-                future.exception()  # retrieved: whoever asked may have gone
-
     # ------------------------------------------------------------------------------------------------------- reports
     def _handle(self, message: Report | decide.Event) -> None:
         match message:
@@ -436,8 +323,8 @@ class Attempt:
                     self.read_until = self._clock.monotonic()
                     resumable = self._handing_over
                     self._decide(decide.SourcesStopped(self._stop_ticket, self._stop_target, resumable=resumable))
-            case SnapshotStored(subtask, checkpoint, state, figures, groups):
-                self._note_part(subtask, checkpoint, state, figures, groups)
+            case SnapshotStored(subtask, checkpoint, state):
+                self._book.stored(message)
                 self._decide(decide.Acknowledged(subtask, checkpoint, state))
             case SnapshotDeclined(subtask, checkpoint, reason):
                 self._decide(decide.Declined(subtask, checkpoint, reason))
@@ -447,19 +334,6 @@ class Attempt:
                 self._decide(decide.DataEnded(subtask))
             case _:
                 self._decide(message)
-
-    def _note_part(
-        self,
-        subtask: SubtaskId,
-        checkpoint: int,
-        state: SubtaskState,
-        figures: SnapshotFigures,
-        groups: tuple[GroupFigures, ...],
-    ) -> None:
-        started = self._started_at.get(checkpoint)
-        if started is not None:
-            part = SubtaskCheckpoint.of(str(subtask), self._clock.monotonic() - started, figures, state, groups)
-            self._parts.setdefault(checkpoint, []).append(part)
 
     @property
     def restoring(self) -> Restoring | None:
@@ -471,13 +345,7 @@ class Attempt:
 
     @property
     def under_way(self) -> list[CheckpointUnderWay]:
-        now = self._clock.monotonic()
-        return [
-            CheckpointUnderWay(
-                checkpoint, now - started, tuple(self._parts.get(checkpoint, ())), checkpoint in self._savepoints
-            )
-            for checkpoint, started in self._started_at.items()
-        ]
+        return self._book.under_way
 
     def _in_doubt(self, error: BaseException) -> BaseException:
         """What a failure is that came while a batch job committed."""
@@ -515,9 +383,7 @@ class Attempt:
     def _execute(self, action: decide.Action) -> None:
         match action:
             case decide.Trigger(barrier, patience):
-                self._started_at[barrier.checkpoint] = self._clock.monotonic()
-                if barrier.savepoint:
-                    self._savepoints.add(barrier.checkpoint)
+                self._book.triggered(barrier)
                 self._tell_triggered(barrier)
                 if patience is not None:
                     overtakes_at = self._clock.time_ms() + round(patience * 1000)
@@ -529,16 +395,15 @@ class Attempt:
                 self._broadcast(CheckpointComplete(checkpoint, commit))
                 self._last_info = info = self._infos.pop(checkpoint)
                 self._on_checkpoint(info)
-                self._answer(tickets, info)
+                self._tickets.answer(tickets, info)
             case decide.Commit(checkpoint):
                 self._broadcast(CheckpointComplete(checkpoint, commit=True))
             case decide.Abort(checkpoint, reason, tickets):
                 log.warning("%s: checkpoint %d was given up: %s", self._plan.name, checkpoint, reason)
-                parts = tuple(self._parts.get(checkpoint, ()))
-                self._on_given_up(CheckpointGivenUp(checkpoint, self._clock.time_ms(), reason, parts))
+                self._on_given_up(self._book.given_up(checkpoint, reason))
                 self._broadcast(CheckpointAborted(checkpoint))
                 self._run_beside(f"abort {checkpoint}", self._abort(checkpoint))
-                self._answer(tickets, CheckpointFailed(f"checkpoint {checkpoint} was given up: {reason}"))
+                self._tickets.answer(tickets, CheckpointFailed(f"checkpoint {checkpoint} was given up: {reason}"))
             case decide.WriteReceipt(checkpoint):
                 self._run_beside(f"receipt {checkpoint}", self._write_receipt(checkpoint))
             case decide.Retire(in_flight):
@@ -606,18 +471,7 @@ class Attempt:
             self._receive(decide.ManifestFailed(number, str(error)))
             return
         self._storage.writers.pop(number, None)
-        duration = self._clock.monotonic() - self._started_at.pop(number, action.started)
-        self._infos[number] = CheckpointInfo.of(
-            number,
-            stored.uri,
-            duration,
-            state_bytes=manifest.state_bytes,
-            uploaded_bytes=sum(file.size for file in manifest.own_files),
-            inflight_bytes=manifest.in_flight_bytes,
-            savepoint=manifest.savepoint,
-            time_ms=manifest.time_ms,
-            subtasks=tuple(self._parts.pop(number, ())),
-        )
+        self._infos[number] = self._book.completed(manifest, stored.uri, action.started)
         self._receive(decide.ManifestWritten(number))
 
     def _manifest(self, action: decide.WriteManifest) -> Manifest:
@@ -644,8 +498,6 @@ class Attempt:
     async def _abort(self, checkpoint: int) -> None:
         assert self._store is not None
         self._storage.writers.pop(checkpoint, None)
-        self._started_at.pop(checkpoint, None)
-        self._parts.pop(checkpoint, None)
         if self._deployed is not None:
             await self._deployed.settle(checkpoint)
         await self._store.abort(checkpoint)

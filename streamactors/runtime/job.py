@@ -39,9 +39,10 @@ from streamactors.graph.parallelism import Parallelism, widths
 from streamactors.graph.physical import PhysicalPlan, SubtaskId
 from streamactors.operators.sink import SinkSpec
 from streamactors.runtime.assembly import AttemptSpec
-from streamactors.runtime.attempt import Attempt, Deploy
+from streamactors.runtime.attempt import Attempt
 from streamactors.runtime.autoscaling.decisions import Decision
 from streamactors.runtime.autoscaling.steering import autoscaled
+from streamactors.runtime.deployment import Deploy
 from streamactors.runtime.events import (
     AttemptBegun,
     AttemptFailed,

@@ -13,8 +13,8 @@ from streamactors.cluster.worker import Worker
 from streamactors.cluster.workers import Times
 from streamactors.graph.placement import Strategy
 from streamactors.runtime.assembly import AttemptSpec
-from streamactors.runtime.attempt import StoredSnapshots
 from streamactors.runtime.messages import Reports
+from streamactors.runtime.snapshot_storage import StoredSnapshots
 from streamactors.testing.network import FAIR, MadeUpNetwork, Weather
 
 

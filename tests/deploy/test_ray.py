@@ -40,19 +40,12 @@ class Shop:
         away = {"XDG_RUNTIME_DIR": str(elsewhere), "TMPDIR": str(elsewhere)}
         return Program("-m", "streamactors", *args, cwd=HERE, environ=self.environ | away)
 
-    def detach(self, **settings: object) -> Program:
-        given = {
-            "deployment": "ray",
-            "ray.workers": 2,
-            "ray.address": self.environ["CLUSTER"],
-            "checkpoints.storage": (self.folder / "checkpoints").as_uri(),
-            "checkpoints.interval": "300ms",
-            "restart.strategy": "fixed",
-            "restart.delay": "0s",
-            "restart.attempts": 100,
-        } | {name.replace("__", "."): value for name, value in settings.items()}
-        options = [option for name, value in given.items() for option in ("--set", f"{name}={value}")]
-        return self.command("run", "--detach", "--quiet", "shop:flow", *options)
+    def detach(self, restart: str, *options: str) -> Program:
+        storage = (self.folder / "checkpoints").as_uri()
+        checkpoints = ("--storage", storage, "--interval", "300ms", "--set", f"restart.strategy={restart}")
+        ray = ("deployment=ray", "ray.workers=2", f"ray.address={self.environ['CLUSTER']}")
+        settings = [option for setting in ray for option in ("--set", setting)]
+        return self.command("run", "--detach", "--quiet", "shop:flow", *settings, *checkpoints, *options)
 
     def told(self, *args: str) -> dict[str, Any]:
         """By a command that finds the job through the cluster."""
@@ -108,7 +101,8 @@ def test_nothing_is_lost_or_doubled_whoever_is_killed(
 def test_a_detached_job_outlives_its_driver_and_its_coordinators(nodes: Nodes, tmp_path: Path) -> None:
     shop = Shop(tmp_path, nodes, {})
     shop.order(200)
-    with shop.detach() as driver:
+    options = ("--set", "restart.delay=0s", "--set", "restart.attempts=100")
+    with shop.detach("fixed", *options) as driver:
         assert driver.end() == 0, driver.stderr
     assert "shop runs, detached" in driver.stdout
     shop.all_counted(nodes.program)
@@ -117,7 +111,7 @@ def test_a_detached_job_outlives_its_driver_and_its_coordinators(nodes: Nodes, t
         nodes.kill(victim)
         shop.order(200)
         shop.all_counted(nodes.program)
-    with shop.detach() as driver:
+    with shop.detach("fixed", *options) as driver:
         assert driver.end() == 2
     assert "'shop' runs on this cluster already" in driver.stderr
     savepoint = (tmp_path / "savepoint").as_uri()
@@ -133,11 +127,11 @@ def test_a_detached_job_outlives_its_driver_and_its_coordinators(nodes: Nodes, t
 def test_a_detached_job_that_could_not_go_on_says_so(nodes: Nodes, tmp_path: Path) -> None:
     shop = Shop(tmp_path, nodes, {})
     shop.order(20)
-    with shop.detach(restart__strategy="none", checkpoints__storage="file:///dev/null/nowhere") as driver:
+    with shop.detach("none", "--restore", (tmp_path / "nowhere").as_uri()) as driver:
         assert driver.end() != 0
-    assert "/dev/null/nowhere" in driver.stderr
+    assert "nowhere" in driver.stderr
     until(lambda: not nodes.pids(WORKER) and not nodes.pids(DETACHED), "nothing is left of it")
-    with shop.detach(restart__strategy="none") as driver:
+    with shop.detach("none") as driver:
         assert driver.end() == 0, driver.stderr
     shop.all_counted(nodes.program)
     nodes.kill(DETACHED)

@@ -106,17 +106,10 @@ def test_the_commands_show_what_is_shown() -> None:
 # ---------------------------------------------------------------------------------------------------------- Kubernetes
 # What the resources of KubeRay 1.5 know, by their names there: `kubectl apply` refuses or drops others.
 RAY_JOB = {
-    *(
-        "activeDeadlineSeconds",
-        "backoffLimit",
-        "clusterSelector",
-        "deletionStrategy",
-        "entrypoint",
-        "entrypointNumCpus",
-    ),
-    *("entrypointNumGpus", "entrypointResources", "jobId", "managedBy", "metadata", "rayClusterSpec", "runtimeEnvYAML"),
-    *("shutdownAfterJobFinishes", "submissionMode", "submitterConfig", "submitterPodTemplate", "suspend"),
-    "ttlSecondsAfterFinished",
+    *("activeDeadlineSeconds", "backoffLimit", "clusterSelector", "deletionStrategy", "entrypoint"),
+    *("entrypointNumCpus", "entrypointNumGpus", "entrypointResources", "jobId", "managedBy", "metadata"),
+    *("rayClusterSpec", "runtimeEnvYAML", "shutdownAfterJobFinishes", "submissionMode", "submitterConfig"),
+    *("submitterPodTemplate", "suspend", "ttlSecondsAfterFinished"),
 }
 RAY_CLUSTER = {
     *("authOptions", "autoscalerOptions", "enableInTreeAutoscaling", "gcsFaultToleranceOptions", "headGroupSpec"),

@@ -113,7 +113,7 @@ async def test_a_rescale(tmp_path: Path) -> None:
     (rescale,) = spans.named("rescale")
     assert told(rescale)["outcome"] == "rescaled" and "sum: 2 → 1" in told(rescale)["changes"]
     assert [phase.name for phase in spans.below(rescale)] == ["restore"]
-    assert {told(one)["checkpoint.trigger"] for one in spans.named("checkpoint")} == {"final"}
+    assert {told(one)["checkpoint.trigger"] for one in spans.named("checkpoint")} == {"rescale"}
     assert not spans.named("recovery") and not spans.named("start")
 
 

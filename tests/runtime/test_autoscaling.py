@@ -316,3 +316,20 @@ def test_a_constant_load_is_settled(load: float, first: int, target: float, tole
         seen.append(width)
     assert seen[-1] == seen[-2]
     assert load / seen[-1] <= target + tolerance + 1e-6
+
+
+def test_one_that_fails_is_followed_by_a_longer_rest_until_one_holds() -> None:
+    cooldown, plant = SETTINGS.cooldown.total_seconds(), Plant()
+    autoscaler = Autoscaler(SETTINGS)
+
+    def rest() -> str:
+        return autoscaler.on(plant.look()).reason
+
+    autoscaler.rescaled(plant.time)
+    assert rest() == f"{cooldown:.0f} s more of rest after a rescale"
+    for times in (2, 4, 8, 16, 32, 32):
+        autoscaler.failed(plant.time)
+        assert rest() == f"{times * cooldown:.0f} s more of rest after a rescale"
+    autoscaler.held()
+    autoscaler.rescaled(plant.time)
+    assert rest() == f"{cooldown:.0f} s more of rest after a rescale"

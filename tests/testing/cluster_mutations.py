@@ -1,20 +1,20 @@
 """Mutants of what a job over several workers needs: delivery, channels between processes, losing and fencing workers."""
 
+import asyncio
 from typing import Any, Final
 
 import pytest
 
-from streamactors.cluster import deployed, worker
+from streamactors.cluster import deployed
 from streamactors.cluster.channels import Inlet, RemoteChannel
-from streamactors.cluster.delivery import Delivery, _Numbers
+from streamactors.cluster.delivery import _Numbers
 from streamactors.cluster.deployed import RemoteAttempt
 from streamactors.cluster.line import Line
 from streamactors.cluster.messages import bundled
 from streamactors.cluster.storage import WorkerSnapshots
 from streamactors.cluster.wire import body_of, header_of, sealed
 from streamactors.cluster.worker import Assignment, Worker
-from streamactors.elements import Barrier, Element, Watermark
-from streamactors.runtime.subtask import Subtask
+from streamactors.elements import Element
 from tests.testing.mutants import DISORDER, LOST, TWICE, mutant
 
 STUCK: Final = "nothing was read or written|100 attempts|60 times"
@@ -43,18 +43,17 @@ def repeated_messages_taken(patch: pytest.MonkeyPatch) -> None:
 @mutant("pipeline aligned", "union unaligned", symptom=f"{LOST}|{TWICE}|{STUCK}|no reason", faults=STORM)
 def control_messages_side_by_side(patch: pytest.MonkeyPatch) -> None:
     """One that is tried again is overtaken."""
-    deliver = Delivery.deliver
 
     async def send(self: Line) -> None:
-        import asyncio
-
-        tasks = []
+        under_way = []
         while self._waiting:
             posts = self._next()
-            tasks.append(asyncio.ensure_future(deliver(self._delivery, self._peer, bundled(posts))))
-            self._taken += len(posts)
-            await asyncio.sleep(0)
-        await asyncio.gather(*tasks, return_exceptions=True)
+            under_way.append(asyncio.ensure_future(self._delivery.deliver(self._peer, bundled(posts))))
+            await asyncio.sleep(0.001)
+        for failure in await asyncio.gather(*under_way, return_exceptions=True):
+            if failure is not None:
+                self.cut()
+        self._taken = self._given
         self._tell_progress()
 
     patch.setattr(Line, "_send", send)
@@ -92,6 +91,7 @@ def more_granted_than_was_taken(patch: pytest.MonkeyPatch) -> None:
 @mutant("pipeline unaligned", "keyed-chain unaligned", symptom=LOST, faults="workers=2/3,mailboxes=64/256,kills=6")
 def barrier_ahead_taken_for_arrived(patch: pytest.MonkeyPatch) -> None:
     """So that what comes ahead of it, later, is no part of the checkpoint."""
+
     def tell_coming(self: Inlet) -> None:
         while (barrier := self._coming.pop(self._told + 1, None)) is not None:
             self._told += 1
@@ -101,7 +101,12 @@ def barrier_ahead_taken_for_arrived(patch: pytest.MonkeyPatch) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- workers
-@mutant("pipeline aligned", "union unaligned", symptom="was not noticed", faults="workers=2/3,worker_kills=6,cuts=4")
+@mutant(
+    "pipeline aligned",
+    "union unaligned",
+    symptom="was not noticed|nothing was read",
+    faults="workers=2/3,worker_kills=6,cuts=4",
+)
 def silence_not_noticed(patch: pytest.MonkeyPatch) -> None:
     original = RemoteAttempt.lost
 
@@ -118,7 +123,12 @@ def in_flight_data_not_shipped(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(deployed, "part_of", lambda spec, subtasks: (original(spec, subtasks)[0], {}))
 
 
-@mutant("pipeline aligned", "kinds unaligned", symptom="no reason|was published before|which is not there", faults="workers=2/3")
+@mutant(
+    "pipeline aligned",
+    "kinds unaligned",
+    symptom="no reason|was published before|which is not there",
+    faults="workers=2/3",
+)
 def same_file_names_in_all_workers(patch: pytest.MonkeyPatch) -> None:
     original = WorkerSnapshots.__init__
 
@@ -139,7 +149,12 @@ def part_begun_before_the_last_one_has_ended(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Assignment, "_prepare", prepare)
 
 
-@mutant("pipeline aligned", "union unaligned", symptom=f"{LOST}|{TWICE}|no reason", faults="workers=2/3,worker_pauses=8,cuts=6")
+@mutant(
+    "pipeline aligned",
+    "union unaligned",
+    symptom=f"{LOST}|{TWICE}|no reason",
+    faults="workers=2/3,worker_pauses=8,cuts=6",
+)
 def whoever_is_replaced_commits_what_it_has(patch: pytest.MonkeyPatch) -> None:
     """As it gives up its part, it commits what no checkpoint holds."""
     original = Assignment._abandon
@@ -157,7 +172,12 @@ def whoever_is_replaced_commits_what_it_has(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Assignment, "_abandon", abandon)
 
 
-@mutant("pipeline aligned", "kinds unaligned", symptom="left|nobody needs", faults="workers=2/3,slow_storage=10,storage_failures=10")
+@mutant(
+    "pipeline aligned",
+    "kinds unaligned",
+    symptom="left|nobody needs",
+    faults="workers=2/3,slow_storage=10,storage_failures=10",
+)
 def writers_go_on_after_an_abort(patch: pytest.MonkeyPatch) -> None:
     async def settle(self: WorkerSnapshots, checkpoint: int) -> None:
         self.writers.pop(checkpoint, None)

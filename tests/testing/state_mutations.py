@@ -14,7 +14,7 @@ from streamactors.checkpoint.storage.contract import Written
 from streamactors.checkpoint.store import CheckpointStore
 from streamactors.elements import Barrier
 from streamactors.runtime import restore_lists
-from streamactors.runtime.attempt import StoredSnapshots
+from streamactors.runtime.snapshot_storage import StoredSnapshots
 from streamactors.state.backend import NativePart
 from streamactors.state.broadcast import BroadcastStore
 from streamactors.state.rocksdb.backend import RocksDBBackend

@@ -337,7 +337,7 @@ assert_type(flow.explain(sa.Config(execution="batch", sort_memory=1 << 20, sort_
 assert_type(flow.to_mermaid(), str)
 assert_type(flow.explain(workers=2), str)
 assert_type(flow.to_mermaid(sa.Config(parallelism=2), workers=2), str)
-on_ray = sa.Ray(workers=4, address="auto", resources={"CPU": 2}, patience=minute)
+on_ray = sa.Ray(workers=4, address="auto", resources={"CPU": 2}, patience=minute, strategy="pack", slots=2)
 assert_type((on_ray.workers, on_ray.address), tuple[int, str | None])
 assert_type(sa.Config(deployment=on_ray).deployment, sa.Deployment | None)
 autoscale = sa.Autoscale(target=0.6, tolerance=0.1, max_parallelism=8, steps=["totals"], window=minute, dry_run=True)

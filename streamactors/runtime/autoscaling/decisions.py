@@ -11,7 +11,8 @@ Invariants, which keep it from going up and down for ever:
 - More is decided by one window; less only once every window of `scale_down_after` has asked for it, and it is the
   largest number that any of them asked for.
 - After a rescale nothing is decided for `cooldown`, and what was measured before it is forgotten, as it is after any
-  other end of an attempt.
+  other end of an attempt. One that fails, or that the job goes back from, is followed by twice the rest of the one
+  before it.
 - Where more subtasks have brought no more throughput, no more are added.
 """
 
@@ -27,6 +28,8 @@ from streamactors.runtime.autoscaling.demand import Demand, Observation, goes_on
 
 EFFECTIVE: Final = 0.1
 """Of the throughput that more subtasks should have brought: less than that is none."""
+LONGEST_REST: Final = 32
+"""Times `cooldown`."""
 ROUNDING: Final = 1e-9
 
 Group = tuple[Vertex, ...]
@@ -80,7 +83,8 @@ class _Lower:
 
 
 class Autoscaler:
-    """`on` is told what is observed, again and again; who is told to rescale does so, and says `rescaled`."""
+    """`on` is told what is observed, again and again; who is told to rescale does so, and says how
+    it went."""
 
     def __init__(self, settings: Autoscale) -> None:
         self._settings = settings
@@ -93,6 +97,8 @@ class Autoscaler:
         self._cooldown = settings.cooldown.total_seconds()
         self._seen: deque[Observation] = deque()
         self._quiet_until = -math.inf
+        self._failed = 0
+        """Rescales in a row."""
         self._lower: dict[str, _Lower] = {}
         self._raised: dict[str, _Raised] = {}
 
@@ -112,9 +118,18 @@ class Autoscaler:
         return self._decided(groups, observation)
 
     def rescaled(self, time: float) -> None:
-        """It was done, or could not be, or is only to be told."""
-        self._quiet_until = time + self._cooldown
+        """It was done, or is only to be told."""
+        self._quiet_until = time + self._cooldown * min(2**self._failed, LONGEST_REST)
         self._forget()
+
+    def failed(self, time: float) -> None:
+        """It could not be done, or the job has gone back."""
+        self._failed += 1
+        self.rescaled(time)
+
+    def held(self) -> None:
+        """The job runs as it was asked to."""
+        self._failed = 0
 
     def _forget(self) -> None:
         self._seen.clear()
@@ -210,7 +225,7 @@ class Autoscaler:
         if raised.now == width and saturated and not raised.helped(demands[0].rate):
             return width, (
                 f"{reason}; but {raised.now} subtasks do no more than {raised.parallelism} did, so more are no help: "
-                "one process computes on one core, and one hot key in one subtask"
+                "each process computes on one core, and one hot key in one subtask"
             )
         return wanted, reason
 

@@ -13,6 +13,7 @@ from streamactors.actors.supervisor import despite_cancellation
 from streamactors.clock import Clock
 from streamactors.config import Autoscale
 from streamactors.errors import JobNotRunning, StreamactorsError
+from streamactors.graph.parallelism import widths
 from streamactors.graph.physical import PhysicalPlan
 from streamactors.runtime.autoscaling.decisions import Autoscaler, Decision
 from streamactors.runtime.autoscaling.demand import observe
@@ -62,6 +63,8 @@ class _Steering:
         self._clock = clock
         self._tell = tell
         self._autoscaler = Autoscaler(settings)
+        self._asked: Mapping[str, int] = {}
+        """Of the last rescale, by uid, until it is known whether it holds."""
 
     async def run(self) -> None:
         while True:
@@ -87,14 +90,34 @@ class _Steering:
         observation = observe(plan, self._job.metrics()["subtasks"], self._clock.monotonic())
         if observation is None:
             return
+        if self._has_gone_back(plan):
+            self._autoscaler.failed(self._clock.monotonic())
         decision = self._autoscaler.on(observation)
+        if self._asked and decision.action != "wait":
+            self._autoscaler.held()
+            self._asked = {}
         self._tell(decision)
         self._explain(decision)
         if decision.action == "rescale" and not self._settings.dry_run:
-            try:
-                await self._job.rescale(decision.parallelism)
-            finally:  # rest from its end
-                self._autoscaler.rescaled(self._clock.monotonic())
+            await self._rescale(decision.parallelism)
+
+    async def _rescale(self, asked: Mapping[str, int]) -> None:
+        """It rests from the end of it."""
+        try:
+            await self._job.rescale(asked)
+        except Exception:
+            self._autoscaler.failed(self._clock.monotonic())
+            raise
+        self._autoscaler.rescaled(self._clock.monotonic())
+        self._asked = asked
+
+    def _has_gone_back(self, plan: PhysicalPlan) -> bool:
+        """From what it was rescaled to; or somebody else has rescaled it."""
+        now = widths(plan)
+        if all(now.get(uid) == width for uid, width in self._asked.items()):
+            return False
+        self._asked = {}
+        return True
 
     def _explain(self, decision: Decision) -> None:
         """One line for each rescale; why nothing is done, when that is news."""

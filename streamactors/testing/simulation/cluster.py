@@ -18,8 +18,8 @@ from streamactors.cluster.worker import Worker
 from streamactors.cluster.workers import Times
 from streamactors.graph.placement import STRATEGIES
 from streamactors.runtime.assembly import AttemptSpec
-from streamactors.runtime.attempt import StoredSnapshots
 from streamactors.runtime.messages import Failed, Report, Reports
+from streamactors.runtime.snapshot_storage import StoredSnapshots
 from streamactors.testing.network import FAIR, STORM, MadeUpNetwork, Weather
 from streamactors.testing.simulation.fleet import Fleet
 from streamactors.testing.simulation.process import Process, here
@@ -70,7 +70,7 @@ class Hand:
 
 
 class Watched:
-    """An attempt over workers, see `runtime.attempt.Deployed`; what it does not know of goes to `inner`."""
+    """An attempt over workers, see `runtime.deployment.Deployed`; what it does not know of goes to `inner`."""
 
     def __init__(self) -> None:
         self.inner: RemoteAttempt | None = None

@@ -24,8 +24,9 @@ from streamactors.graph.parallelism import Parallelism, widths
 from streamactors.graph.physical import PhysicalPlan
 from streamactors.graph.planner import plan
 from streamactors.runtime.assembly import AttemptSpec
-from streamactors.runtime.attempt import Deploy, Deployed, StoredSnapshots
+from streamactors.runtime.deployment import Deploy, Deployed
 from streamactors.runtime.messages import Reports
+from streamactors.runtime.snapshot_storage import StoredSnapshots
 from streamactors.submission import job_here
 from streamactors.testing.simulation.channels import StallingChannel
 from streamactors.testing.simulation.cluster import SimulatedCluster
