@@ -21,6 +21,7 @@ from streamactors.graph.execution import choose_execution, why
 from streamactors.graph.logical import LogicalGraph
 from streamactors.graph.parallelism import Parallelism
 from streamactors.graph.physical import PhysicalPlan
+from streamactors.graph.planned import placed
 from streamactors.graph.planner import plan
 from streamactors.runtime.handled import HandledJob
 from streamactors.runtime.job import Job, JobSpec
@@ -106,7 +107,7 @@ def _spec(
     _check_autoscale(graph, config)
 
     def make_plan(max_parallelism: int | None, parallelism: Parallelism) -> PhysicalPlan:
-        return plan(
+        made = plan(
             graph,
             parallelism=parallelism.default,
             steps=parallelism.steps,
@@ -114,6 +115,8 @@ def _spec(
             checkpointing=config.checkpoints is not None,
             execution="batch" if config.execution == "batch" else "streaming",
         )
+        placed(made, config)  # so that too few slots are refused, also to a rescale, before anything is touched
+        return made
 
     # What is wrong with the flow is said before anything is opened.
     make_plan(config.max_parallelism, Parallelism(config.parallelism))

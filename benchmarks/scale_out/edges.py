@@ -6,8 +6,9 @@ mailbox. Beside it, what one call of Ray's costs, which is the way to another no
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import uvloop
@@ -61,13 +62,13 @@ def measure(records: int = RECORDS) -> list[Row]:
     for size in SIZES:
         count = max(size, min(records, size * 3000))
         batches = _batches(count, size)
-        rows.append(Row("mailbox", size, _best(lambda batches=batches: _through_mailbox(batches))))
-        rows.append(Row("between workers of a node", size, _best(lambda batches=batches: _between_workers(batches))))
+        rows.append(Row("mailbox", size, _best(_through_mailbox, batches)))
+        rows.append(Row("between workers of a node", size, _best(_between_workers, batches)))
     return rows
 
 
-def _best(run: Callable[[], Awaitable[float]]) -> float:
-    return min(uvloop.run(run()) for _ in range(3))  # type: ignore[arg-type]
+def _best(run: Callable[[Sequence[Batch]], Coroutine[Any, Any, float]], batches: Sequence[Batch]) -> float:
+    return min(uvloop.run(run(batches)) for _ in range(3))
 
 
 def _batches(records: int, size: int) -> list[Batch]:
@@ -119,7 +120,7 @@ async def _micros(channel: Channel, mailbox: Mailbox[Element], batches: Sequence
     began = time.process_time()
     async with asyncio.TaskGroup() as both:
         both.create_task(_send(channel, batches))
-        both.create_task(_take(mailbox, len(batches)))
+        both.create_task(_take(mailbox, sum(map(len, batches))))
     return 1e6 * (time.process_time() - began) / sum(map(len, batches))
 
 
@@ -133,12 +134,12 @@ async def _send(channel: Channel, batches: Sequence[Batch]) -> None:
         channel.send(batch)
 
 
-async def _take(mailbox: Mailbox[Element], pieces: int) -> None:
-    """Batches come as they were sent: none is large enough to be cut."""
-    while pieces:
-        while mailbox.take() is not None:
-            pieces -= 1
-        if pieces:
+async def _take(mailbox: Mailbox[Element], records: int) -> None:
+    """Large batches come in parts."""
+    while records:
+        while (taken := mailbox.take()) is not None:
+            records -= len(taken[1]) if isinstance(taken[1], Batch) else 0
+        if records:
             await mailbox.signal.wait()
 
 

@@ -160,7 +160,7 @@ def run(
         )
         if detached:
             beside = {"--listen": listen, "--dashboard": dashboard, "--allow-host": hosts, "--savepoints": savepoints}
-            detaching.refuse_beside(beside | {"--no-control": not control, "--report-every": report_every})
+            detaching.refuse(config, beside | {"--no-control": not control, "--report-every": report_every})
         code = run_loop((detaching.run_detached if detached else run_reporting)(flow, config, options))
     raise typer.Exit(code)
 

@@ -16,8 +16,9 @@ from streamactors.observe.detached import attended
 from streamactors.settings import redacted
 
 
-def refuse_beside(given: Mapping[str, object]) -> None:
+def refuse(config: Config, given: Mapping[str, object]) -> None:
     """`given`: options that only a program which stays can serve. Raises InvalidConfig."""
+    refuse_to_detach(config)
     if named := [option for option, value in given.items() if value]:
         raise InvalidConfig(
             f"{named[0]} does not go with --detach: this program does not stay; `streamactors serve` on the "

@@ -193,6 +193,7 @@ class HeldJob:
         error = ConnectionLost(f"job {self.name!r}: the coordinator has died, and another one goes on")
         self.incidents.append(Incident(begun, self.restarts + 1, error))
         self._restarts_before = self.restarts + 1
+        self.last_rescale = None  # the other one begins with the parallelism of its settings
 
     def _heard(self, event: JobEvent, at: Moment) -> None:
         match event:

@@ -65,8 +65,11 @@ def address_of(settings: Ray) -> str | None:
 
 
 # ----------------------------------------------------------------------------------------------------------------- keys
+SUBMISSIONS: Final = "job/"
+
+
 def submission_key(flow: str, token: str) -> str:
-    return f"job/{quote(flow, safe='')}/{token}"
+    return f"{SUBMISSIONS}{quote(flow, safe='')}/{token}"
 
 
 def keeper_key(flow: str, token: str) -> str:

@@ -109,9 +109,13 @@ class Keeper:
 
     # -------------------------------------------------------------------------------------------------------- lifetime
     async def run(self) -> None:
-        """Until the job has ended. Raises nothing that the job does: that is stored."""
+        """Until the job has ended. Raises nothing that the job does: that is stored; but ConnectionLost where the store
+        does not answer: a successor may find that it does."""
         try:
             await self._run()
+        except ConnectionLost as error:
+            self._say_settled(error)
+            raise
         except Exception as error:
             log.critical("%s: the job has failed: %s", self._flow, error, exc_info=error)
             self._say_settled(error)

@@ -15,6 +15,8 @@ import logging
 import math
 import os
 import platform
+import signal
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, NamedTuple
@@ -37,6 +39,7 @@ from streamactors.config import Ray, Restart
 from streamactors.deploy.code import reduced, refuse_unsendable
 from streamactors.deploy.detached import (
     END_KEPT,
+    SUBMISSIONS,
     Answer,
     Ending,
     address_of,
@@ -58,7 +61,6 @@ from streamactors.errors import (
     StreamactorsError,
 )
 from streamactors.graph.parallelism import Parallelism
-from streamactors.graph.planned import placed
 from streamactors.runtime.job import Job, JobSpec
 from streamactors.settings import redacted
 
@@ -76,6 +78,8 @@ REACHED_WITHIN: Final = 10.0
 """Seconds for a connection to the cluster's address."""
 NAME_KEPT: Final = 10.0
 """Seconds that an actor which is gone may keep its name for."""
+LET_GO: Final = 5.0
+"""Seconds after which a driver that has not asked how things are, as it does each second, is taken for dead."""
 LOOKED_AFTER: Final = 2.0
 """Seconds between two looks of a coordinator at whether it still is one."""
 HANDOVER: Final = 60.0
@@ -119,9 +123,7 @@ def held_on_ray(spec: JobSpec, settings: Ray, clock: Clock = SYSTEM) -> HeldJob:
 def _refuse_unsendable(spec: JobSpec) -> None:
     for name, resource in spec.resources.items():
         refuse_unsendable(f"resources[{name!r}]", resource, dumps)
-    plan = spec.plan(spec.config.max_parallelism, Parallelism(spec.config.parallelism))
-    placed(plan, spec.config)  # too few slots are refused here, and not once the cluster has made workers
-    for vertex in plan.vertices:
+    for vertex in spec.plan(spec.config.max_parallelism, Parallelism(spec.config.parallelism)).vertices:
         for node in vertex.nodes:
             name = "" if node.name == node.uid else f" ({node.name})"
             refuse_unsendable(f"step {node.uid!r}{name}", node.spec, dumps)
@@ -153,10 +155,22 @@ async def _connected(settings: Ray, clock: Clock, *, logs: bool = True) -> Async
     if address is not None:
         await _reach(address)
     await uninterrupted(clock.run_blocking(_connect, settings, address, logs))
+    _take_back_sigterm()
     try:
         yield
     finally:
         await uninterrupted(clock.run_blocking(ray.shutdown))
+
+
+def _take_back_sigterm() -> None:
+    """Ray has put a handler of its own below that of Python: it would end the process three seconds after a SIGTERM,
+    whatever is still to be done, such as a last checkpoint."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is None or threading.current_thread() is not threading.main_thread():
+        return
+    signal.signal(signal.SIGTERM, handler)
+    if callable(handler):
+        signal.siginterrupt(signal.SIGTERM, False)  # as it is with a loop's
 
 
 async def _reach(address: str) -> None:
@@ -445,7 +459,7 @@ class RayCluster:
         return asyncio.run(self._ending(flow))
 
     async def _flows(self) -> list[str]:
-        found = await self._store.keys(submission_key("", "")[:-2])
+        found = await self._store.keys(SUBMISSIONS)
         return sorted({flow_of(key) for key in found if await self._actor(flow_of(key)) is not None})
 
     async def _actor(self, flow: str) -> Any:
@@ -515,16 +529,29 @@ def _coordinator_name(flow: str) -> str:
 
 
 async def _coordinator(of: type, flow: str, clock: Clock, *arguments: Any, **options: Any) -> Any:
-    """Raises InvalidConfig where there is one already."""
+    """Raises InvalidConfig where there is one already. One whose driver has died is waited for: Ray ends it."""
     name = _coordinator_name(flow)
     options |= {"num_cpus": 0, "max_concurrency": MANY, "namespace": NAMESPACE}
+    until = clock.monotonic() + HANDOVER
+    while True:
+        try:
+            return await _created(of, name, options, clock, *arguments)
+        except ConnectionLost as error:
+            if clock.monotonic() >= until or await _held(name, clock):
+                raise InvalidConfig(
+                    f"the job {flow!r} runs on this cluster already (there is an actor {name!r}): stop it, or "
+                    "give the flow another name"
+                ) from error
+            log.info("%s: waiting for the coordinator before, whose driver is gone, to end", flow)
+
+
+async def _held(name: str, clock: Clock) -> bool:
     try:
-        return await _created(of, name, options, clock, *arguments)
-    except ConnectionLost as error:
-        raise InvalidConfig(
-            f"the job {flow!r} runs on this cluster already (there is an actor {name!r}): stop it, or "
-            "give the flow another name"
-        ) from error
+        async with asyncio.timeout(REACHED_WITHIN):
+            actor = await clock.run_blocking(ray.get_actor, name, NAMESPACE)
+            return bool(await actor.held.remote())
+    except (ValueError, RayError, TimeoutError):  # it is gone, or going
+        return False
 
 
 async def _created(of: type, name: str, options: dict[str, Any], clock: Clock, *arguments: Any) -> Any:
@@ -784,6 +811,10 @@ class _Coordinating:
     def __repr__(self) -> str:
         return "coordinator"
 
+    async def held(self) -> bool:
+        """Whether anybody wants the job to go on."""
+        return True
+
     async def incarnation(self) -> str:
         """Another one in each process that Ray has started for it."""
         return self._incarnation
@@ -812,11 +843,16 @@ class StreamactorsCoordinator(_Coordinating):
         super().__init__()
         self._host: JobHost | None = None
         self._running: asyncio.Task[None] | None = None
+        self._told = SYSTEM.monotonic()
+
+    async def held(self) -> bool:
+        return SYSTEM.monotonic() - self._told < LET_GO
 
     async def begin(self, arguments: bytes) -> bytes:
         return await _answered(self._begin, arguments)
 
     async def tell(self, arguments: bytes) -> bytes:
+        self._told = SYSTEM.monotonic()
         return await self._of_host("tell", arguments)
 
     async def ask(self, arguments: bytes) -> bytes:
@@ -873,9 +909,11 @@ class StreamactorsDetachedCoordinator(_Coordinating):
     async def live(self) -> None:
         try:
             await self._keeper.run()
-        finally:
-            leave: Any = ray.actor.exit_actor  # not by an error: Ray would start it again
-            leave()
+        except ConnectionLost as error:
+            log.error("%s: the coordinator ends, so that Ray starts it again: %s", self._flow, error)
+            os._exit(1)
+        leave: Any = ray.actor.exit_actor  # not by an error: Ray would start it again
+        leave()
 
     async def begin(self, submission: bytes) -> bytes:
         """What keeps it from running, as `dumps` has it; of None where it runs."""

@@ -46,9 +46,9 @@ class RestartScheduled(msgspec.Struct, frozen=True):
 
 
 class RescaleBegun(msgspec.Struct, frozen=True):
-    """The sources are told to stop reading; or an attempt by a new parallelism has failed at once, and the job goes back
-    to the one before. `before` and `after`: the parallelism of every step, by uid. It ends as
-    `Rescaled` or `RescaleAbandoned`, or with the job."""
+    """The sources are told to stop reading; or an attempt by a new parallelism has failed at once, and the job goes
+    back. `before` and `after`: the parallelism of every step, by uid. It ends as `Rescaled` or `RescaleAbandoned`, or
+    with the job."""
 
     before: Mapping[str, int]
     after: Mapping[str, int]

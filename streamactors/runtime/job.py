@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from streamactors.actors.supervisor import despite_cancellation
-from streamactors.checkpoint.manifest import Manifest
 from streamactors.checkpoint.restorable import Restorable
 from streamactors.checkpoint.storage.contract import Files
 from streamactors.checkpoint.storage.opening import open_files
@@ -28,11 +27,8 @@ from streamactors.errors import (
     InvalidDataflow,
     JobFailed,
     JobNotRunning,
-    RescaleFailed,
-    RescaleUnderWay,
     StateAccessError,
     StorageFailed,
-    StorageInUse,
     StreamactorsError,
 )
 from streamactors.graph.parallelism import Parallelism, widths
@@ -42,6 +38,7 @@ from streamactors.runtime.assembly import AttemptSpec
 from streamactors.runtime.attempt import Attempt
 from streamactors.runtime.autoscaling.decisions import Decision
 from streamactors.runtime.autoscaling.steering import autoscaled
+from streamactors.runtime.beginning import choose_restore, open_store
 from streamactors.runtime.deployment import Deploy
 from streamactors.runtime.events import (
     AttemptBegun,
@@ -53,9 +50,6 @@ from streamactors.runtime.events import (
     JobEvent,
     Listener,
     Moment,
-    RescaleAbandoned,
-    RescaleBegun,
-    Rescaled,
     RestartScheduled,
 )
 from streamactors.runtime.info import (
@@ -68,7 +62,7 @@ from streamactors.runtime.info import (
     Restoring,
     Status,
 )
-from streamactors.runtime.rescaling import Rescaling, changes
+from streamactors.runtime.rescaling import Rescales
 from streamactors.runtime.restart import RestartPolicy
 from streamactors.runtime.restore import Restores, plan_restore, stored_max_parallelism
 from streamactors.runtime.restore_in_flight import Backlogs, plan_backlogs
@@ -79,7 +73,6 @@ log = logging.getLogger("streamactors.job")
 HISTORY: Final = 100
 """Completed checkpoints that a job remembers, and those given up."""
 INCIDENTS: Final = 10
-HANDOVER_LOOK: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -117,17 +110,11 @@ class Job:
         """Of the current attempt, or the last one."""
         self.stopping = False
         """Whether it has been asked to stop."""
-        self.last_rescale: RescaleInfo | None = None
         self.autoscale: Decision | None = None
         """What the autoscaler has decided last; None where there is none, or not yet."""
         self._stop_asked = asyncio.Lock()
         """Held until it is known whether it can be stopped, or rescaled, as asked: whoever asks meanwhile waits."""
-        self._configured = self._parallelism = Parallelism(spec.config.parallelism)
-        self._restored_parallelism: Mapping[str, int] = {}
-        """Of what this process began with, where that is another than it began by."""
-        self._rescaling: Rescaling | None = None
-        self._on_trial: Rescaling | None = None
-        """By which the job runs, without a complete checkpoint yet."""
+        self._rescales = Rescales(spec.name, Parallelism(spec.config.parallelism), clock, self._tell)
         self._unretired = False
         """Whether the attempt before has left old checkpoints that are not needed any more."""
         self._handed_over = 0
@@ -162,13 +149,20 @@ class Job:
     def config(self) -> Config:
         return self._spec.config
 
+    @property
+    def last_rescale(self) -> RescaleInfo | None:
+        return self._rescales.last
+
     # ------------------------------------------------------------------------------------------------------ lifetime
     async def run(self) -> None:
         """Until finished; raises JobFailed, or what says that the job can't start at all."""
+        spec = self._spec
         try:
             await self._open_store()
-            restored = await self._choose_restore()
-            async with autoscaled(self, self._spec.config.autoscale, self._clock, self._now_decided):
+            restored = await choose_restore(
+                self._store, self.name, spec.restore, fresh=spec.fresh, claim=spec.claim, check=self._planned
+            )
+            async with autoscaled(self, spec.config.autoscale, self._clock, self._now_decided):
                 await self._run_attempts(restored)
             self.status = "finished"
         except asyncio.CancelledError:
@@ -191,54 +185,20 @@ class Job:
             if self._files is None:
                 options = checkpoints.storage_options
                 self._files = self._opened = open_files(checkpoints.storage, clock=self._clock, options=options)
-            self._store = await self._owned(checkpoints.storage, self._files)
+            self._store = await open_store(
+                checkpoints.storage, self.name, self._files, self._spec.handover, self._clock
+            )
         elif self._spec.restore not in (None, "latest"):
             raise InvalidConfig(
                 f"restore={self._spec.restore!r} needs checkpoints: give Config(checkpoints=Checkpoints(storage, …)), "
                 "so that the job can go on from where it was"
             )
 
-    async def _owned(self, storage: str, files: Files) -> CheckpointStore:
-        until = self._clock.monotonic() + self._spec.handover
-        while True:
-            try:
-                return await CheckpointStore.open(storage, self._spec.name, clock=self._clock, files=files)
-            except StorageInUse as error:
-                if self._clock.monotonic() >= until:
-                    raise
-                log.info("%s: waiting for the one before to end: %s", self.name, error)
-            await self._clock.sleep(HANDOVER_LOOK)
-
-    async def _choose_restore(self) -> Restorable | None:
-        store, restore = self._store, self._spec.restore
-        if self._spec.claim and (restore is None or self._spec.fresh):
-            raise InvalidConfig("claim=True goes with restore=<the URI of a checkpoint or savepoint>: name it")
-        if store is None:
-            return None
-        if self._spec.fresh:
-            if restore not in (None, "latest"):
-                raise InvalidConfig(f"fresh=True and restore={restore!r} exclude each other")
-            await store.record_base(None)
-            return None
-        if restore == "latest":
-            return await store.latest()
-        if restore is not None:
-            restored = await store.load(restore)
-            self._planned(restored)  # what is refused, such as another flow's, is not what the next start begins with
-            await store.record_base(restored, claim=self._spec.claim)
-            return restored
-        if await store.holds_checkpoints():
-            raise InvalidConfig(
-                f"restore=None, but the storage already holds checkpoints of flow {self._spec.name!r}: go on from the "
-                'last one by restore="latest", or begin anew, leaving them behind, by fresh=True'
-            )
-        return None
-
     async def _run_attempts(self, restored: Restorable | None) -> None:
         while True:
             try:
                 await self._run_attempt(restored)
-                if self._rescaling is None or self._store is None:
+                if self._rescales.under_way is None or self._store is None:
                     return
                 restored = None  # what it began with is not what there is to fall back from
                 restored = await self._store.latest()
@@ -249,9 +209,7 @@ class Job:
     async def _run_attempt(self, restored: Restorable | None) -> None:
         stored = (None, None) if restored is None else (restored.manifest.checkpoint, restored.uri)
         self._tell(AttemptBegun(self._number, *stored))
-        if self._rescaling is not None:
-            self._parallelism = self._rescaling.new
-            self._on_trial = None if self._rescaling.back else self._rescaling
+        self._rescales.attempt_begins()
         spec = await self._prepare(restored)
         if restored is not None:
             log.info("%s: restoring %s", self.name, restored.uri)
@@ -276,9 +234,7 @@ class Job:
             self._last_metrics = attempt.metrics()
             self._attempt = None
             self._unretired = attempt.unretired
-            if self._rescaling is not None and self._rescaling.read_until is None:
-                read_until = attempt.read_until
-                self._rescaling.read_until = self._clock.monotonic() if read_until is None else read_until
+            self._rescales.attempt_ended(attempt.read_until)
 
     @property
     def _number(self) -> int:
@@ -286,7 +242,9 @@ class Job:
         return self.restarts + self._handed_over + self._replaced + 1
 
     def _planned(self, restored: Restorable | None) -> tuple[PhysicalPlan, Restores, Backlogs]:
-        plan = self._plan_of(self._parallelism, stored_max_parallelism(restored.manifest) if restored else None)
+        plan = self._plan_of(
+            self._rescales.parallelism, stored_max_parallelism(restored.manifest) if restored else None
+        )
         if restored is None:
             return plan, {}, {}
         restores = plan_restore(restored.manifest, plan, self._spec.drop_state)
@@ -302,7 +260,7 @@ class Job:
         config = self._spec.config
         plan, restores, backlogs = self._planned(restored)
         if self.plan is None and restored is not None:
-            self._compare(plan, restored.manifest)
+            self._rescales.compare(widths(plan), restored.manifest)
         self.plan = plan
         run, attempt, widest = 0, self._number, dict[str, int]()
         if plan.execution == "batch":  # later than that of an earlier process: nobody has counted them
@@ -327,37 +285,24 @@ class Job:
             config.state_backend,
             config.sort_memory,
             config.sort_folder,
-            self._parallelism != self._configured,
+            self._rescales.rescaled,
         )
-
-    def _compare(self, plan: PhysicalPlan, stored: Manifest) -> None:
-        """What the first attempt runs by with what it goes on from: a rescale holds until its process ends."""
-        now = widths(plan)
-        before = {each.uid: each.parallelism for each in stored.operators if each.uid in now}
-        self._restored_parallelism = {uid: width for uid, width in before.items() if width != now[uid]}
-        if self._restored_parallelism and stored.rescaled:
-            log.warning(
-                "%s: it was rescaled before this process began, which has the parallelism of its settings: %s. Set it "
-                "there, or rescale again",
-                self.name,
-                changes(before, {uid: now[uid] for uid in before}),
-            )
 
     def _now_running(self, running: bool) -> None:
         if not running:
             self.running.clear()
-            if self._rescaling is not None:
+            if self._rescales.under_way is not None:
                 self.status = "restarting"
             return
         self.status = "running"
         self.running.set()
         self.settled.set()
         self._tell(AttemptRunning())
-        self._rescaled()
+        self._rescales.running()
 
     def _now_checkpointed(self, info: CheckpointInfo) -> None:
         self.last_checkpoint = info
-        self._on_trial = None
+        self._rescales.checkpointed()
         if self.checkpoints:
             self.checkpoints[-1] = self.checkpoints[-1].without_groups()
         self.checkpoints.append(info)
@@ -404,9 +349,9 @@ class Job:
         self.incidents.append(Incident(self._clock.time_ms(), self._number, error))
         self._tell(AttemptFailed(self._number, error))
         if isinstance(error, IncompatibleState | InvalidConfig | InvalidDataflow):  # refused before anything ran
-            if self._rescaling is None or self._parallelism is not self._rescaling.new:
+            if not self._rescales.has_switched:
                 raise error
-            self._give_up_rescale(error)
+            self._rescales.give_up(error)
             self._replaced += 1
             return restored
         if isinstance(error, CorruptCheckpoint) and restored is not None and self._store is not None:
@@ -420,7 +365,7 @@ class Job:
         delay = None
         if self._worth_a_restart(error):
             delay = self._policy.delay_after_failure(self._clock.monotonic(), self._clock.random())
-            if self._go_back(error):
+            if self._rescales.go_back(error):
                 delay = delay or 0.0  # once, and as it was: whatever the policy
         if delay is None:
             raise JobFailed(f"job {self.name!r} failed: {error}") from error
@@ -493,18 +438,13 @@ class Job:
             attempt = await self._current()
             if self.stopping:
                 raise JobNotRunning(f"job {self.name!r} is stopping: start it again with another parallelism")
-            if self._rescaling is not None:
-                raise RescaleUnderWay(
-                    f"job {self.name!r} is being rescaled already ({self._rescaling.changes}): ask again once it runs"
-                )
-            plan, parallelism = attempt.plan, self._parallelism.rescaled(default, steps, attempt.plan)
+            self._rescales.refuse_another()
+            plan, parallelism = attempt.plan, self._rescales.parallelism.rescaled(default, steps, attempt.plan)
             before, after = widths(plan), widths(self._plan_of(parallelism, plan.vertices[0].max_parallelism))
             if before == after:
                 log.info("%s: runs by that parallelism already", self.name)
                 return None
-            rescaling = self._rescaling = Rescaling(self._parallelism, parallelism, before, after)
-            log.info("%s: rescaling: %s", self.name, rescaling.changes)
-            self._tell(RescaleBegun(before, after))
+            rescaling = self._rescales.begin(parallelism, before, after)
             attempt.hand_over()
         return await rescaling.answer()
 
@@ -520,55 +460,8 @@ class Job:
                 "Config(checkpoints=Checkpoints(storage, …))"
             )
 
-    def _rescaled(self) -> None:
-        """An attempt runs: by the new parallelism, if there is one."""
-        rescaling, self._rescaling = self._rescaling, None
-        if rescaling is None:
-            return
-        info = self.last_rescale = rescaling.done(self._clock.time_ms(), self._clock.monotonic())
-        log.info(
-            "%s: rescaled: %s; nothing was read for %.3f s. A new process starts with the parallelism of its Config",
-            self.name,
-            rescaling.changes,
-            info.pause.total_seconds(),
-        )
-        self._tell(Rescaled(info))
-
     def _now_resumed(self, reason: str) -> None:
-        self._give_up_rescale(CheckpointFailed(f"job {self.name!r} was not rescaled, and goes on as it was: {reason}"))
-
-    def _go_back(self, error: Exception) -> bool:
-        """Whether the new parallelism is given up for it: it may be the reason."""
-        rescaling = self._on_trial
-        if rescaling is None or isinstance(error, StorageFailed):
-            return False
-        self._on_trial = None
-        error.add_note(
-            f"It was the first attempt by another parallelism ({rescaling.changes}), and no checkpoint was complete yet: "
-            "the job goes back to the parallelism before."
-        )
-        if self._rescaling is rescaling:
-            failed = RescaleFailed(
-                f"job {self.name!r} was not rescaled ({rescaling.changes}), and goes on as it was: the first attempt by "
-                f"the new parallelism failed: {type(error).__name__}: {error}"
-            )
-            failed.__cause__ = error
-            self._give_up_rescale(failed)
-            return True
-        back = self._rescaling = rescaling.reversed(self._clock.monotonic())
-        log.warning("%s: goes back to the parallelism before, since it failed at once: %s", self.name, back.changes)
-        self._tell(RescaleBegun(back.before, back.after))
-        return True
-
-    def _give_up_rescale(self, error: Exception) -> None:
-        self._on_trial = None
-        rescaling, self._rescaling = self._rescaling, None
-        if rescaling is None:
-            return
-        self._parallelism = rescaling.old
-        log.warning("%s: not rescaled (%s): %s", self.name, rescaling.changes, error)
-        self._tell(RescaleAbandoned(rescaling.before, rescaling.after, error))
-        rescaling.failed(error)
+        self._rescales.give_up(CheckpointFailed(f"job {self.name!r} was not rescaled, and goes on as it was: {reason}"))
 
     async def query(self, uid: str, state: str, key: Any) -> Any:
         """A copy of what `key` holds, as of between two records. Raises StateAccessError."""
@@ -612,9 +505,9 @@ class Job:
         """The running attempt, waiting for a rescale that is under way."""
         while True:
             attempt = await self._current()
-            if self._rescaling is None:
+            if self._rescales.under_way is None:
                 return attempt
-            await self._rescaling.ended()
+            await self._rescales.under_way.ended()
 
     @property
     def checkpoints_under_way(self) -> list[CheckpointUnderWay]:
@@ -637,7 +530,7 @@ class Job:
             "restarts": self.restarts,
             "last_checkpoint": self.last_checkpoint,
             "last_rescale": self.last_rescale,
-            "restored_parallelism": self._restored_parallelism,
+            "restored_parallelism": self._rescales.restored,
             "autoscale": self.autoscale,
         }
 

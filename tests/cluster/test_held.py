@@ -247,6 +247,18 @@ async def test_a_host_that_is_lost_counts_as_a_restart(tmp_path: Path) -> None:
     assert len(handle.incidents) == 1 and "coordinator" in str(handle.failures[0])
 
 
+async def test_a_rescale_ends_with_its_host_and_that_is_told(tmp_path: Path) -> None:
+    feeds = Feed(), Feed()
+    jobs = [job(feed, checkpointing(tmp_path)) for feed in feeds]
+    async with held(*jobs) as handle:
+        await handle.rescale(parallelism={"sum": 2})
+        await until(lambda: handle.last_rescale is not None)
+        await jobs[0].stop(drain=False)
+        await until(lambda: jobs[1].status == "running" and handle.restarts == 1)
+        assert handle.last_rescale is None
+        assert handle.metrics()["restored_parallelism"] == {"sum": 2, "out": 2}
+
+
 def ids(made: Job) -> list[int]:
     return [info.id for info in made.checkpoints]
 
@@ -282,3 +294,13 @@ async def test_who_follows_a_job_that_has_ended_is_told_so(error: ValueError | N
         else:
             with pytest.raises(sa.JobFailed, match="torn"):
                 await host.ask(NextValues(number))
+
+
+async def test_a_rescale_beyond_the_slots_touches_nothing(tmp_path: Path) -> None:
+    made = job(Feed(), checkpointing(tmp_path, deployment=sa.Ray(workers=2, slots=1)))
+    async with held(made) as handle:
+        with pytest.raises(sa.InvalidConfig, match="3 subtasks, and 2 workers with 1 slots each have room for 2"):
+            await handle.rescale(parallelism=3)
+        assert (handle.status, handle.restarts, handle.last_rescale) == ("running", 0, None)
+        await handle.rescale(parallelism=2)
+        assert handle.last_rescale is not None

@@ -104,6 +104,12 @@ async def refused(flow: sa.Dataflow, **options: Any) -> str:
     return str(caught.value)
 
 
+async def test_too_few_slots_are_refused_before_there_is_a_cluster() -> None:
+    flow = flow_of(lambda stream: stream.map(lambda value: value + 1, parallelism=3))
+    with pytest.raises(sa.InvalidConfig, match="3 subtasks, and 2 workers with 1 slots each have room for 2"):
+        await sa.run(flow, sa.Config(deployment=sa.Ray(workers=2, slots=1)))
+
+
 async def test_a_closure_that_can_not_go_names_step_and_variable() -> None:
     locked = locking(3)
     message = await refused(flow_of(lambda stream: stream.map(lambda value: value + locked(), name="add")))

@@ -15,6 +15,10 @@ from tests.programs import Program
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
+PAGE = (HERE.parents[1] / "docs" / "scale-out.md").read_text()
+TOLD = re.findall(r"^\$ streamactors run --detach .*\n((?:.+\n)+?)```", PAGE, re.MULTILINE)[0]
+"""What the document says that is printed."""
+
 
 class Shop:
     """The script's job, its orders and the totals that are visible."""
@@ -104,7 +108,7 @@ def test_a_detached_job_outlives_its_driver_and_its_coordinators(nodes: Nodes, t
     options = ("--set", "restart.delay=0s", "--set", "restart.attempts=100")
     with shop.detach("fixed", *options) as driver:
         assert driver.end() == 0, driver.stderr
-    assert "shop runs, detached" in driver.stdout
+    assert driver.stdout == TOLD.replace("orders", "shop").replace(" auto", f" {nodes.address}")
     shop.all_counted(nodes.program)
     for victim in (DETACHED, WORKER, DETACHED):
         shop.order(200)

@@ -20,10 +20,11 @@ from streamactors.runtime.events import (
     Moment,
     RescaleAbandoned,
     RescaleBegun,
+    Rescaled,
     RestartScheduled,
 )
 from streamactors.runtime.figures import SnapshotFigures, SubtaskCheckpoint
-from streamactors.runtime.info import CheckpointGivenUp, CheckpointInfo
+from streamactors.runtime.info import CheckpointGivenUp, CheckpointInfo, RescaleInfo
 
 HOUR = dt.timedelta(hours=1)
 DAY_MS = 1_700_000_000_000
@@ -190,6 +191,25 @@ def test_a_rescale_that_fails_is_followed_by_a_recovery() -> None:
     assert [child.name for child in recovery.children] == ["restart delay", "restore"]
 
 
+def test_a_job_that_goes_back_from_a_rescale_has_a_trace_of_the_way_back() -> None:
+    there, back = ({"sum": 2}, {"sum": 4}), ({"sum": 4}, {"sum": 2})
+    first, recovery, second = told(
+        RescaleBegun(*there),
+        AttemptBegun(2, 7),
+        AttemptRunning(),
+        Rescaled(RescaleInfo(DAY_MS, HOUR, *there)),
+        AttemptFailed(2, ValueError("no room")),
+        RescaleBegun(*back),
+        RestartScheduled(1.0),
+        AttemptBegun(3, 7),
+        AttemptRunning(),
+        Rescaled(RescaleInfo(DAY_MS, HOUR, *back)),
+    )
+    assert [span.attributes["streamactors.changes"] for span in (first, second)] == ["sum: 2 → 4", "sum: 4 → 2"]
+    assert [span.failed for span in (first, recovery, second)] == [None] * 3
+    assert [child.name for child in recovery.children] == ["restart delay", "restore"]
+
+
 EVENTS: st.SearchStrategy[JobEvent] = st.one_of(
     st.builds(CheckpointTriggered, st.integers(1, 3), st.sampled_from(["interval", "request", "final"]), st.booleans()),
     st.builds(lambda id: CheckpointCompleted(info(id, part(0, 0.1))), st.integers(1, 3)),
@@ -200,6 +220,7 @@ EVENTS: st.SearchStrategy[JobEvent] = st.one_of(
     st.builds(RestartScheduled, st.floats(0, 10)),
     st.just(RescaleBegun({"sum": 1}, {"sum": 2})),
     st.just(RescaleAbandoned({"sum": 1}, {"sum": 2}, ValueError("why"))),
+    st.just(Rescaled(RescaleInfo(DAY_MS, HOUR, {"sum": 1}, {"sum": 2}))),
 )
 
 

@@ -257,7 +257,7 @@ async def test_a_job_whose_data_ends_meanwhile_finishes(tmp_path: Path) -> None:
         await until(lambda: world.gate.taken)
         world.feed.end()
         rescaled = asyncio.ensure_future(job.rescale(parallelism=3))
-        await until(lambda: job._job._rescaling is not None)  # type: ignore[attr-defined]
+        await until(lambda: job._job._rescales.under_way is not None)  # type: ignore[attr-defined]
         world.gate.open()
         async with asyncio.timeout(PATIENCE):
             await job.wait()
@@ -297,7 +297,7 @@ async def test_an_attempt_that_fails_meanwhile_is_restarted_by_the_new_paralleli
         world.put(60)
         await world.taken_up(1)
         rescaled = asyncio.ensure_future(job.rescale(parallelism=3))
-        await until(lambda: job._job._rescaling is not None)  # type: ignore[attr-defined]
+        await until(lambda: job._job._rescales.under_way is not None)  # type: ignore[attr-defined]
         world.gate.broken = RuntimeError("broken")
         world.gate.open()
         async with asyncio.timeout(PATIENCE):
@@ -475,7 +475,7 @@ async def test_cancelled_in_the_middle(tmp_path: Path) -> None:
         world.put(20)
         await until(lambda: world.gate.taken)
         rescaled = asyncio.ensure_future(job.rescale(parallelism=3))
-        await until(lambda: job._job._rescaling is not None)  # type: ignore[attr-defined]
+        await until(lambda: job._job._rescales.under_way is not None)  # type: ignore[attr-defined]
         await job.cancel()
         with pytest.raises(sa.JobNotRunning, match="cancelled"):
             await rescaled
@@ -493,7 +493,7 @@ async def test_what_else_is_asked_for_meanwhile(tmp_path: Path) -> None:
         world.put(20)
         await until(lambda: world.gate.taken)
         first = asyncio.ensure_future(job.rescale(parallelism=3))
-        await until(lambda: job._job._rescaling is not None)  # type: ignore[attr-defined]
+        await until(lambda: job._job._rescales.under_way is not None)  # type: ignore[attr-defined]
         with pytest.raises(sa.RescaleUnderWay, match=r"is being rescaled already \(numbers 2 → 3, .*ask again"):
             await job.rescale(parallelism=1)
         first.cancel()  # it goes on
@@ -523,7 +523,7 @@ async def test_a_savepoint_that_was_asked_for_before_comes_first(tmp_path: Path)
         saved = asyncio.ensure_future(job.savepoint((tmp_path / "saved").as_uri()))
         await until(lambda: job.checkpoints_under_way)
         rescaled = asyncio.ensure_future(job.rescale(parallelism=3))
-        await until(lambda: job._job._rescaling is not None)  # type: ignore[attr-defined]
+        await until(lambda: job._job._rescales.under_way is not None)  # type: ignore[attr-defined]
         world.gate.open()
         async with asyncio.timeout(PATIENCE):
             assert await saved == (tmp_path / "saved").as_uri()

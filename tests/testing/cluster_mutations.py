@@ -1,6 +1,5 @@
-"""Mutants of what a job over several workers needs: delivery, channels between processes, losing and fencing workers."""
+"""Mutants of what a job over several workers needs: delivery, channels between processes, losing workers."""
 
-import asyncio
 from typing import Any, Final
 
 import pytest
@@ -9,8 +8,6 @@ from streamactors.cluster import deployed
 from streamactors.cluster.channels import Inlet, RemoteChannel
 from streamactors.cluster.delivery import _Numbers
 from streamactors.cluster.deployed import RemoteAttempt
-from streamactors.cluster.line import Line
-from streamactors.cluster.messages import bundled
 from streamactors.cluster.storage import WorkerSnapshots
 from streamactors.cluster.wire import body_of, header_of, sealed
 from streamactors.cluster.worker import Assignment, Worker
@@ -19,10 +16,11 @@ from tests.testing.mutants import DISORDER, LOST, TWICE, mutant
 
 STUCK: Final = "nothing was read or written|100 attempts|60 times"
 STORM: Final = "workers=2/3,weather=storm"
+OFTEN: Final = f"{STORM},operator_failures=8,actor_crashes=8,spread=0.4"
 
 
 # ------------------------------------------------------------------------------------------------------------- delivery
-@mutant("pipeline aligned", "union unaligned", symptom=f"{LOST}|{TWICE}|{STUCK}|no reason", faults=STORM)
+@mutant("pipeline aligned", "union unaligned", symptom=f"{LOST}|{TWICE}|{STUCK}|no reason", faults=OFTEN)
 def messages_of_older_attempts_taken(patch: pytest.MonkeyPatch) -> None:
     original = Worker.received
 
@@ -38,25 +36,6 @@ def messages_of_older_attempts_taken(patch: pytest.MonkeyPatch) -> None:
 @mutant("pipeline aligned", "union unaligned", symptom=f"{LOST}|{TWICE}|{STUCK}|no reason|left tasks", faults=STORM)
 def repeated_messages_taken(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_Numbers, "add", lambda self, number: True)
-
-
-@mutant("pipeline aligned", "union unaligned", symptom=f"{LOST}|{TWICE}|{STUCK}|no reason", faults=STORM)
-def control_messages_side_by_side(patch: pytest.MonkeyPatch) -> None:
-    """One that is tried again is overtaken."""
-
-    async def send(self: Line) -> None:
-        under_way = []
-        while self._waiting:
-            posts = self._next()
-            under_way.append(asyncio.ensure_future(self._delivery.deliver(self._peer, bundled(posts))))
-            await asyncio.sleep(0.001)
-        for failure in await asyncio.gather(*under_way, return_exceptions=True):
-            if failure is not None:
-                self.cut()
-        self._taken = self._given
-        self._tell_progress()
-
-    patch.setattr(Line, "_send", send)
 
 
 # ------------------------------------------------------------------------------------------------------------- channels
@@ -88,7 +67,12 @@ def more_granted_than_was_taken(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(RemoteChannel, "granted", lambda self, records, size: original(self, 2 * records, 2 * size))
 
 
-@mutant("pipeline unaligned", "keyed-chain unaligned", symptom=LOST, faults="workers=2/3,mailboxes=64/256,kills=6")
+@mutant(
+    "pipeline unaligned",
+    "keyed-chain unaligned",
+    symptom=LOST,
+    faults="workers=2/3,mailboxes=64/256,kills=8,spread=0.5",
+)
 def barrier_ahead_taken_for_arrived(patch: pytest.MonkeyPatch) -> None:
     """So that what comes ahead of it, later, is no part of the checkpoint."""
 
@@ -138,17 +122,6 @@ def same_file_names_in_all_workers(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(WorkerSnapshots, "__init__", init)
 
 
-@mutant("pipeline aligned", "union unaligned", symptom="left tasks|no reason|in use", faults="workers=2/3,kills=6")
-def part_begun_before_the_last_one_has_ended(patch: pytest.MonkeyPatch) -> None:
-    original = Assignment._prepare
-
-    async def prepare(self: Assignment, message: Any) -> None:
-        self._before = None
-        await original(self, message)
-
-    patch.setattr(Assignment, "_prepare", prepare)
-
-
 @mutant(
     "pipeline aligned",
     "union unaligned",
@@ -170,16 +143,3 @@ def whoever_is_replaced_commits_what_it_has(patch: pytest.MonkeyPatch) -> None:
         original(self, why)
 
     patch.setattr(Assignment, "_abandon", abandon)
-
-
-@mutant(
-    "pipeline aligned",
-    "kinds unaligned",
-    symptom="left|nobody needs",
-    faults="workers=2/3,slow_storage=10,storage_failures=10",
-)
-def writers_go_on_after_an_abort(patch: pytest.MonkeyPatch) -> None:
-    async def settle(self: WorkerSnapshots, checkpoint: int) -> None:
-        self.writers.pop(checkpoint, None)
-
-    patch.setattr(WorkerSnapshots, "settle", settle)

@@ -449,7 +449,7 @@ def rescaled_from_what_the_attempt_before_began_with(patch: pytest.MonkeyPatch) 
     began: dict[Job, Any] = {}
 
     async def run(self: Job, restored: Any) -> None:
-        if self._rescaling is not None and self._handed_over:
+        if self._rescales.under_way is not None and self._handed_over:
             restored = began.get(self)
         began[self] = restored
         await original(self, restored)

@@ -44,7 +44,8 @@ async def autoscaled(
     if settings is None:
         yield
         return
-    steering = asyncio.ensure_future(_Steering(job, settings, clock, tell).run())
+    running = _Steering(job, settings, clock, tell).run()
+    steering = asyncio.get_running_loop().create_task(running, name=f"autoscaler of {job.name}")
     try:
         yield
     finally:

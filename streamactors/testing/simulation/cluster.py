@@ -160,6 +160,7 @@ class SimulatedCluster:
         self.network.detach(number)
         self.world.replaced(hand.process)
         if self.draw.random() < UNDEAD:
+            hand.process.note(f"worker {number} is replaced, and lives on")
             self._undead.append(hand)
         else:
             self.world.end_beside(hand.process)

@@ -86,8 +86,8 @@ class Faults:
     backends: tuple[str, ...] = ()
     """State backends, likewise: `heap`, `rocksdb`."""
     workers: tuple[int, ...] = ()
-    """How many workers there may be beside the coordinator, drawn anew at starts. 0, where that is drawn first: one
-    process, and no cluster. Empty: likewise."""
+    """How many workers there may be beside the coordinator, drawn anew at starts; 0: all in one process. A run for
+    which that is drawn first, or for which this is empty, never has any."""
     weather: tuple[str, ...] = ("fair", "gusts", "losses", "storm")
     """Of the network between them."""
     spread: float = 1.0

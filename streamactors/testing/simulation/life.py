@@ -32,7 +32,7 @@ COLLECT_STEPS: Final = 4000
 """A garbage collection comes at most every so many steps."""
 LEAVING_STEPS: Final = 1000
 REQUEST: Final = "request: "
-OUTSIDE: Final = ("main", "job", REQUEST, "Job.")
+OUTSIDE: Final = ("main", "job", REQUEST, "Job.", "autoscaler ")
 """How the names of tasks begin that are not the attempt's: a request may wait for the next one."""
 REFUSALS: Final = (CheckpointFailed, JobFailed, JobNotRunning, RescaleFailed, RescaleUnderWay, StorageFailed)
 """How requests to a job that is disturbed may end."""

@@ -243,11 +243,11 @@ class Run:
 
     def _deploy(self, process: Process) -> Deploy:
         """In this process, over channels that stall; or over workers."""
-        if self._cluster is None:
+        count = self._draw.choice(sorted(set(self._scenario.faults.workers))) if self._cluster is not None else 0
+        self._trace.note(f"{count} workers")
+        if self._cluster is None or not count:
             return functools.partial(deploy_locally, wrap=lambda id, inner: StallingChannel(id, inner, process))
         assert self._config.checkpoints is not None
-        count = self._draw.choice([number for number in self._scenario.faults.workers if number])
-        self._trace.note(f"{count} workers")
         self._cluster.take_over(process, count, self._config.checkpoints.storage)
         return self._cluster.deploy
 

@@ -1,0 +1,70 @@
+"""A driver that starts a job whose driver before has just died: the name is not free yet."""
+
+from typing import Any
+
+import pytest
+
+from streamactors.clock import SYSTEM
+from streamactors.deploy import ray as deployed
+from streamactors.errors import ConnectionLost, InvalidConfig
+
+MADE = object()
+
+
+class Names:
+    """Stands for the cluster, where the name is taken for a while."""
+
+    def __init__(self, taken: int, held: bool) -> None:
+        self.tries = 0
+        self._taken = taken
+        self._held = held
+
+    async def created(self, *_: Any) -> object:
+        self.tries += 1
+        if self.tries <= self._taken:
+            raise ConnectionLost("there is an actor of that name already")
+        return MADE
+
+    async def held(self, *_: Any) -> bool:
+        return self._held
+
+
+def cluster(monkeypatch: pytest.MonkeyPatch, taken: int, *, held: bool) -> Names:
+    names = Names(taken, held)
+    monkeypatch.setattr(deployed, "_created", names.created)
+    monkeypatch.setattr(deployed, "_held", names.held)
+    return names
+
+
+async def start() -> object:
+    return await deployed._coordinator(deployed.StreamactorsCoordinator, "orders", SYSTEM)
+
+
+async def test_a_coordinator_whose_driver_has_died_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = cluster(monkeypatch, taken=3, held=False)
+    assert await start() is MADE
+    assert names.tries == 4
+
+
+async def test_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployed, "HANDOVER", 0.0)
+    cluster(monkeypatch, taken=1, held=False)
+    with pytest.raises(InvalidConfig, match="the job 'orders' runs on this cluster already"):
+        await start()
+
+
+async def test_one_that_is_held_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = cluster(monkeypatch, taken=1, held=True)
+    with pytest.raises(InvalidConfig, match="the job 'orders' runs on this cluster already"):
+        await start()
+    assert names.tries == 1
+
+
+async def test_it_is_held_as_long_as_its_driver_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    coordinator = deployed.StreamactorsCoordinator()
+    assert await coordinator.held()
+    monkeypatch.setattr(deployed, "LET_GO", 0.0)
+    assert not await coordinator.held()
+    monkeypatch.undo()
+    await coordinator.tell(deployed.dumps(()))
+    assert await coordinator.held()
