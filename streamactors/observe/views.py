@@ -65,15 +65,15 @@ class JobView:
         )
 
     async def tick(self) -> model.Tick:
-        """In pieces of a few milliseconds, between which the loop is others'."""
-        counts = self._counts()
+        """In pieces of a few milliseconds, between which the loop is others'. `time_ms` is when it was counted."""
+        time_ms, counts = self._clock.time_ms(), self._counts()
         await asyncio.sleep(0)
         vertices = _vertices(counts, self._measure(counts))
         await asyncio.sleep(0)
         operators = self._operators(counts)
         completed, failed = self._handle.checkpoint_counts
         return model.Tick(
-            time_ms=self._clock.time_ms(),
+            time_ms=time_ms,
             job=self.summary(),
             operators=operators,
             vertices=vertices,
