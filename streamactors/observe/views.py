@@ -70,8 +70,8 @@ class JobView:
         )
 
     async def tick(self) -> model.Tick:
-        """In pieces of a few milliseconds, between which the loop is others'."""
-        metrics = self._handle.metrics()
+        """In pieces of a few milliseconds, between which the loop is others'. `time_ms` is when it was counted."""
+        time_ms, metrics = self._clock.time_ms(), self._handle.metrics()
         counts: Mapping[str, Counts] = metrics["subtasks"]
         await asyncio.sleep(0)
         vertices = _vertices(counts, self._measure(counts))
@@ -79,7 +79,7 @@ class JobView:
         operators = self._operators(counts)
         completed, failed = self._handle.checkpoint_counts
         return model.Tick(
-            time_ms=self._clock.time_ms(),
+            time_ms=time_ms,
             job=self.summary(),
             operators=operators,
             vertices=vertices,

@@ -157,22 +157,24 @@ class Client:
 EXECUTE = """
 import json, sys
 import nbformat
+from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 
 notebook = nbformat.read(sys.argv[1], as_version=4)
-NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+kernel = AsyncKernelManager(kernel_name="python3", transport="ipc")  # no ports, which others may take meanwhile
+NotebookClient(notebook, km=kernel, timeout=300, startup_timeout=300).execute()
 print(json.dumps([[output.get("text") or output["data"]["text/plain"] for output in cell.outputs]
                   for cell in notebook.cells if cell.cell_type == "code"]))
 """
 
 
 @pytest.mark.slow
-def test_in_a_notebook(tmp_path: Path) -> None:
+def test_in_a_notebook(tmp_path: Path, registry_folder: Path) -> None:
     """In a real kernel, cell by cell."""
     notebook = ROOT / "examples" / "embedding" / "notebook.ipynb"
     places = {
         "IPYTHONDIR": tmp_path,
-        "JUPYTER_RUNTIME_DIR": tmp_path / "run",
+        "JUPYTER_RUNTIME_DIR": registry_folder.parent,  # sockets need a short path
         "JUPYTER_CONFIG_DIR": tmp_path,
         "TMPDIR": tmp_path,
     }

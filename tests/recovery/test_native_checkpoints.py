@@ -171,11 +171,10 @@ async def test_nothing_is_kept_that_nobody_uses(world: World) -> None:
         await until(lambda: not (world.storage / "keep/run-1/attempt-1/chk-10/manifest").exists())
     async with world.job() as job:
         await taken(world, job)
-        used, rounds = await world.used(), 0
-        while world.stored() - used and rounds < 200:
-            await asyncio.sleep(0.01)  # retirement goes on beside
-            used, rounds = await world.used(), rounds + 1
-        assert world.stored() == used
+        async with asyncio.timeout(PATIENCE):
+            while world.stored() - await world.used():  # retirement goes on beside
+                await asyncio.sleep(0.01)
+        assert world.stored() == await world.used()
         assert len(await list_checkpoints(world.storage.as_uri())) == 2
 
 

@@ -152,6 +152,7 @@ async def test_restarts_repeat_values_and_leave_none_out(tmp_path: Path) -> None
         for value in range(500):
             feed.put(value)
             if choose.random() < 0.02:
+                await until(lambda: feed.broken is None)  # the failure before this one has been met
                 feed.fail(RuntimeError("broken"))
             if choose.random() < 0.2:
                 await asyncio.sleep(0.001)

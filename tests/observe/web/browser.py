@@ -24,7 +24,7 @@ def chromium() -> str:
 async def launched() -> AsyncIterator[Browser]:
     options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]  # it sees nothing but these tests' own pages
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium(), args=options)
+        browser = await playwright.chromium.launch(executable_path=chromium(), args=options, timeout=PATIENCE_MS)
         try:
             yield browser
         finally:

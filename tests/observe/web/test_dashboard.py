@@ -110,7 +110,7 @@ async def test_updates_are_few(browser: Browser, tmp_path: Path) -> None:
         await expect(cell(page, "sum", 3)).to_have_text("1,000")
         assert await page.evaluate("document.querySelectorAll('*').length") < 400
         apart = await page.evaluate(script("drawn_apart"))
-        assert sorted(apart)[2] > 300, apart  # what stood still for a moment draws late, and the next one seems early
+        assert sum(apart) > 1000, apart  # of 2500: what stood still for a moment draws late, and others seem early
         await box(page, "sum").click()
         await expect(page.locator("#mailbox-index option")).to_have_count(250)
         await expect(page.locator("#mailbox li")).to_have_count(1)
