@@ -1,7 +1,7 @@
 # `make` lists the targets. Everything runs in .venv, which each target sets up when it has to.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo demo-kafka test test-fast simulate check format bench nexmark docs build lock audit clean python kafka browser
+.PHONY: help install demo demo-kafka test test-fast simulate check format bench bench-ray nexmark docs build lock audit clean python kafka browser
 
 # Tests start hundreds of processes: each would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -58,6 +58,9 @@ format: $(INSTALLED) ## let ruff sort imports and format the code
 
 bench: $(INSTALLED) kafka ## records per second, beside a plain Python loop doing the same (Java 17, Maven)
 	$(BIN)/python -m benchmarks.run
+
+bench-ray: $(INSTALLED) ## several workers on a Ray of this machine: throughput, edges, recovery (about five minutes, two cores)
+	$(BIN)/python -m benchmarks.scale_out
 
 NEXMARK ?= 100000
 

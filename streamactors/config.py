@@ -119,6 +119,11 @@ class Ray(Deployment):
         """What one worker takes."""
         return {"CPU": 1.0, **(self.resources or {})}
 
+    @property
+    def room(self) -> int | None:
+        """For so many subtasks of one step; None: for any number."""
+        return None if self.slots is None else self.workers * self.slots
+
     def __hash__(self) -> int:
         rest = self.address, self.patience, self.strategy, self.slots
         return hash((self.workers, frozenset(self.each.items()), *rest))

@@ -15,13 +15,15 @@ from connectors.memory import ListSink
 from streamactors.clock import SYSTEM
 from streamactors.errors import CheckpointFailed, JobNotRunning
 from streamactors.graph.physical import PhysicalPlan
+from streamactors.launch import _supervised
 from streamactors.runtime.autoscaling.decisions import Decision
 from streamactors.runtime.autoscaling.steering import autoscaled
 from streamactors.service import served
 from streamactors.sources import PENDING_RECORDS, SPLITS, Position, SourceBatch, SourceContext, SplitReader, SplitSource
+from streamactors.submission import job_here
 from tests.observe.jobs import client_at
 from tests.runtime.autoscaled import orders, planned
-from tests.runtime.feeds import until
+from tests.runtime.feeds import PATIENCE, until
 
 pytestmark = pytest.mark.slow
 
@@ -133,6 +135,18 @@ async def test_a_busy_step_gets_more_subtasks_and_the_output_stays_exact(
     assert Counter(sink.values) == expected(numbers)
     assert "calls: autoscaler: rescaling: calls 1 → " in caplog.text
     assert isinstance(job.metrics()["autoscale"], Decision)
+
+
+async def test_no_more_than_the_workers_have_slots_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The job runs here, as where a coordinator is."""
+    caplog.set_level(logging.INFO, "streamactors.autoscale")
+    numbers, sink = Numbers(), ListSink[tuple[int, int]]()
+    given = config(tmp_path, quick(max_parallelism=None), deployment=sa.Ray(workers=2, slots=1))
+    made = job_here(flow_of(numbers, sink).graph(), given, restore="latest", fresh=False, resources=None)
+    async with asyncio.timeout(2 * PATIENCE), _supervised(made, None, "cancel", dt.timedelta(0)) as job:
+        await until(lambda: width(job) == 2)
+        assert job.incidents == ()
+    assert "no more than 2: its workers have no more slots" in caplog.text
 
 
 async def test_a_dry_run_only_tells(caplog: pytest.LogCaptureFixture) -> None:

@@ -236,7 +236,8 @@ class OperatorMeta(msgspec.Struct, frozen=True):
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`transactional`: the flow has transactional sinks. `final`: nothing is to be read after this checkpoint.
-    `rescaled`: the job ran by another parallelism than it was started with. `requires`: what a reader must know (see the module)."""
+    `rescaled`: the job ran by another parallelism than it was started with. `requires`: what a reader must know (see
+    the module)."""
 
     flow: str
     run: int

@@ -163,7 +163,9 @@ class RemoteAttempt:
         self._clock = clock
         self._times = times
         self._doubtful = doubtful
-        self._delivery = Delivery(CONTROL, epoch, COORDINATOR, wire, clock, self._undelivered, times.lost_at_start_after)
+        self._delivery = Delivery(
+            CONTROL, epoch, COORDINATOR, wire, clock, self._undelivered, times.lost_at_start_after
+        )
         workers = [number for number, slice in enumerate(placement.slices) if slice]
         self._lines = {number: Line(self._delivery, number, TO_WORKER) for number in workers}
         self._watch = Watch(

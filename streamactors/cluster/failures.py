@@ -104,8 +104,9 @@ def _encoded(values: AnySerializer, value: Any) -> bytes | None:
 
 
 def _frames(first: TracebackType | None) -> list[Frame]:
-    found = traceback.extract_tb(first)[-FRAMES:]
-    return [Frame(plain_text(frame.filename), frame.lineno or 0, plain_text(frame.name)) for frame in found]
+    """Without the lines of source, which would be read from the disk, on the loop."""
+    found = [(frame.f_code, line) for frame, line in traceback.walk_tb(first)][-FRAMES:]
+    return [Frame(plain_text(code.co_filename), line or 0, plain_text(code.co_name)) for code, line in found]
 
 
 # ----------------------------------------------------------------------------------------------------------------- here

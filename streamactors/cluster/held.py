@@ -244,13 +244,27 @@ class HeldJob:
 
     async def _pull(self, number: int, subscription: Subscription) -> None:
         try:
-            while (taken := await self._ask(NextValues(number))) is not None:
+            while True:
+                try:
+                    taken = await self._ask(NextValues(number))
+                except ConnectionLost:
+                    number = await self._follow_successor(subscription)
+                    continue
+                if taken is None:
+                    break
                 values, lost = taken
                 subscription.lose(lost)
                 subscription.receive(values)
             subscription.end()
         except Exception as error:
             subscription.end(error)
+
+    async def _follow_successor(self, subscription: Subscription) -> int:
+        """Of a host that is gone: it knows of nobody who follows."""
+        number: int = await self._ask(Follow(subscription.uid, subscription.tag, subscription.buffer))
+        _, pulling = self._followed[subscription]
+        self._followed[subscription] = number, pulling
+        return number
 
     def unsubscribe(self, subscription: Subscription) -> None:
         subscription.close()
@@ -262,7 +276,12 @@ class HeldJob:
     def _run_beside(self, request: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(request)
         self._beside.add(task)
-        task.add_done_callback(self._beside.discard)
+        task.add_done_callback(self._ran_beside)
+
+    def _ran_beside(self, task: "asyncio.Task[None]") -> None:
+        self._beside.discard(task)
+        if not task.cancelled():
+            task.exception()  # of a host that is gone: it has forgotten the request, too
 
     def channels(self, subtask: SubtaskId) -> list[ChannelFill]:
         return list(self._figures.channels.get(subtask, ()))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
 from streamactors.clock import Clock
-from streamactors.errors import JobNotRunning
+from streamactors.errors import ConnectionLost, JobNotRunning
 from streamactors.graph.physical import PhysicalPlan, SubtaskId
 from streamactors.runtime.events import JobEvent, Moment
 from streamactors.runtime.info import ChannelFill, CheckpointInfo, CheckpointUnderWay, RescaleInfo, Restoring, Status
@@ -321,15 +321,23 @@ class JobHost:
             case Follow(uid, tag, buffer):
                 return await self._follow(uid, tag, buffer)
             case NextValues(number):
-                return await self._followed[number].take()
+                return await self._follower(number).take()
             case Unfollow(number):
-                return job.unsubscribe(self._followed.pop(number))
+                if (left := self._followed.pop(number, None)) is not None:
+                    job.unsubscribe(left)
+                return None
 
     def _cancel(self) -> None:
         """Once: the job's own ending is not to be cut short."""
         if self._task is not None and not self._cancelled:
             self._cancelled = True
             self._task.cancel()
+
+    def _follower(self, number: int) -> Subscription:
+        """Raises ConnectionLost for one of another host."""
+        if number not in self._followed:
+            raise ConnectionLost(f"job {self._job.name!r}: the coordinator was started again, and knows of no follower")
+        return self._followed[number]
 
     async def _follow(self, uid: str, tag: str | None, buffer: int) -> int:
         number = next(self._numbers)

@@ -38,7 +38,8 @@ class Door:
         self.name = f"streamactors-{clock.token()}" if sys.platform == "linux" else None
         self._received = received
         self._server: asyncio.Server | None = None
-        self._visitors: set[_Visitor] = set()
+        self._visitors: set[_Visitor] | None = set()
+        """None once it is closed."""
 
     async def open(self) -> None:
         if self.name is None:
@@ -47,18 +48,27 @@ class Door:
         try:
             listening.bind(_abstract(self.name))
             loop = asyncio.get_running_loop()
-            self._server = await loop.create_unix_server(
-                lambda: _Visitor(self._received, self._visitors), sock=listening
-            )
+            self._server = await loop.create_unix_server(lambda: _Visitor(self, self._received), sock=listening)
         except BaseException:
             listening.close()
             raise
 
+    def enter(self, visitor: "_Visitor") -> bool:
+        """Whether it may: what has been accepted just before the end may not."""
+        if self._visitors is not None:
+            self._visitors.add(visitor)
+        return self._visitors is not None
+
+    def leave(self, visitor: "_Visitor") -> None:
+        if self._visitors is not None:
+            self._visitors.discard(visitor)
+
     async def close(self) -> None:
+        visitors, self._visitors = self._visitors, None
         if self._server is not None:
             self._server.close()
-            for visitor in tuple(self._visitors):
-                visitor.leave()
+            for visitor in visitors or ():
+                visitor.cut()
             await self._server.wait_closed()
 
 
@@ -151,10 +161,10 @@ class _Frames(asyncio.BufferedProtocol):
 class _Visitor(_Frames):
     """The end of a connection at a door."""
 
-    def __init__(self, received: Received, visitors: "set[_Visitor]") -> None:
+    def __init__(self, door: Door, received: Received) -> None:
         super().__init__(_HEAD.size)
+        self._door = door
         self._received = received
-        self._visitors = visitors
         self._sender = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -162,14 +172,15 @@ class _Visitor(_Frames):
         try:
             _refuse_strangers(transport.get_extra_info("socket"))
         except PermissionError:
-            self.transport.abort()
-            return
-        self._visitors.add(self)
+            self.cut()
+        else:
+            if not self._door.enter(self):
+                self.cut()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._visitors.discard(self)
+        self._door.leave(self)
 
-    def leave(self) -> None:
+    def cut(self) -> None:
         if self.transport is not None:
             self.transport.abort()
 

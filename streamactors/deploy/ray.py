@@ -30,7 +30,17 @@ from ray.experimental import internal_kv
 from streamactors.clock import SYSTEM, Clock, uninterrupted
 from streamactors.cluster.deployed import ClusterDeployment
 from streamactors.cluster.held import HeldJob
-from streamactors.cluster.hosted import CancelJob, JobHost, JobState, Known, QueryState, Request, StopJob
+from streamactors.cluster.hosted import (
+    CancelJob,
+    Follow,
+    JobHost,
+    JobState,
+    Known,
+    NextValues,
+    QueryState,
+    Request,
+    StopJob,
+)
 from streamactors.cluster.sockets import Door, Way
 from streamactors.cluster.wire import COORDINATOR, DATA, header_of
 from streamactors.cluster.worker import Worker
@@ -340,7 +350,7 @@ class _RayHost:
 
 def _may_be_asked_again(request: Request) -> bool:
     """Of a coordinator that knows nothing of it, though the one before may have done it, or a half of it."""
-    return isinstance(request, CancelJob | QueryState | StopJob) and not _takes_savepoint(request)
+    return isinstance(request, CancelJob | QueryState | StopJob | Follow) and not _takes_savepoint(request)
 
 
 def _takes_savepoint(request: Request) -> bool:
@@ -354,6 +364,8 @@ def _unanswered(request: Request) -> StreamactorsError:
             "the coordinator has died while the job stopped, which goes on: stop it again, with a new folder for the "
             "savepoint"
         )
+    if isinstance(request, NextValues):  # and the holder follows its successor
+        return ConnectionLost("the coordinator has died meanwhile")
     return CheckpointFailed("the coordinator has died meanwhile: ask again once it is back")
 
 
@@ -888,7 +900,9 @@ class StreamactorsDetachedCoordinator(_Coordinating):
         self._flow = flow
         self._token = token
         self._made: Keeper | None = None
-        ray.get_runtime_context().current_actor.live.remote()
+        self._living = False
+        # Again and again: while Ray takes the actor for one that is still being started again, calls to it fail.
+        ray.get_runtime_context().current_actor.live.options(max_task_retries=-1).remote()
 
     @property
     def _keeper(self) -> Keeper:
@@ -907,6 +921,9 @@ class StreamactorsDetachedCoordinator(_Coordinating):
             await workers.close()
 
     async def live(self) -> None:
+        if self._living:
+            return
+        self._living = True
         try:
             await self._keeper.run()
         except ConnectionLost as error:

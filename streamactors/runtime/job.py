@@ -17,7 +17,7 @@ from streamactors.checkpoint.storage.contract import Files
 from streamactors.checkpoint.storage.opening import open_files
 from streamactors.checkpoint.store import CheckpointStore
 from streamactors.clock import Clock
-from streamactors.config import Config
+from streamactors.config import Config, Ray
 from streamactors.errors import (
     AttemptEnded,
     CheckpointFailed,
@@ -157,12 +157,13 @@ class Job:
     async def run(self) -> None:
         """Until finished; raises JobFailed, or what says that the job can't start at all."""
         spec = self._spec
+        room = deployment.room if isinstance(deployment := spec.config.deployment, Ray) else None
         try:
             await self._open_store()
             restored = await choose_restore(
                 self._store, self.name, spec.restore, fresh=spec.fresh, claim=spec.claim, check=self._planned
             )
-            async with autoscaled(self, spec.config.autoscale, self._clock, self._now_decided):
+            async with autoscaled(self, spec.config.autoscale, self._clock, self._now_decided, room):
                 await self._run_attempts(restored)
             self.status = "finished"
         except asyncio.CancelledError:

@@ -31,9 +31,9 @@ EXPORTS = {
     "Alias", "AsyncKeyedOperator", "CheckpointFailed", "CheckpointInfo", "ClusterUnfit", "CountWindow", "Custom",
     "FencedOff", "GlobalWindow", "JobHandle", "JobNotRunning", "Match", "MissingExtra", "Pattern", "Pickle",
     "RecordFailed", "RescaleFailed", "RescaleInfo", "RescaleUnderWay", "RocksDB", "Session", "Sliding",
-    "StorageFailed", "Timer", "Timers", "TooManyPartialMatches", "TransactionAlreadyCommitted", "Trigger", "Tumbling", "UnserialisableKey",
-    "UnserialisableValue", "WatermarkGenerator", "WindowAssigner", "WindowOperator", "Windowed", "WindowedStream",
-    "collect", "main", "run", "start", "stored_as",
+    "StorageFailed", "Timer", "Timers", "TooManyPartialMatches", "TransactionAlreadyCommitted", "Trigger", "Tumbling",
+    "UnserialisableKey", "UnserialisableValue", "WatermarkGenerator", "WindowAssigner", "WindowOperator", "Windowed",
+    "WindowedStream", "collect", "main", "run", "start", "stored_as",
 }  # fmt: skip
 
 STEP = "name=None, parallelism=None, chain=True"

@@ -13,7 +13,7 @@ from connectors.files import FileSink, FileSource
 from connectors.memory import ListSink
 from streamactors.clock import SYSTEM
 from streamactors.cluster.held import HeldJob
-from streamactors.cluster.hosted import Request, StopJob, TakeSavepoint
+from streamactors.cluster.hosted import Follow, JobHost, NextValues, Request, StopJob, TakeSavepoint, Unfollow
 from streamactors.deploy.ray import _RayHost, dumps, loads
 from streamactors.errors import CheckpointFailed, ConnectionLost, JobFailed
 from streamactors.runtime.job import JobSpec
@@ -46,10 +46,14 @@ class Method:
         return dumps((True, True))
 
 
-def host(**config: Any) -> tuple[_RayHost, Mortal]:
+def flow_of(feed: Feed) -> sa.Dataflow:
     flow = sa.Dataflow("numbers")
-    flow.source("numbers", Feed()).sink("out", ListSink[int]())
-    job = job_here(flow.graph(), sa.Config(**config), restore="latest", fresh=False, resources=None)
+    flow.source("numbers", feed).sink("out", ListSink[int]())
+    return flow
+
+
+def host(**config: Any) -> tuple[_RayHost, Mortal]:
+    job = job_here(flow_of(Feed()).graph(), sa.Config(**config), restore="latest", fresh=False, resources=None)
     asking, actor = _RayHost(dataless(job._spec), sa.Ray(workers=1), SYSTEM), Mortal()
     asking._actor = actor
     return asking, actor
@@ -115,3 +119,39 @@ async def test_savepoints_lie_where_the_asker_means() -> None:
     await held.stop(drain=False, savepoint="two")
     one, two = (Path(name).absolute().as_uri() for name in ("one", "two"))
     assert actor.calls == [TakeSavepoint(one), StopJob(False, two)]
+
+
+class Succeeded:
+    """A host that is lost once it has given a value, and its successor, which knows of no follower."""
+
+    def __init__(self) -> None:
+        self.asked: list[Request] = []
+        self._gives: list[Any] = [([1], 0), ConnectionLost("it has died"), ([2], 0), None]
+
+    async def ask(self, request: Request) -> Any:
+        self.asked.append(request)
+        if isinstance(request, Follow):
+            return len(self.asked)
+        given = self._gives.pop(0)
+        if isinstance(given, Exception):
+            raise given
+        return given
+
+
+async def test_a_subscription_outlives_the_coordinator() -> None:
+    succeeded = Succeeded()
+    held = HeldJob("numbers", sa.Config(), lambda: nullcontext(succeeded))  # type: ignore[arg-type]
+    held._host = succeeded  # type: ignore[assignment]
+    held._hosted.set()
+    subscription = await held.subscribe("map", None, 10)
+    assert [value async for value in subscription] == [1, 2]
+    follow = Follow("map", None, 10)
+    assert succeeded.asked == [follow, NextValues(1), NextValues(1), follow, NextValues(4), NextValues(4)]
+
+
+async def test_who_followed_another_coordinator_is_told_so() -> None:
+    job = job_here(flow_of(Feed()).graph(), sa.Config(), restore="latest", fresh=False, resources=None)
+    successor = JobHost(job, SYSTEM)
+    with pytest.raises(ConnectionLost, match="knows of no follower"):
+        await successor.ask(NextValues(1))
+    await successor.ask(Unfollow(1))

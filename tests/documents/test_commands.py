@@ -87,6 +87,7 @@ OF_THE_COMMAND_LINE: Final = ("streamactors savepoint orders --json", "streamact
 SIMULATED: Final = (
     "python -m streamactors.testing.simulation --topology diamond --mode unaligned --seed 4711",
     "python -m streamactors.testing.simulation myflows:totals --seeds 1000 --faults kills=5,stops=0",
+    "python -m streamactors.testing.simulation --seeds 1000 --faults workers=2/3/5,weather=storm",
 )
 NEXMARK: Final = (
     "python -m benchmarks.nexmark --events 1000000 --parallelism 2 --backend rocksdb --checkpoints --query q5"
@@ -244,11 +245,12 @@ def test_of_the_command_line(shell: Shell) -> None:
 
 
 def test_simulated(shell: Shell) -> None:
-    topology, own = SIMULATED
+    topology, own, over_workers = SIMULATED
     assert "seed 4711" in shell.succeeds(topology)
     _, code = next(snippets((ROOT / "docs" / "simulation.md").read_text()))
     (shell.folder / "myflows.py").write_text(code)
-    assert re.search(r"^runs +2$", shell.succeeds(own.replace("--seeds 1000", "--seeds 2")), re.MULTILINE)
+    for command in (own, over_workers):
+        assert re.search(r"^runs +2$", shell.succeeds(command.replace("--seeds 1000", "--seeds 2")), re.MULTILINE)
 
 
 def test_nexmark(shell: Shell) -> None:

@@ -48,6 +48,15 @@ def test_state_without_keys_is_told_too() -> None:
     assert (told.uid, told.bytes, told.key_groups, told.skew) == ("in", 12, [], None)
 
 
+def test_subtasks_that_hold_nothing_count_in_the_mean() -> None:
+    """One key, in one of four subtasks: nothing could be less even."""
+    others = [
+        SubtaskCheckpoint(subtask, 1.0, SnapshotFigures(), {}, 0) for subtask in ("sum[0]", "sum[2]", "sum[3]", "in[0]")
+    ]
+    (told,) = state_of([*others, part(1, 30, GroupFigures("sum", 4, 1, (1,), (1, 1), (30,), (1, 30)))])
+    assert (told.subtasks, told.subtask_skew, told.skew) == (4, 4.0, 4.0)
+
+
 async def test_a_job_tells_how_its_state_is_spread(tmp_path: Path) -> None:
     """By checkpoint, and by the keys' own groups; a savepoint counts too."""
     async with running(tmp_path, feed := Feed()) as (job, api):

@@ -47,9 +47,9 @@ def at_once(**given: Any) -> Autoscale:
     return replace(quick, **given)
 
 
-def decided(made: PhysicalPlan, given: Autoscale, **chains: ChainCounts) -> Decision:
+def decided(made: PhysicalPlan, given: Autoscale, room: int | None = None, /, **chains: ChainCounts) -> Decision:
     """On the first window of an attempt: `chains` are what was counted in ten seconds."""
-    autoscaler = Autoscaler(given)
+    autoscaler = Autoscaler(given, room)
     nothing = {uid: at(chain, made.vertex[uid].parallelism) for uid, chain in chains.items()}
     autoscaler.on(Observation(0.0, made, nothing))
     return autoscaler.on(Observation(10.0, made, chains))
@@ -60,12 +60,12 @@ def at(chain: ChainCounts, parallelism: int) -> ChainCounts:
     return ChainCounts(((0.0, 0.0, 0.0),) * parallelism, 0.0, (0.0,) * len(chain.out), chain.pending, chain.splits)
 
 
-def totals_at(parallelism: int, *busy: float, given: Autoscale, **source: Any) -> Decision:
+def totals_at(parallelism: int, *busy: float, given: Autoscale, room: int | None = None, **source: Any) -> Decision:
     chains = {
         "orders": counts(10, 0.1, records=100, **source),
         "totals": counts(10, *busy, records=100, nodes=2),
     }
-    return decided(planned(orders(), totals=parallelism, out=parallelism), given, **chains)
+    return decided(planned(orders(), totals=parallelism, out=parallelism), given, room, **chains)
 
 
 # --------------------------------------------------------------------------------------------------------------- demand
@@ -154,6 +154,9 @@ def test_bounds() -> None:
     assert totals_at(2, 1.0, 1.0, given=at_once(max_parallelism=3), held_back=0.5).parallelism == {"totals": 3}
     capped = totals_at(3, *[1.0] * 3, given=at_once(max_parallelism=3), held_back=0.5)
     assert capped.action == "keep" and "no more than 3: autoscale.max_parallelism" in capped.reason
+    assert totals_at(2, 1.0, 1.0, given=at_once(), room=3, held_back=0.5).parallelism == {"totals": 3}
+    full = totals_at(3, *[1.0] * 3, given=at_once(), room=3, held_back=0.5)
+    assert full.action == "keep" and "no more than 3: its workers have no more slots" in full.reason
     assert totals_at(4, *[0.0] * 4, given=at_once(min_parallelism=2)).parallelism == {"totals": 2}
     assert totals_at(4, *[0.7] * 4, given=at_once(max_parallelism=2)).parallelism == {"totals": 2}
 

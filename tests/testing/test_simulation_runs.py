@@ -1,4 +1,4 @@
-"""2,560 runs: every topology in every mode, a quarter of them over several workers. `make simulate SEEDS=20000` makes more."""
+"""2,560 runs: every topology in every mode, a quarter of them over workers. `make simulate SEEDS=20000` makes more."""
 
 from collections import Counter
 

@@ -84,10 +84,11 @@ class _Lower:
 
 class Autoscaler:
     """`on` is told what is observed, again and again; who is told to rescale does so, and says how
-    it went."""
+    it went. `room`: of the deployment, for subtasks of one step; None: for any number."""
 
-    def __init__(self, settings: Autoscale) -> None:
+    def __init__(self, settings: Autoscale, room: int | None = None) -> None:
         self._settings = settings
+        self._room = room
         self._target = settings.target
         self._high = min(1.0, settings.target + settings.tolerance)
         self._low = settings.target - settings.tolerance
@@ -209,6 +210,8 @@ class Autoscaler:
         limits = [(group[0].max_parallelism, "the job's max_parallelism")]
         if self._settings.max_parallelism is not None:
             limits.append((self._settings.max_parallelism, "autoscale.max_parallelism"))
+        if self._room is not None:
+            limits.append((self._room, "its workers have no more slots"))
         splits = (demand.splits for demand in demands if demand.splits)
         limits += [(max(group[0].parallelism, count), f"it has {count} splits to read") for count in splits]
         return min(limits)

@@ -38,13 +38,17 @@ class Scalable(Protocol):
 
 @asynccontextmanager
 async def autoscaled(
-    job: Scalable, settings: Autoscale | None, clock: Clock, tell: Callable[[Decision], None]
+    job: Scalable,
+    settings: Autoscale | None,
+    clock: Clock,
+    tell: Callable[[Decision], None],
+    room: int | None = None,
 ) -> AsyncIterator[None]:
-    """For as long as the block lasts. `tell` gets every decision."""
+    """For as long as the block lasts. `tell` gets every decision; `room`: see `Autoscaler`."""
     if settings is None:
         yield
         return
-    running = _Steering(job, settings, clock, tell).run()
+    running = _Steering(job, Autoscaler(settings, room), settings, clock, tell).run()
     steering = asyncio.get_running_loop().create_task(running, name=f"autoscaler of {job.name}")
     try:
         yield
@@ -58,12 +62,19 @@ async def _ended(task: "asyncio.Task[None]") -> None:
 
 
 class _Steering:
-    def __init__(self, job: Scalable, settings: Autoscale, clock: Clock, tell: Callable[[Decision], None]) -> None:
+    def __init__(
+        self,
+        job: Scalable,
+        autoscaler: Autoscaler,
+        settings: Autoscale,
+        clock: Clock,
+        tell: Callable[[Decision], None],
+    ) -> None:
         self._job = job
+        self._autoscaler = autoscaler
         self._settings = settings
         self._clock = clock
         self._tell = tell
-        self._autoscaler = Autoscaler(settings)
         self._asked: Mapping[str, int] = {}
         """Of the last rescale, by uid, until it is known whether it holds."""
 
