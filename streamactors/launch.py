@@ -131,7 +131,7 @@ class JobHandle:
         """Stop reading, take a last checkpoint (a savepoint in the new or empty folder `savepoint`), commit, finish;
         returns its URI. `drain` first ends the data: only for a job that will not be resumed. Without it, a batch job
         is cancelled. Raises CheckpointFailed, also where it is stopping already and was asked otherwise; JobNotRunning
-        if it is cancelled meanwhile."""
+        if it is cancelled meanwhile; ConnectionLost, with `savepoint`, if the job's own process dies and it goes on."""
         if self._task.done():
             _raise_failure(self._task)
             return None

@@ -31,11 +31,13 @@ flow.source("in", ListSource([1])).sink("out", ListSink())
 
 
 class Elsewhere:
-    """A cluster with one detached job, in a loop of its own. `silent`: asks that come to nothing."""
+    """A cluster with one detached job, in a loop of its own. `silent`: asks that come to nothing. `speechless`: what
+    is asked for is done, and the answer lost."""
 
     def __init__(self, folder: Path) -> None:
         self.cluster = Cluster()
         self.silent = 0
+        self.speechless = False
         self._folder = folder
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -84,7 +86,7 @@ class Elsewhere:
             raise ConnectionLost("the coordinator of 'shop' has died meanwhile")
         assert self._life is not None and flow == "shop"
         answer: Answer | None = self._await(self._life.keeper.request(method, path, body))
-        if answer is None:
+        if answer is None or (self.speechless and method == "POST"):
             raise JobNotRunning("job 'shop' is not running any more")
         return answer
 
@@ -153,6 +155,11 @@ def test_how_it_ended_is_told_afterwards() -> None:
     stopped = told("stop", "shop", "--ray", ADDRESS)
     assert stopped.exit_code == 2 and "job 'shop' does not run any more: cancelled" in stopped.stderr
     assert told("list", "--ray", ADDRESS).stdout == "No job runs.\n"
+
+
+def test_an_end_that_was_stored_answers_for_one_who_could_not(other_machine: Elsewhere) -> None:
+    other_machine.speechless = True
+    assert told_json("stop", "shop", "--ray", ADDRESS)["status"] == "finished"
 
 
 def test_on_its_own_node_it_is_there_once(away: Elsewhere) -> None:

@@ -62,7 +62,12 @@ def ray_here(workers: int) -> Iterator[None]:
     import ray
 
     ray.init(
-        address="local", include_dashboard=False, num_cpus=workers, object_store_memory=OBJECTS, log_to_driver=False
+        address="local",
+        include_dashboard=False,
+        num_cpus=workers,
+        object_store_memory=OBJECTS,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
     )
     try:
         yield

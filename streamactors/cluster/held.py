@@ -87,6 +87,8 @@ class HeldJob:
         self.settled = asyncio.Event()
         self._reach = reach
         self._host: Host | None = None
+        self._stopped: StopJob | None = None
+        """What a host has done, as a successor is to do."""
         self._hosted = asyncio.Event()
         self._state: JobState | None = None
         self._figures = _Figures({}, {})
@@ -193,6 +195,8 @@ class HeldJob:
         error = ConnectionLost(f"job {self.name!r}: the coordinator has died, and another one goes on")
         self.incidents.append(Incident(begun, self.restarts + 1, error))
         self._restarts_before = self.restarts + 1
+        if self._stopped is not None and self._host is not None:  # and lost before it could tell its end
+            self._run_beside(self._host.ask(self._stopped))
         self.last_rescale = None  # the other one begins with the parallelism of its settings
 
     def _heard(self, event: JobEvent, at: Moment) -> None:
@@ -220,6 +224,8 @@ class HeldJob:
     async def stop(self, *, drain: bool, savepoint: str | None = None) -> bool:
         target = None if savepoint is None else normalise_uri(savepoint)
         as_asked: bool = await self._ask(StopJob(drain, target))
+        if as_asked:
+            self._stopped = StopJob(drain, None)
         return as_asked
 
     async def rescale(self, steps: Mapping[str, int], default: int | None = None) -> RescaleInfo | None:

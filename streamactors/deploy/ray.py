@@ -16,7 +16,6 @@ import math
 import os
 import platform
 import signal
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, NamedTuple
@@ -147,8 +146,8 @@ async def _hosted(spec: JobSpec, settings: Ray, clock: Clock) -> AsyncIterator["
         log.info("%s: connected to Ray in %.1f s", spec.name, clock.monotonic() - begun)
         await _fits(settings, clock)
         host = _RayHost(spec, settings, clock)
-        await host.begin()
         try:
+            await host.begin()
             yield host
         finally:
             await uninterrupted(clock.run_blocking(host.end))
@@ -176,9 +175,12 @@ def _take_back_sigterm() -> None:
     """Ray has put a handler of its own below that of Python: it would end the process three seconds after a SIGTERM,
     whatever is still to be done, such as a last checkpoint."""
     handler = signal.getsignal(signal.SIGTERM)
-    if handler is None or threading.current_thread() is not threading.main_thread():
+    if handler is None:
         return
-    signal.signal(signal.SIGTERM, handler)
+    try:
+        signal.signal(signal.SIGTERM, handler)
+    except ValueError:
+        return  # not the main thread: neither has Ray put one there
     if callable(handler):
         signal.siginterrupt(signal.SIGTERM, False)  # as it is with a loop's
 
@@ -287,6 +289,8 @@ class _RayHost:
         self._actor = await _coordinator(StreamactorsCoordinator, self._spec.name, self._clock, max_restarts=-1)
         try:
             await self._answer("begin", self._spec, *self._rest)
+        except ActorUnavailableError as error:
+            await self._begin_again(error)
         except RayActorError as error:
             raise _unstarted("the coordinator", error) from error
 
@@ -929,8 +933,10 @@ class StreamactorsDetachedCoordinator(_Coordinating):
         except ConnectionLost as error:
             log.error("%s: the coordinator ends, so that Ray starts it again: %s", self._flow, error)
             os._exit(1)
-        leave: Any = ray.actor.exit_actor  # not by an error: Ray would start it again
-        leave()
+        # Not by ray.actor.exit_actor: that waits for calls to itself, which are not answered any more.
+        me = ray.get_runtime_context().current_actor
+        await SYSTEM.run_blocking(ray.kill, me, no_restart=True)
+        await asyncio.get_running_loop().create_future()
 
     async def begin(self, submission: bytes) -> bytes:
         """What keeps it from running, as `dumps` has it; of None where it runs."""

@@ -11,7 +11,7 @@ import msgspec
 from streamactors.deploy.detached import Answer
 from streamactors.errors import ConnectionLost, JobNotRunning, RequestFailed
 from streamactors.observe import model
-from streamactors.observe.clusters import DetachedJob
+from streamactors.observe.clusters import DetachedJob, last_status
 from streamactors.observe.registry import RunningJob
 
 T = TypeVar("T")
@@ -53,13 +53,30 @@ class JobClient:
         return self._ask("POST", f"{self._path}/savepoints", model.Checkpoint, {"uri": uri})
 
     def stop(self, savepoint: str | None, *, drain: bool) -> model.Ended:
-        return self._ask("POST", f"{self._path}/stop", model.Ended, {"savepoint": savepoint, "drain": drain})
+        return self._ended_by("stop", {"savepoint": savepoint, "drain": drain})
 
     def rescale(self, parallelism: int | None, steps: Mapping[str, int]) -> model.Rescaled:
         return self._ask("POST", f"{self._path}/rescale", model.Rescaled, {"parallelism": parallelism, "steps": steps})
 
     def cancel(self) -> model.Ended:
-        return self._ask("POST", f"{self._path}/cancel", model.Ended, {})
+        return self._ended_by("cancel", {})
+
+    def _ended_by(self, operation: str, body: Mapping[str, Any]) -> model.Ended:
+        """Where the answer was lost with the job's process, what was stored of its end."""
+        try:
+            return self._ask("POST", f"{self._path}/{operation}", model.Ended, body)
+        except RequestFailed as error:
+            if not error.is_gone or not isinstance(self._job, DetachedJob):
+                raise
+            ending = self._job.cluster.ending(self._job.entry.flow)
+            if ending is None or (last := last_status(ending)) is None:
+                raise
+            if ending.error is not None:
+                raise RequestFailed("job-failed", ending.error) from None
+            checkpoint = last.last_checkpoint
+            if body.get("savepoint") is not None and (checkpoint is None or checkpoint.kind != "savepoint"):
+                raise
+            return model.Ended(name=last.name, status=last.status, checkpoint=checkpoint)
 
     def _ask(
         self,

@@ -3,7 +3,7 @@
 What is told of one operator is bounded (64 ranges of key groups), however many key groups and subtasks it has.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from streamactors.observe import model
@@ -15,22 +15,28 @@ def state_of(parts: Iterable[SubtaskCheckpoint]) -> list[model.OperatorState]:
     """In the order in which the operators are met."""
     sizes: defaultdict[str, list[int]] = defaultdict(list)
     groups: defaultdict[str, list[GroupFigures]] = defaultdict(list)
+    subtasks, chain_of = Counter[str](), dict[str, str]()
     for part in parts:
+        chain = part.subtask.rpartition("[")[0]
+        subtasks[chain] += 1
+        chain_of |= dict.fromkeys(part.state_bytes, chain)
         for uid, size in part.state_bytes.items():
             sizes[uid].append(size)
         for figures in part.groups:
+            chain_of[figures.uid] = chain
             groups[figures.uid].append(figures)
-    return [_operator(uid, sizes[uid], groups[uid]) for uid in dict.fromkeys((*sizes, *groups))]
+    return [_operator(uid, subtasks[chain], sizes[uid], groups[uid]) for uid, chain in chain_of.items()]
 
 
-def _operator(uid: str, sizes: Sequence[int], groups: Sequence[GroupFigures]) -> model.OperatorState:
+def _operator(uid: str, subtasks: int, sizes: Sequence[int], groups: Sequence[GroupFigures]) -> model.OperatorState:
+    """`sizes`: of the subtasks that hold anything."""
     total = sum(sizes)
-    subtask_skew = round(max(sizes) * len(sizes) / total, 3) if total else None
+    subtask_skew = round(max(sizes) * subtasks / total, 3) if total else None
     if not groups:
         return model.OperatorState(
             uid=uid,
             max_parallelism=0,
-            subtasks=len(sizes),
+            subtasks=subtasks,
             entries=0,
             bytes=total,
             key_groups=[],
@@ -43,7 +49,7 @@ def _operator(uid: str, sizes: Sequence[int], groups: Sequence[GroupFigures]) ->
     return model.OperatorState(
         uid=uid,
         max_parallelism=groups[0].max_parallelism,
-        subtasks=len(sizes),
+        subtasks=subtasks,
         entries=sum(one.entries for one in key_groups),
         bytes=total,
         key_groups=key_groups,

@@ -100,6 +100,7 @@ class Rescales:
 
     def begin(self, parallelism: Parallelism, before: Mapping[str, int], after: Mapping[str, int]) -> Rescaling:
         rescaling = self.under_way = Rescaling(self.parallelism, parallelism, before, after)
+        self._on_trial = None  # whatever ends this attempt, the next one begins by yet another
         log.info("%s: rescaling: %s", self._job, rescaling.changes)
         self._tell(RescaleBegun(before, after))
         return rescaling
@@ -160,6 +161,7 @@ class Rescales:
             failed.__cause__ = error
             self.give_up(failed)
             return True
+        assert self.under_way is None  # or whoever waits for it would wait for ever
         back = self.under_way = rescaling.reversed(self._clock.monotonic())
         log.warning("%s: goes back to the parallelism before, since it failed at once: %s", self._job, back.changes)
         self._tell(RescaleBegun(back.before, back.after))

@@ -224,7 +224,7 @@ class Unshipping(MadeUpCluster):
     """Notes which threads make objects of what was shipped."""
 
     def __init__(self, count: int) -> None:
-        super().__init__(count)
+        super().__init__(count, times=Times(lost_after=120.0, patience=120.0))
         self.threads: set[int] = set()
 
     def unship(self, data: bytes) -> Any:

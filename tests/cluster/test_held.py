@@ -247,6 +247,16 @@ async def test_a_host_that_is_lost_counts_as_a_restart(tmp_path: Path) -> None:
     assert len(handle.incidents) == 1 and "coordinator" in str(handle.failures[0])
 
 
+@pytest.mark.parametrize("drain", [False, True])
+async def test_a_stop_is_not_forgotten_with_its_host(tmp_path: Path, drain: bool) -> None:
+    """It has stopped, and is lost before it has told so: its successor goes on from that last checkpoint."""
+    jobs = [job(Feed(), checkpointing(tmp_path)) for _ in range(2)]
+    async with held(*jobs, on_exit="cancel") as handle:
+        stopped = await handle.stop(drain=drain)
+        assert (handle.status, handle.restarts) == ("finished", 1)
+        assert jobs[1].last_checkpoint is not None and stopped == jobs[1].last_checkpoint.uri
+
+
 async def test_a_rescale_ends_with_its_host_and_that_is_told(tmp_path: Path) -> None:
     feeds = Feed(), Feed()
     jobs = [job(feed, checkpointing(tmp_path)) for feed in feeds]

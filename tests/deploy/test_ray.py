@@ -51,6 +51,10 @@ class Shop:
         settings = [option for setting in ray for option in ("--set", setting)]
         return self.command("run", "--detach", "--quiet", "shop:flow", *settings, *checkpoints, *options)
 
+    def knows(self, *args: str) -> bool:
+        with self.command(*args, "--ray", self.environ["CLUSTER"]) as program:
+            return program.end() == 0
+
     def told(self, *args: str) -> dict[str, Any]:
         """By a command that finds the job through the cluster."""
         with self.command(*args, "--json", "--ray", self.environ["CLUSTER"]) as program:
@@ -140,6 +144,7 @@ def test_a_detached_job_that_could_not_go_on_says_so(nodes: Nodes, tmp_path: Pat
     shop.all_counted(nodes.program)
     nodes.kill(DETACHED)
     until(lambda: not nodes.pids(WORKER) and not nodes.pids(DETACHED), "it is gone for good")
+    until(lambda: shop.knows("status", "shop"), "the cluster knows that it is gone")
     told = shop.told("status", "shop")
     assert told["status"] == "failed" and "was killed, or has died where restarts" in told["error"]
 

@@ -1,12 +1,14 @@
-"""A driver that starts a job whose driver before has just died: the name is not free yet."""
+"""A driver whose predecessor has just died, so that the name is taken; or whose coordinator dies as it begins."""
 
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 
 from streamactors.clock import SYSTEM
 from streamactors.deploy import ray as deployed
 from streamactors.errors import ConnectionLost, InvalidConfig
+from tests.deploy.test_ray_host import STORED, host
 
 MADE = object()
 
@@ -68,3 +70,46 @@ async def test_it_is_held_as_long_as_its_driver_asks(monkeypatch: pytest.MonkeyP
     monkeypatch.undo()
     await coordinator.tell(deployed.dumps(()))
     assert await coordinator.held()
+
+
+class Beginning:
+    """Stands for an actor that dies as it is asked to begin."""
+
+    def __init__(self, death: RayActorError) -> None:
+        self.asked = 0
+        self._death = death
+
+    @property
+    def begin(self) -> "Beginning":
+        return self
+
+    async def remote(self, _: bytes) -> bytes:
+        self.asked += 1
+        if self.asked == 1:
+            raise self._death
+        return deployed.dumps((True, None))
+
+
+def beginning(monkeypatch: pytest.MonkeyPatch, death: RayActorError) -> Beginning:
+    actor = Beginning(death)
+
+    async def made(*_: Any, **__: Any) -> Beginning:
+        return actor
+
+    monkeypatch.setattr(deployed, "_coordinator", made)
+    return actor
+
+
+async def test_a_coordinator_that_dies_as_it_begins_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = beginning(monkeypatch, ActorUnavailableError("it has died", None))
+    asking, _ = host(**STORED)
+    await asking.begin()
+    assert actor.asked == 2
+
+
+async def test_one_that_is_gone_for_good_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = beginning(monkeypatch, ActorDiedError())
+    asking, _ = host(**STORED)
+    with pytest.raises(ConnectionLost, match="the coordinator has died on starting"):
+        await asking.begin()
+    assert actor.asked == 1

@@ -405,6 +405,26 @@ async def test_where_the_new_attempt_fails_before_its_first_checkpoint_the_old_p
     world.check()
 
 
+async def test_an_attempt_that_fails_while_it_is_rescaled_once_more_goes_on_by_the_latest(tmp_path: Path) -> None:
+    """Though it has taken no checkpoint by the one before."""
+    world = World(tmp_path)
+    async with world.job() as job:
+        world.put(60)
+        await job.rescale(parallelism=3)
+        world.gate.close()
+        world.put(60)
+        await world.taken_up(1)
+        rescaled = asyncio.ensure_future(job.rescale(parallelism=4))
+        await until(lambda: job._job._rescales.under_way is not None)  # type: ignore[attr-defined]
+        world.gate.broken = RuntimeError("broken")
+        world.gate.open()
+        async with asyncio.timeout(PATIENCE):
+            await rescaled
+        assert (job.status, job.restarts, width(job)) == ("running", 1, 4)
+        await world.end(job)
+    world.check()
+
+
 async def test_a_rescale_ends_no_job_that_may_not_restart(tmp_path: Path) -> None:
     world = World(tmp_path, Strict("read"))
     with contextlib.suppress(sa.JobFailed):  # raised on leaving too

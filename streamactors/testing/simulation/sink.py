@@ -9,7 +9,8 @@ from streamactors.sinks import Pending, SinkContext, SinkWriter, WriterSink
 from streamactors.testing.simulation.broker import OK, BrokerClient, Session
 
 T = TypeVar("T")
-ALL_TAKEN: Final = "transactional ids all await a checkpoint"
+ALL_TAKEN: Final = "await a completed checkpoint"
+"""In the message of sinks that have no transactional id left."""
 TIMEOUT: Final = 24 * 3600.0
 """Seconds: longer than anything that goes wrong here may take."""
 
@@ -114,7 +115,7 @@ class SimulatedWriter(SinkWriter[T]):
     async def _begin(self) -> Session:
         slot = self._pool.take()
         if slot is None:
-            raise StreamactorsError(f"{self._slots} {ALL_TAKEN}: those of {self._ctx.uid!r}")
+            raise StreamactorsError(f"all {self._slots} transactional ids of {self._ctx.uid!r} {ALL_TAKEN}")
         return await self._client.init_producer(self._id(self._ctx.subtask, slot), self._timeout)
 
     async def prepare(self, checkpoint: int) -> Sequence[Pending]:

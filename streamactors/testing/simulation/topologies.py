@@ -175,8 +175,8 @@ TOPOLOGIES: Final[dict[str, tuple[Callable[[World], Dataflow], Check]]] = {
 }
 
 
-WORKERS: Final = (*(9 * [0]), 2, 3, 5)
-"""Of a run's job. 0: three quarters of them run in one process."""
+WORKERS: Final = (*(12 * [0]), 2, 3, 5)
+"""Of a run's job. 0: four in five run in one process."""
 
 
 def scenario(topology: str, mode: str) -> Scenario:
