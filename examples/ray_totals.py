@@ -11,6 +11,7 @@ import datetime as dt
 import secrets
 import sys
 import tempfile
+import time
 
 import streamactors as sa
 from examples.kafka_totals import (
@@ -49,7 +50,9 @@ def kill_worker(flow: str, number: int) -> None:
     import ray  # the job has set it up, and connected this process to it
 
     name = f"streamactors/{flow}/worker-{number}"
-    ray.kill(ray.get_actor(name, namespace="streamactors"))
+    while name not in ray.util.list_named_actors():  # it may just be replaced by another one
+        time.sleep(0.1)
+    ray.kill(ray.get_actor(name))
     say(f"   {name} is no more")
 
 

@@ -72,8 +72,7 @@ class Elsewhere:
 
     async def _end(self) -> None:
         assert self._life is not None
-        if not self._life.running.done():
-            await self._life.ask("POST", "/v1/jobs/shop/cancel")
+        await self._life.keeper.request("POST", "/v1/jobs/shop/cancel", b"")  # it may have ended already
         await self._life.running
 
     # As it is seen: see `deploy.detached.Cluster`.

@@ -25,7 +25,7 @@ def test_a_gauge_that_fails_is_no_number_and_is_logged_once(caplog: pytest.LogCa
         values = group.read()
         assert math.isnan(values["broken"]) and values["level"] == 3.0
     assert [record.getMessage() for record in caplog.records] == [
-        "gauge 'broken' can't be read: ZeroDivisionError: division by zero"
+        "metric 'broken' can't be read: ZeroDivisionError: division by zero"
     ]
 
 

@@ -264,11 +264,8 @@ class Keeper:
         asked = asyncio.get_running_loop().create_task(self._ask(method, path, body))
         self._answering.add(asked)
         try:
-            return await asked
-        except asyncio.CancelledError:
-            if self._attended.cancelled():
-                return None
-            raise
+            await asyncio.wait([asked])
+            return None if asked.cancelled() else asked.result()  # what is under way is given up with the control
         finally:
             asked.cancel()
             self._answering.discard(asked)

@@ -25,4 +25,4 @@ def nodes(environ: dict[str, str]) -> Iterator[Nodes]:
         yield nodes
         program.signal(signal.SIGTERM)
         program.end()
-        nodes.clear_away()
+        nodes.clear_all()

@@ -1,6 +1,6 @@
 """The actors of a Ray cluster, as its dashboard lists them: prints the name and class of each that lives. A program.
 
-Given an address and how many there are to be: it waits for them.
+Given an address and how many there are to be: it tells that it is connected, and waits for them.
 """
 
 import json
@@ -13,6 +13,7 @@ from ray._private import state
 
 def main(address: str, count: int) -> None:
     ray.init(address, log_to_driver=False)
+    print("connected", flush=True)
     while len(found := living()) < count:
         time.sleep(0.1)
     print(json.dumps(sorted(found)))

@@ -92,6 +92,12 @@ class Nodes:
         for pid in self.outlived():
             killed(pid)
 
+    def clear_all(self) -> None:
+        """Once the cluster has ended: agents may outlive their node, too."""
+        for pid, command in processes_under(1).items():
+            if self.environ["RAY_TMPDIR"] in command or output_of(pid).startswith(self.environ["RAY_TMPDIR"]):
+                killed(pid)
+
     def kill(self, title: str) -> None:
         """One of them, which may just be replaced by another."""
         until(lambda: any(killed(pid) for pid in self.pids(title)), f"a {title} is killed")

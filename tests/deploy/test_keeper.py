@@ -2,6 +2,8 @@
 
 import asyncio
 import dataclasses
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -9,9 +11,12 @@ import pytest
 
 import streamactors as sa
 from streamactors.deploy import keeper as keeper_module
-from streamactors.deploy.detached import Ending, ending_key, keeper_key, submission_key
+from streamactors.deploy.detached import Answer, Ending, ending_key, keeper_key, submission_key
+from streamactors.deploy.keeper import Attended
 from streamactors.errors import ConnectionLost
 from streamactors.observe import model
+from streamactors.observe.detached import attended
+from streamactors.runtime.handled import HandledJob
 from tests.deploy.keepers import TOKEN, Cluster, Life, expected, order, submission, totals
 from tests.runtime.feeds import PATIENCE, until
 
@@ -214,3 +219,33 @@ async def test_what_takes_no_checkpoints_does_not_begin_twice(tmp_path: Path) ->
         await Life(cluster).running
     assert len(cluster.jobs) == 1 and cluster.ending is not None and cluster.ending.status == "failed"
     assert cluster.ending.error is not None and "takes no checkpoints" in cluster.ending.error
+
+
+async def test_what_is_given_up_as_the_job_ends_has_no_answer(tmp_path: Path) -> None:
+    @asynccontextmanager
+    async def attend(job: HandledJob, task: "asyncio.Task[None]") -> AsyncIterator[Attended]:
+        async with attended(job, task) as control:
+            yield Leaving(control)
+
+    cluster = Cluster()
+    async with asyncio.timeout(PATIENCE):
+        life = Life(cluster)
+        await life.keeper.begin(cluster.ship(dataclasses.replace(submission(tmp_path), attend=attend)))
+        assert await life.keeper.request("POST", "/v1/jobs/shop/savepoints", b"") is None
+        await life.ask("POST", "/v1/jobs/shop/cancel")
+        await life.running
+
+
+class Leaving:
+    """A control that gives up savepoints, as each does with what is under way when its job has ended."""
+
+    def __init__(self, control: Attended) -> None:
+        self._control = control
+
+    async def status(self) -> bytes:
+        return await self._control.status()
+
+    async def ask(self, method: str, path: str, body: bytes) -> Answer:
+        if path.endswith("savepoints"):
+            raise asyncio.CancelledError
+        return await self._control.ask(method, path, body)
