@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import platform
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
@@ -125,6 +126,7 @@ async def _connected(settings: Ray, clock: Clock) -> AsyncIterator[None]:
     if address is not None:
         await _reach(address)
     await uninterrupted(clock.run_blocking(_connect, settings, address))
+    _handle_sigterm_again()
     try:
         yield
     finally:
@@ -167,6 +169,15 @@ def _connect(settings: Ray, address: str | None) -> None:
             ray.init(address=address, **common)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise ClusterUnfit(_unconnected(address, error)) from error
+
+
+def _handle_sigterm_again() -> None:
+    """As before: Ray has put a handler of its own in front, which aborts the process three seconds after the signal,
+    and a job that is stopped by it may need longer for its last checkpoint."""
+    if callable(handler := signal.getsignal(signal.SIGTERM)):
+        with contextlib.suppress(ValueError):  # not the main thread: handlers are none of its business
+            signal.signal(signal.SIGTERM, handler)
+            signal.siginterrupt(signal.SIGTERM, False)  # as asyncio has it
 
 
 def _unconnected(address: str | None, error: Exception) -> str:
