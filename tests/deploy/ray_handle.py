@@ -4,6 +4,7 @@ import asyncio
 import datetime as dt
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -133,11 +134,23 @@ async def alone(folder: Path) -> dict[str, Any]:
     return {}
 
 
+async def terminated(folder: Path) -> dict[str, Any]:
+    """How long it may live after SIGTERM, which Ray would limit by an alarm; 0: as long as it likes."""
+    seen = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, seen.set)
+    (folder / "in.jsonl").write_text("1\n")
+    async with sa.start(summing(folder), config(folder), on_exit="cancel"):
+        os.kill(os.getpid(), signal.SIGTERM)
+        await seen.wait()
+        return {"seconds": str(signal.getitimer(signal.ITIMER_REAL)[0])}
+
+
 SCENES: dict[str, Callable[[Path], Coroutine[Any, Any, Any]]] = {
     "handle": handle,
     "refusals": refusals,
     "unreachable": unreachable,
     "alone": alone,
+    "terminated": terminated,
 }
 
 if __name__ == "__main__":

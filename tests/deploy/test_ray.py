@@ -200,6 +200,10 @@ def test_what_a_cluster_refuses_is_named(nodes: Nodes, tmp_path: Path) -> None:
     assert re.match("InvalidConfig: the job 'summing' runs on this cluster already", told["twice"])
 
 
+def test_a_stop_by_a_signal_may_take_its_time(nodes: Nodes, tmp_path: Path) -> None:
+    assert told_by("terminated", tmp_path, nodes.environ | {"CLUSTER": nodes.address}) == {"seconds": "0.0"}
+
+
 def test_an_address_that_answers_nothing_is_refused(tmp_path: Path, environ: dict[str, str]) -> None:
     told = told_by("unreachable", tmp_path, environ)
     assert re.match("ClusterUnfit: ray.address = '127.0.0.1:1': no Ray cluster answers there", told["127.0.0.1:1"])
