@@ -157,8 +157,10 @@ def test_explain_shows_the_workers() -> None:
 
 def test_strategy_and_slots_are_settings_of_the_deployment() -> None:
     packed = sa.Config(deployment=Ray(workers=3, strategy="pack", slots=2))
-    assert orders().explain(packed).endswith(
-        "  worker 0: orders[0], totals[0-1], out[0]\n  worker 1: totals[2]\n  worker 2: nothing\n"
+    assert (
+        orders()
+        .explain(packed)
+        .endswith("  worker 0: orders[0], totals[0-1], out[0]\n  worker 1: totals[2]\n  worker 2: nothing\n")
     )
     assert 'subgraph w1["worker 1"]\n        w1n1["totals<br/>subtask 2 of 3"]' in orders().to_mermaid(packed)
     with pytest.raises(sa.InvalidConfig, match="2 workers with 1 slots each have room for 2"):
