@@ -21,7 +21,7 @@ from streamactors.runtime.job import Job
 from streamactors.testing.simulation.faults import MARK
 from streamactors.testing.simulation.loop import FINALIZER
 from streamactors.testing.simulation.process import Process
-from streamactors.testing.simulation.sink import ALL_TAKEN
+from streamactors.testing.simulation.sink import ALL_TAKEN, REFUSED
 from streamactors.testing.simulation.world import World
 
 Crash = Literal["kills", "power_losses"]
@@ -245,7 +245,8 @@ class Life:
             MARK in str(link)
             or (isinstance(link, CheckpointFailed) and "not acknowledged within" in str(link))
             or (isinstance(link, WorkerLost | ConnectionLost) and self._cluster_disturbed)
-            or (ALL_TAKEN in str(link) and self._world.fleet is not None)  # checkpoints outrun their notifications
+            # Workers of an older attempt, which live on, fence as they open; checkpoints outrun their notifications.
+            or (self._world.fleet is not None and (REFUSED in str(link) or ALL_TAKEN in str(link)))
             or ("cancelled from within" in str(link) and self._process.fate.struck["actor_crashes"] > 0)
             for link in causes(error)
         )

@@ -11,6 +11,8 @@ from streamactors.testing.simulation.broker import OK, BrokerClient, Session
 T = TypeVar("T")
 ALL_TAKEN: Final = "await a completed checkpoint"
 """In the message of sinks that have no transactional id left."""
+REFUSED: Final = "the broker refuses records"
+"""In that of sinks that were fenced."""
 TIMEOUT: Final = 24 * 3600.0
 """Seconds: longer than anything that goes wrong here may take."""
 
@@ -110,7 +112,7 @@ class SimulatedWriter(SinkWriter[T]):
             self._current = await self._begin()
         code = await self._client.append(self._topic, list(values), self._current)
         if code != OK:
-            raise StreamactorsError(f"the broker refuses records of {self._current}: error {code}")
+            raise StreamactorsError(f"{REFUSED} of {self._current}: error {code}")
 
     async def _begin(self) -> Session:
         slot = self._pool.take()
