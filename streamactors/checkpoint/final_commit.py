@@ -24,6 +24,8 @@ class FinalCommit(Generic[S]):
 
     def __init__(self, subtasks: Collection[S], committers: Collection[S]) -> None:
         self.committing = False
+        self.done = False
+        """All is visible: who fails from now on takes nothing of it back, and must not begin again either."""
         self._running = set(subtasks)
         self._uncommitted = set(committers)
 
@@ -47,7 +49,7 @@ class FinalCommit(Generic[S]):
     def _finish(self) -> Sequence[Action]:
         if self._running:
             return []
-        self.committing = False
+        self.committing, self.done = False, True
         return [Finish()]
 
     def deadline(self) -> float | None:

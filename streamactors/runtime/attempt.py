@@ -415,6 +415,9 @@ class Attempt:
                 self._stopped.add(subtask)
                 asked = [query for query, owner in self._queries.items() if owner == subtask]
                 self._refuse_queries(asked, self._unanswered(subtask))
+            case Failed(_, error) if isinstance(self._coordinator, FinalCommit) and self._coordinator.done:
+                log.warning("%s has finished, but not cleaned up: %s", self._plan.name, error)
+                self._stopped.update(self._plan.subtasks)
             case Failed(_, error):
                 self._failure = self._in_doubt(error)
             case ReadingStopped(subtask):
