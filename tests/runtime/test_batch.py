@@ -360,7 +360,9 @@ class _WatchedWriter(SinkWriter[Any]):
     async def finish(self) -> None:
         self._call("finish")
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        if self._sink.fails == "close":
+            self._call("close")
 
 
 def summed(source: Any, sink: Any, parallelism: int = 2) -> sa.Dataflow:
@@ -397,6 +399,13 @@ async def test_a_failure_while_sinks_commit_is_no_reason_to_begin_anew() -> None
         await sa.run(summed(ListSource(VALUES), sink), sa.Config(execution="batch", restart=AT_ONCE))
     assert isinstance(failed.value.__cause__, CommitInterrupted)
     assert "remove what is there" in str(failed.value)
+
+
+async def test_nor_is_one_when_all_is_visible(caplog: pytest.LogCaptureFixture) -> None:
+    sink = Watched("close")
+    await sa.run(summed(ListSource(VALUES), sink), sa.Config(execution="batch", restart=AT_ONCE))
+    assert [name for name, _ in sink.calls if name != "close"] == ["prepare", "prepare", "commit", "commit"]
+    assert "flow has finished, but not cleaned up: " in caplog.text
 
 
 async def test_a_failure_before_that_is() -> None:
