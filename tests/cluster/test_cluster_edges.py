@@ -53,7 +53,7 @@ def test_values_and_keys_have_their_types_in_a_storm(seed: int) -> None:
             lambda value: (value, type(value).__name__), name="map"
         ).rebalance().sink("out", sink, parallelism=3)
         jobs = Jobs(clock)
-        cluster = MadeUpCluster(3, clock=clock, files=jobs.files, weather=STORM, seed=seed)
+        cluster = MadeUpCluster(3, clock=clock, weather=STORM, seed=seed)
         async with jobs.started(flow, cluster=cluster) as (job, _):
             await job.wait()
         assert sorted(map(repr, sink.values)) == sorted(repr((value, type(value).__name__)) for value in values)
