@@ -69,15 +69,18 @@ def ray_here(workers: int) -> Iterator[None]:
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+    logger = logging.getLogger("streamactors")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # of workers that are killed
     try:
         yield
     finally:
+        logger.setLevel(level)
         ray.shutdown()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
-    logging.getLogger("streamactors").setLevel(logging.CRITICAL)  # of workers that are killed
     console, told = Console(width=110), dict[str, Any]()
     for name, (measure, table) in parts(options).items():
         if name in options.only:

@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 import decimal
+import logging
 import threading
 from collections.abc import Collection
 from typing import Any
@@ -65,7 +66,9 @@ class Unreadable(Sum):
         super().process(value, ctx)
 
 
-def test_an_error_whose_text_is_no_unicode_is_told() -> None:
+def test_an_error_whose_text_is_no_unicode_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("streamactors"), "propagate", False)  # pytest-xdist can't send such text
+
     async def main(clock: Clock) -> None:
         with pytest.raises(JobFailed) as failed:
             async with Jobs(clock).started(sums(numbers(), ListSink(), Unreadable), 2) as (job, _):
