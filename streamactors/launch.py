@@ -8,15 +8,15 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal, TypeVar, overload
 
 from streamactors.api.dataflow import Dataflow, Stream, graph_with_sink
-from streamactors.config import Config, Local
+from streamactors.config import Config
 from streamactors.elements import OutputTag
 from streamactors.errors import CheckpointFailed, InvalidConfig, JobFailed, JobNotRunning
 from streamactors.graph.logical import LogicalGraph
 from streamactors.graph.physical import PhysicalPlan, SubtaskId
-from streamactors.listsink import ListSink
 from streamactors.runtime.events import Listener
 from streamactors.runtime.handled import HandledJob
 from streamactors.runtime.info import (
@@ -413,16 +413,9 @@ def _tell_failure(
 
 async def collect(stream: Stream[T], config: Config | None = None) -> list[T]:
     """Run the flow, bounded, and return the values of `stream`: for notebooks and tests. Always begins afresh."""
-    sink: ListSink[T] = ListSink()
-    graph = graph_with_sink(stream, "collect", sink)
-    fresh = config is not None and config.checkpoints is not None
-    if config is not None and not isinstance(config.deployment, Local | None):
-        raise InvalidConfig("collect gathers values in this process: leave deployment out, or run() with a sink")
-    from streamactors.submission import job_here
+    from streamactors.submission import collected
 
-    job = job_here(graph, config, restore="latest", fresh=fresh, resources=None)
-    await job.run()
-    return sink.values
+    return await collected(lambda sink: graph_with_sink(stream, "collect", sink), config)
 
 
 # --------------------------------------------------------------------------------------------------------- as a program
@@ -467,9 +460,13 @@ async def run_until_signalled(
     job = _deployed(graph, config, restore=restore, fresh=fresh, resources=None, drop_state=drop_state, claim=claim)
     signalled = _Signals(asyncio.get_running_loop())
     entered = False
+    heeded = partial(_heeded_while_it_starts, signalled, beside)
     try:
-        async with _supervised(job, None, "cancel", EXIT_TIMEOUT, beside) as handle:
+        async with _supervised(job, None, "cancel", EXIT_TIMEOUT, heeded) as handle:
             entered = True
+            signalled.awaited.set()
+            if handle.status == "cancelled":
+                return EXIT_INTERRUPTED
             if watch is not None:
                 watch(handle)
             return await _wait_or_stop(handle, signalled)
@@ -481,6 +478,29 @@ async def run_until_signalled(
         return EXIT_FAILED
     finally:
         signalled.restore()
+
+
+@asynccontextmanager
+async def _heeded_while_it_starts(
+    signalled: "_Signals", beside: Beside | None, handle: JobHandle
+) -> AsyncIterator[None]:
+    """As long as nobody else waits for signals: a start may take as long as a cluster takes to grow."""
+    heeding = asyncio.ensure_future(_cancel_at_second(signalled, handle))
+    try:
+        async with nullcontext() if beside is None else beside(handle):
+            yield
+    finally:
+        heeding.cancel()
+        await asyncio.gather(heeding, return_exceptions=True)
+
+
+async def _cancel_at_second(signalled: "_Signals", handle: JobHandle) -> None:
+    await signalled.first.wait()
+    if not signalled.awaited.is_set():
+        log.info("%s: stops once it runs; a second signal cancels", handle.name)
+    await signalled.second.wait()
+    if not signalled.awaited.is_set():
+        await handle.cancel()
 
 
 async def _wait_or_stop(handle: JobHandle, signalled: "_Signals") -> int:
@@ -526,6 +546,8 @@ class _Signals:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.first = asyncio.Event()
         self.second = asyncio.Event()
+        self.awaited = asyncio.Event()
+        """Whether the job has started, and `_wait_or_stop` heeds them."""
         self._loop = loop
         self._installed: list[int] = []
         for number in (signal.SIGINT, signal.SIGTERM):

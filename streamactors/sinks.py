@@ -7,7 +7,7 @@ that `commit` would need in another process, as plain msgpack data, for all tran
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -24,6 +24,10 @@ class Sink(Protocol[T_contra]):
     """What `Stream.sink` takes, for type checkers; a real one derives from `WriterSink`."""
 
     def _takes(self, value: T_contra) -> None: ...
+
+
+def alone() -> None:
+    """The check of a process whose place no other one takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,9 @@ class SinkContext:
     log: logging.LoggerAdapter[logging.Logger]
     metrics: MetricGroup
     resources: Mapping[str, Any] = field(default_factory=dict)
+    check_alive: Callable[[], None] = alone
+    """Raises ConnectionLost where another process may have taken this one's place, such as after it has stood still.
+    For writers to call right before whatever fences others off, as beginning a transaction does."""
 
 
 class SinkWriter(ABC, Generic[T_contra]):

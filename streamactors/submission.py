@@ -5,7 +5,8 @@ A module of its own, since whoever imports the library need not run a job, and a
 
 import dataclasses
 import logging
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from streamactors.checkpoint.storage.contract import Files
@@ -13,7 +14,7 @@ from streamactors.checkpoint.storage.uris import normalise_uri
 from streamactors.clock import SYSTEM, Clock
 from streamactors.config import Config, Ray, Restart, require_supported
 from streamactors.deploy.detached import refuse_to_detach
-from streamactors.deploy.elsewhere import detach_on_ray, held_on_ray
+from streamactors.deploy.elsewhere import collect_on_ray, detach_on_ray, held_on_ray
 from streamactors.deploy.keeper import Attend
 from streamactors.deploy.local import deploy_locally
 from streamactors.errors import InvalidConfig
@@ -23,8 +24,10 @@ from streamactors.graph.parallelism import Parallelism
 from streamactors.graph.physical import PhysicalPlan
 from streamactors.graph.planned import placed
 from streamactors.graph.planner import plan
+from streamactors.listsink import ListSink
 from streamactors.runtime.handled import HandledJob
 from streamactors.runtime.job import Job, JobSpec
+from streamactors.sinks import WriterSink
 from streamactors.state.backends import require_installed
 
 log = logging.getLogger("streamactors.job")
@@ -64,6 +67,21 @@ def deployed_job(
     return Job(spec, deploy=deploy_locally, clock=SYSTEM)
 
 
+async def collected(graph_with: Callable[[WriterSink[Any]], LogicalGraph], config: Config | None) -> list[Any]:
+    """Run a flow afresh, wherever it is deployed, and return what has come to the sink that `graph_with` puts into
+    it."""
+    fresh = config is not None and config.checkpoints is not None
+    if config is not None and isinstance(config.deployment, Ray):
+
+        def spec_of(sink: WriterSink[Any]) -> JobSpec:
+            return _from_anywhere(_spec(graph_with(sink), config, "latest", fresh, None, (), False))
+
+        return await collect_on_ray(spec_of, config.deployment)
+    here: ListSink[Any] = ListSink()
+    await job_here(graph_with(here), config, restore="latest", fresh=fresh, resources=None).run()
+    return here.values
+
+
 async def detach(
     graph: LogicalGraph,
     config: Config,
@@ -88,7 +106,7 @@ def _from_anywhere(spec: JobSpec) -> JobSpec:
         config = dataclasses.replace(config, checkpoints=checkpoints)
     if restore not in (None, "latest"):
         restore = normalise_uri(restore)
-    return dataclasses.replace(spec, config=config, restore=restore)
+    return dataclasses.replace(spec, config=config, restore=restore, folder=os.getcwd())
 
 
 def _spec(

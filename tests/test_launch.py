@@ -210,6 +210,39 @@ async def test_signals_stop_cleanly_and_a_second_one_cancels(tmp_path: Path) -> 
     assert await run_until_signalled(flow, sa.Config()) == EXIT_FAILED
 
 
+async def test_signals_are_heeded_while_a_job_starts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    opening, may_go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(sa.Operator[int, int]):
+        async def open(self, ctx: sa.OperatorContext) -> None:
+            opening.set()
+            await may_go_on.wait()
+
+        def process(self, value: int, ctx: sa.Context[None, int]) -> None:
+            ctx.emit(value)
+
+    async def started(name: str) -> "asyncio.Task[int]":
+        opening.clear()
+        caplog.clear()
+        flow = sa.Dataflow(name)
+        flow.source("numbers", Endless()).process("slow", Slow).sink("out", ListSink())
+        running = asyncio.create_task(run_until_signalled(flow, config(tmp_path)))
+        await opening.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+        await until(lambda: "stops once it runs; a second signal cancels" in caplog.text)
+        return running
+
+    caplog.set_level("INFO", "streamactors")
+    async with asyncio.timeout(PATIENCE):
+        running = await started("impatient")
+        os.kill(os.getpid(), signal.SIGINT)
+        assert await running == EXIT_INTERRUPTED
+        assert "stopped" not in caplog.text
+        running = await started("patient")
+        may_go_on.set()
+        assert await running == EXIT_OK
+
+
 FROZEN = """
 import gc
 import streamactors as sa

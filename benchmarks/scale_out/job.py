@@ -95,8 +95,10 @@ class TimedTotal(MeasuredTotal):
         super().process(order, ctx)
 
 
-def running_sum(source: Orders, parallelism: int, operator: type[MeasuredTotal] = MeasuredTotal) -> sa.Dataflow:
-    flow = sa.Dataflow("scale-out")
+def running_sum(
+    source: Orders, parallelism: int, operator: type[MeasuredTotal] = MeasuredTotal, name: str = "scale-out"
+) -> sa.Dataflow:
+    flow = sa.Dataflow(name)
     (
         flow.source("lines", source, parallelism=parallelism)
         .map(msgspec.json.Decoder(events.Order).decode)

@@ -197,7 +197,8 @@ class KafkaWriter(SinkWriter[T]):
 
     def _coordinator(self) -> TransactionCoordinator:
         given = self._sink.client.get("transaction_timeout_ms", None)
-        return TransactionCoordinator(self._cluster, timeout_ms(given, self._ctx.checkpoint_timeout))
+        milliseconds = timeout_ms(given, self._ctx.checkpoint_timeout)
+        return TransactionCoordinator(self._cluster, milliseconds, self._ctx.check_alive)
 
     def _transactions_of(self, coordinator: TransactionCoordinator) -> Transactions:
         ctx = self._ctx

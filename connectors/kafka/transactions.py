@@ -8,7 +8,7 @@ under that id. An id comes back into use only when no checkpoint that may be res
 
 import asyncio
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from aiokafka.structs import TopicPartition
 from connectors.kafka.cluster import BUSY, DENIED, OPERATION_SECONDS, UNKNOWN_TOPIC, Cluster, Log, by_topic
 from connectors.kafka.errors import AccessDenied, DeliveryFailed, TransactionsExhausted
 from streamactors.errors import InvalidConfig, StreamactorsError, TransactionLost
+from streamactors.sinks import alone
 
 FENCED: Final = frozenset({47, 90})
 INVALID_STATE: Final = 48
@@ -151,12 +152,15 @@ def timeout_ms(given: int | None, checkpoint_timeout: float) -> int:
 class TransactionCoordinator:
     """The requests of a transaction, with their transient errors ridden out."""
 
-    def __init__(self, cluster: Cluster, timeout_ms: int) -> None:
+    def __init__(self, cluster: Cluster, timeout_ms: int, check_alive: Callable[[], None] = alone) -> None:
+        """`check_alive`: see `SinkContext`."""
         self._cluster = cluster
         self._timeout_ms = timeout_ms
+        self._check_alive = check_alive
 
     async def begin(self, transactional_id: str) -> Session:
         """A new session; what an older one left open under this id is aborted, and that one fenced."""
+        self._check_alive()
         response = await self._ask(
             transactional_id,
             InitProducerIdRequest(transactional_id, self._timeout_ms),

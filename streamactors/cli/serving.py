@@ -14,7 +14,8 @@ import typer
 from streamactors.cli.printing import print_json_line
 from streamactors.cli.refusing import refusals
 from streamactors.launch import Beside, JobHandle, run_loop
-from streamactors.observe.network import DEFAULT, TOKEN, Served, metrics_missing, served, serving_all
+from streamactors.observe.extras import metrics_missing
+from streamactors.observe.network import DEFAULT, TOKEN, Served, served, serving_all
 from streamactors.observe.steering import steered_if_possible
 
 EXIT_CODES = "Exit codes: 0 ended by SIGINT or SIGTERM; 2 refused, such as an address that is in use."

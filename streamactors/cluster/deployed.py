@@ -3,12 +3,14 @@
 Invariants. Nothing runs before every slice is put together, and what fails one of them fails the deployment, as it
 would in one process. Controls reach a worker in the order in which they were sent, and reports come back likewise. A
 worker that is lost, by whatever sign, fails the attempt once; whoever has not said in time that nothing of its slice is
-left is replaced before the next attempt, and fenced by the epoch in any case.
+left is replaced before the next attempt, and fenced by the epoch in any case. What the epoch can't fence, such as the
+transactions of a broker, one that may live on has let go before the next attempt: it has given itself up by then.
 """
 
 import asyncio
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from typing import Any
 
@@ -90,12 +92,14 @@ class ClusterDeployment:
         self._doubtful: set[int] = set()
         """To be replaced."""
         self._current: RemoteAttempt | None = None
+        self._alone_at = -math.inf
+        """By the clock: when no worker that was taken for dead can have anything of an attempt any more."""
         self._begun_ms: int | None = None
 
     async def __call__(
         self, spec: AttemptSpec, storage: StoredSnapshots, reports: Reports, clock: Clock
     ) -> "RemoteAttempt":
-        await self._ready()
+        await self._ready(clock)
         placement = place(spec.plan, self._workers.count, self._strategy, slots=self._slots)
         epoch = self._epoch(spec, clock)
         attempt = RemoteAttempt(
@@ -109,7 +113,7 @@ class ClusterDeployment:
             raise
         return attempt
 
-    async def _ready(self) -> None:
+    async def _ready(self, clock: Clock) -> None:
         """Raises WorkerLost where one dies meanwhile, who is replaced the next time."""
         replaced = sorted(self._doubtful)
         self._doubtful.clear()
@@ -118,8 +122,15 @@ class ClusterDeployment:
         except BaseException:
             self._doubtful.update(replaced)
             raise
+        await self._alone(clock)
         if self._doubtful:
             raise WorkerLost(f"worker {min(self._doubtful)} has died while the others were started")
+
+    async def _alone(self, clock: Clock) -> None:
+        seconds = self._alone_at - clock.monotonic()
+        if seconds > 0:
+            log.warning("waiting %.1f s: a worker that nobody reaches may live on, and has to give itself up", seconds)
+            await clock.sleep(seconds)
 
     def _epoch(self, spec: AttemptSpec, clock: Clock) -> Epoch:
         """Without checkpoints nobody counts the runs: then the time tells this one from an earlier process's."""
@@ -132,10 +143,13 @@ class ClusterDeployment:
         if self._current is not None:
             self._current.received(peer, message)
 
-    def worker_lost(self, number: int, why: str) -> None:
-        """For whoever knows that a worker's process is dead."""
+    def worker_lost(self, number: int, why: str, *, dead: bool = True) -> None:
+        """For whoever knows that a worker's process is dead; or, if not `dead`, that it is lost for good, though it may
+        live on, and open what would fence its successor: then the next attempt waits until it has given itself up."""
         self._doubtful.add(number)
         if self._current is not None:
+            if not dead:
+                self._alone_at = max(self._alone_at, self._current.given_up_at)
             self._current.lost(number, why)
 
 
@@ -340,6 +354,11 @@ class RemoteAttempt:
 
     def _undelivered(self, peer: int, error: BaseException) -> None:
         self.lost(peer, str(error))
+
+    @property
+    def given_up_at(self) -> float:
+        """By the clock: when a worker that hears nothing from now on has ended its part."""
+        return self._clock.monotonic() + self._watch.lost_after + 2 * self._times.heartbeat
 
     def lost(self, worker: int, why: str) -> None:
         """It fails the attempt, and is not waited for."""

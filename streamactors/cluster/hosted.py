@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
+from streamactors.actors.supervisor import despite_cancellation
 from streamactors.clock import Clock
 from streamactors.errors import ConnectionLost, JobNotRunning
 from streamactors.graph.physical import PhysicalPlan, SubtaskId
@@ -201,11 +202,18 @@ class JobHost:
         self._over = asyncio.Event()
 
     async def run(self) -> None:
-        """Raises nothing that the job does: that is told."""
+        """Raises nothing that the job does: that is told. Whoever cancels it cancels the job."""
         self._job.listeners.append(self._heard)
-        self._task = asyncio.get_running_loop().create_task(self._job.run(), name=f"job {self._job.name}")
-        await asyncio.wait([self._task])
-        error = None if self._task.cancelled() else self._task.exception()
+        task = self._task = asyncio.get_running_loop().create_task(self._job.run(), name=f"job {self._job.name}")
+        try:
+            await asyncio.wait([task])
+        finally:
+            self._cancel()
+            await despite_cancellation(self._ended_by(task))
+
+    async def _ended_by(self, task: "asyncio.Task[None]") -> None:
+        await asyncio.wait([task])
+        error = None if task.cancelled() else task.exception()
         for subscription in self._followed.values():
             subscription.end(error)
         self._ended = Ended(error)
@@ -229,11 +237,17 @@ class JobHost:
         try:
             while self._told <= known.events and self._ended is None and not waited.done():
                 self._woken.clear()
-                woken = asyncio.ensure_future(self._woken.wait())
-                await asyncio.wait([woken, waited], return_when=asyncio.FIRST_COMPLETED)
-                woken.cancel()
+                await self._woken_or(waited)
         finally:
             waited.cancel()
+
+    async def _woken_or(self, waited: asyncio.Future[None]) -> None:
+        woken = asyncio.ensure_future(self._woken.wait())
+        either: list[asyncio.Future[Any]] = [woken, waited]
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            woken.cancel()
 
     def _state(self, known: Known) -> JobState:
         job, first = self._job, max(known.events, self._told - len(self._events))

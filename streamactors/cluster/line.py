@@ -6,7 +6,6 @@ given goes nowhere.
 """
 
 import asyncio
-import contextlib
 from collections import deque
 from typing import Final
 
@@ -108,5 +107,4 @@ class Line:
         self.cut()
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([self._task])
+            await asyncio.wait([self._task])

@@ -34,12 +34,14 @@ from streamactors.time.alignment import AlignmentGroups
 
 @dataclasses.dataclass(frozen=True)
 class Ways:
-    """How a part reaches everything else. `ask`: see `storage.Ask`; `on_lost`: another worker can't be reached."""
+    """How a part reaches everything else. `ask`: see `storage.Ask`; `on_lost`: another worker can't be reached;
+    `check_alive`: see `SinkContext`."""
 
     reports: Reports
     ask: Ask
     on_lost: Callable[[int, BaseException], None]
     alignment: AlignmentGroups
+    check_alive: Callable[[], None]
 
 
 class Home(Protocol):
@@ -98,6 +100,7 @@ class Part:
                 home.clock,
                 elsewhere=_Outlets(spec, placement, exchange),
                 alignment=ways.alignment,
+                check_alive=ways.check_alive,
             )
             closing.push_async_callback(slice.shut_down)
             _admit(slice, placement, exchange)

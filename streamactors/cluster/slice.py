@@ -1,12 +1,14 @@
 """Some of the subtasks of one attempt, in this process: all of them, or one worker's.
 
 Invariants. A channel between two subtasks of the slice is the receiver's mailbox; every other one comes from
-`elsewhere`. Whatever fails while it is put together, no state stays open. Once it is shut down no task of it is left
-but those that swallow their cancellation, and state, emit and storage are dead to these.
+`elsewhere`. Whatever fails while it is put together, no state stays open. Once it is shut down, whether it ever ran or
+not, no state of it is open, and no task left but those that swallow their cancellation: state, emit and storage are
+dead to these.
 """
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import Any, Final
 
 from streamactors.actors.governor import Governor
@@ -23,6 +25,7 @@ from streamactors.runtime.messages import Control, Failed, Reports, Stopped
 from streamactors.runtime.nodes import NodeRuntime
 from streamactors.runtime.snapshot import SnapshotStorage
 from streamactors.runtime.subtask import Subtask
+from streamactors.sinks import alone
 from streamactors.time.alignment import AlignmentGroups
 
 PATIENCE: Final = 10.0
@@ -48,12 +51,14 @@ class Slice:
         *,
         elsewhere: Elsewhere | None = None,
         alignment: AlignmentGroups | None = None,
+        check_alive: Callable[[], None] = alone,
         wrap: ChannelWrapper | None = None,
     ) -> None:
         self._reports = reports
         self._wrap = wrap
         self._elsewhere = elsewhere
         self._supervisor = Supervisor(self._ended)
+        self._started = False
         plan = spec.plan
         self.inputs: Mapping[SubtaskId, Sequence[ChannelId]] = {id: plan.channels_in(id) for id in subtasks}
         """In the order that numbers them in the mailbox."""
@@ -64,7 +69,13 @@ class Slice:
         places = {channel: place for channels in self.inputs.values() for place, channel in enumerate(channels)}
         governor = Governor.of_running_loop(clock.monotonic)
         around = Surroundings(
-            functools.partial(self._channel, places), storage, reports, governor, clock, alignment or AlignmentGroups()
+            functools.partial(self._channel, places),
+            storage,
+            reports,
+            governor,
+            clock,
+            alignment or AlignmentGroups(),
+            check_alive,
         )
         self._names = {str(id): id for id in subtasks}
         self._subtasks: dict[SubtaskId, Subtask] = {}
@@ -85,6 +96,7 @@ class Slice:
             subtask.revoke_state()
 
     def start(self) -> None:
+        self._started = True
         for id, subtask in self._subtasks.items():
             self._supervisor.spawn(str(id), subtask)
 
@@ -127,6 +139,13 @@ class Slice:
             subtask.abandon()
         for stuck in await self._supervisor.shut_down(PATIENCE):
             self._subtasks[self._names[stuck]].revoke_state()
+        if not self._started:  # else each closes itself
+            await self._close_all()
+
+    async def _close_all(self) -> None:
+        async with AsyncExitStack() as stack:  # all of them, whatever fails
+            for subtask in self._subtasks.values():
+                stack.push_async_callback(subtask.close)
 
     def _channel(self, places: Mapping[ChannelId, int], id: ChannelId) -> Channel:
         mailbox = self.mailboxes.get(id.receiver)

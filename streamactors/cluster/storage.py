@@ -9,6 +9,7 @@ the storage is closed, whoever asks: the writers are stopped, and no new one is 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
+from typing import Final
 
 from streamactors.checkpoint import layout
 from streamactors.checkpoint.layout import Place
@@ -26,6 +27,8 @@ from streamactors.runtime.snapshot_storage import StoredSnapshots
 
 Ask = Callable[[Barrier, Sequence[Written]], Awaitable[list[FileHandle | None]]]
 """See `SnapshotStorage.reuse`."""
+REMEMBERED: Final = 1000
+"""Checkpoints. What is so much older than another one that has ended has ended, too."""
 
 
 def restored_from(restored: Restorable) -> RestoredFrom:
@@ -71,6 +74,8 @@ class WorkerSnapshots(StoredSnapshots):
         self._worker = worker
         self._ask = ask
         self._ended: set[int] = set()
+        self._newest = 0
+        """Of those."""
         self._closed = False
 
     async def reuse(self, barrier: Barrier, contents: Sequence[Written]) -> list[FileHandle | None]:
@@ -81,15 +86,24 @@ class WorkerSnapshots(StoredSnapshots):
 
     def completed(self, checkpoint: int) -> None:
         """Nothing is added to it."""
-        self._ended.add(checkpoint)
+        self._note_ended(checkpoint)
         self.writers.pop(checkpoint, None)
 
     async def settle(self, checkpoint: int) -> None:
         """Until nothing is written for it any more."""
-        self._ended.add(checkpoint)
+        self._note_ended(checkpoint)
         writer = self.writers.pop(checkpoint, None)
         if writer is not None:
             await writer.stop()
+
+    def _note_ended(self, checkpoint: int) -> None:
+        self._ended.add(checkpoint)
+        self._newest = max(self._newest, checkpoint)
+        if len(self._ended) > 2 * REMEMBERED:
+            self._ended = {ended for ended in self._ended if ended > self._newest - REMEMBERED}
+
+    def _has_ended(self, checkpoint: int) -> bool:
+        return checkpoint <= self._newest - REMEMBERED or checkpoint in self._ended
 
     async def close(self) -> None:
         self._closed = True
@@ -97,7 +111,7 @@ class WorkerSnapshots(StoredSnapshots):
             await self.settle(checkpoint)
 
     def _writer(self, barrier: Barrier) -> CheckpointWriter:
-        if self._closed or barrier.checkpoint in self._ended or self._files is None:
+        if self._closed or self._has_ended(barrier.checkpoint) or self._files is None:
             raise CheckpointFailed(f"checkpoint {barrier.checkpoint} is no longer in flight")
         writer = self.writers.get(barrier.checkpoint)
         if writer is None:

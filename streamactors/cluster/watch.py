@@ -1,6 +1,7 @@
 """Who of the other processes lives: both sides give signs of life regularly, and whoever is silent too long is lost."""
 
 import asyncio
+import math
 from collections.abc import Callable, Collection
 
 from streamactors.clock import Clock
@@ -26,7 +27,8 @@ class Watch:
         self._beat = beat
         self._on_silent = on_silent
         self._forgiving = forgiving
-        self._lost_after = times.lost_at_start_after
+        self.lost_after = times.lost_at_start_after
+        """Seconds, at present."""
         self._heard = dict.fromkeys(peers, clock.monotonic())
         self._task: asyncio.Task[None] | None = None
 
@@ -35,11 +37,15 @@ class Watch:
 
     def running(self) -> None:
         """No longer starting."""
-        self._lost_after = self._times.lost_after
+        self.lost_after = self._times.lost_after
 
     def heard(self, peer: int) -> None:
         if peer in self._heard:
             self._heard[peer] = self._clock.monotonic()
+
+    def silent(self, peer: int) -> float:
+        """Seconds since it was heard of; no end of them once it was forgotten."""
+        return self._clock.monotonic() - self._heard.get(peer, -math.inf)
 
     def forget(self, peer: int) -> None:
         self._heard.pop(peer, None)
@@ -56,7 +62,7 @@ class Watch:
     def _look(self, peer: int, now: float, paused: float) -> None:
         silent = now - self._heard[peer] - paused
         self._heard[peer] += paused
-        if silent > self._lost_after:
+        if silent > self.lost_after:
             self.forget(peer)
             self._on_silent(peer, silent)
         else:

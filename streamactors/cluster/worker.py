@@ -229,7 +229,7 @@ class Assignment:
         shared, placement = await self._unshipped(message.common)
         restores, backlogs = await self._unshipped(message.own)
         spec: AttemptSpec = dataclasses.replace(shared, restores=restores, backlogs=backlogs)
-        ways = Ways(self._report, self._questions, self._lost_peer, self._alignment)
+        ways = Ways(self._report, self._questions, self._lost_peer, self._alignment, self._check_alive)
         return await Part.assembled(self._worker, self.epoch, spec, placement, message.restored, ways)
 
     async def _unshipped(self, data: bytes) -> Any:
@@ -284,6 +284,16 @@ class Assignment:
     def _lost_peer(self, peer: int, error: BaseException) -> None:
         self._report(Failed(None, error))
 
+    def _check_alive(self) -> None:
+        """Raises ConnectionLost. The watch looks only now and then; and when this process goes on after it has stood
+        still, others may be faster than it."""
+        silent = self._watch.silent(COORDINATOR)
+        if self._ending is not None or silent > self._watch.lost_after:
+            raise ConnectionLost(
+                f"{self._name}: it has ended, or nothing has been heard of the coordinator for {silent:.1f} s: another "
+                "process may have taken its place"
+            )
+
     def _abandon(self, why: str) -> None:
         if self._ending is None:
             log.error("%s: this part of the job is given up: %s", self._name, why)
@@ -305,9 +315,9 @@ class Assignment:
             await self._stop_tasks()
             if self._part is not None:
                 await self._part.close()
-            await self._onlookers.close()
         except Exception as error:
             log.exception("%s: it did not end in peace: %s", self._name, error)
+        await self._onlookers.close()
         await self._watch.stop()
         self._tell_vitals()
         self._line.give(Ended())

@@ -7,16 +7,20 @@ functions within functions go as they are, with what they refer to. Errors go as
 import dataclasses
 import functools
 import inspect
+import pickle
+import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FunctionType, MethodType
-from typing import Any, Final
+from typing import Any, Final, NotRequired, TypedDict, get_origin, is_typeddict
 
 import msgspec
 
 from streamactors.cluster import failures
 from streamactors.deploy.main_script import find_in_script, reference_to
-from streamactors.errors import InvalidDataflow
+from streamactors.errors import ClusterUnfit, InvalidDataflow
+from streamactors.graph.parallelism import Parallelism
+from streamactors.runtime.job import JobSpec
 
 _DEEPEST: Final = 12
 
@@ -41,11 +45,39 @@ def reduced(thing: Any) -> Any:
                 f"the Struct {thing.__qualname__} can't be sent to other processes, since no module has it by name: "
                 "define it at the top of a module, or of the script"
             )
+        if isinstance(thing, type) and is_typeddict(thing) and not _is_importable(thing):
+            return _typed_dict, (thing.__name__, thing.__qualname__, thing.__module__, _items_of(thing))
     if (settings := _CODECS.get(type(thing))) is not None:
         return _codec, (type(thing), {name: getattr(thing, name) for name in settings})
     if isinstance(thing, BaseException):
         return failures.received, (failures.to_send(thing),)
     return NotImplemented
+
+
+def not_here(error: Exception) -> ClusterUnfit:
+    """Of what goes by name, and was not found by it."""
+    return ClusterUnfit(
+        f"the flow's own code can't be loaded on node {platform.node()!r} ({error}): install it there, or hand it "
+        "over with the job, such as by `ray job submit --working-dir .`"
+    )
+
+
+def _items_of(typed_dict: Any) -> Mapping[str, Any]:
+    """Their types, those of its bases among them: whether an item is required depends on where it was declared."""
+    items: Mapping[str, Any] = typed_dict.__annotations__
+    optional = typed_dict.__optional_keys__
+    return {
+        name: NotRequired[type] if name in optional and get_origin(type) is not NotRequired else type
+        for name, type in items.items()
+    }
+
+
+def _typed_dict(name: str, qualname: str, module: str, items: Mapping[str, Any]) -> Any:
+    """A TypedDict says that its base is dict, from which it can't be made again."""
+    make: Any = TypedDict  # for items that are known when it runs
+    made = make(name, dict(items))
+    made.__qualname__, made.__module__ = qualname, module
+    return made
 
 
 def _codec(cls: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
@@ -59,6 +91,17 @@ def _is_importable(thing: type) -> bool:
     return found is thing
 
 
+def refuse_unsendable_job(spec: JobSpec, dumps: Dumps) -> None:
+    """Raises InvalidDataflow, naming the step or resource."""
+    for name, resource in spec.resources.items():
+        refuse_unsendable(f"resources[{name!r}]", resource, dumps)
+    for vertex in spec.plan(spec.config.max_parallelism, Parallelism(spec.config.parallelism)).vertices:
+        for node in vertex.nodes:
+            name = "" if node.name == node.uid else f" ({node.name})"
+            refuse_unsendable(f"step {node.uid!r}{name}", node.spec, dumps)
+    refuse_unsendable("the flow", spec, dumps)
+
+
 def refuse_unsendable(what: str, thing: Any, dumps: Dumps) -> None:
     """Raises InvalidDataflow, naming what of `thing` it is, if it can't be sent to other processes."""
     error = _failure(thing, dumps)
@@ -68,10 +111,22 @@ def refuse_unsendable(what: str, thing: Any, dumps: Dumps) -> None:
     if isinstance(error, InvalidDataflow):
         raise InvalidDataflow(f"{what}: {error}")
     where = f"{' → '.join(names)}, " if names else ""
+    advice = "" if _refuses_by_itself(culprit) else "; make it where it is used, in open()"
     raise InvalidDataflow(
         f"{what} can't be sent to other processes: it holds {where}a {type(culprit).__qualname__} "
-        f"({_failure(culprit, dumps) or error}); make it where it is used, in open()"
+        f"({_failure(culprit, dumps) or error}){advice}"
     ) from error
+
+
+def _refuses_by_itself(thing: Any) -> bool:
+    """Whether its own class does so, and says why: not because of something in it."""
+    if not isinstance(getattr(type(thing), "__reduce__", None), FunctionType):
+        return False
+    try:
+        thing.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+    except Exception:  # whatever its class raises
+        return True
+    return False
 
 
 def _failure(thing: Any, dumps: Dumps) -> Exception | None:
@@ -86,6 +141,8 @@ def _culprit(thing: Any, dumps: Dumps) -> tuple[list[str], Any]:
     """The innermost part that can't go, and the names that lead to it."""
     names: list[str] = []
     for _ in range(_DEEPEST):
+        if _refuses_by_itself(thing):
+            break
         found = next(((name, part) for name, part in _parts(thing) if _failure(part, dumps) is not None), None)
         if found is None:
             break

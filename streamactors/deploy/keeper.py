@@ -25,8 +25,9 @@ from streamactors.runtime.job import Job, JobSpec
 
 log = logging.getLogger("streamactors.job")
 
-TOLD_WITHIN: Final = 120.0
-"""Seconds after which a keeper that nobody tells what to run is gone: who has started it has died meanwhile."""
+TOLD_WITHIN: Final = 30.0
+"""Seconds after which a keeper that nobody tells what to run is gone: who has started it has died meanwhile. Shorter
+than what another one of the same name waits for it."""
 ANSWERED_WITHIN: Final = 5.0
 """Seconds that answers under way may take once the job has ended."""
 
@@ -98,6 +99,8 @@ class Keeper:
         self._ship = ship
         self._clock = clock
         self._key = submission_key(flow, token)
+        self.has_job = False
+        """Whether it has been told what to run, or the one before was."""
         self._name = clock.token().encode()
         """Of this keeper among those of the same token."""
         loop = asyncio.get_running_loop()
@@ -135,6 +138,7 @@ class Keeper:
             if (submission := await self._first()) is None:
                 return
         else:
+            self.has_job = True
             submission = self._next(self._unship(stored))
         async with self._deployed(submission) as job:
             await self._keep(job, submission)
@@ -257,6 +261,7 @@ class Keeper:
         keeps it from."""
         if not self._given.done():
             self._given.set_result(submission)
+            self.has_job = True
         await asyncio.shield(self._settled)
 
     async def request(self, method: str, path: str, body: bytes) -> Answer | None:

@@ -7,20 +7,16 @@ A detached coordinator belongs to nobody: it keeps what it needs in Ray's own ke
 """
 
 import asyncio
-import contextlib
 import dataclasses
-import importlib.metadata
 import io
 import logging
-import math
 import os
-import platform
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
 
-import msgspec
 import ray
 from ray import cloudpickle
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
@@ -29,49 +25,35 @@ from ray.experimental import internal_kv
 from streamactors.clock import SYSTEM, Clock, uninterrupted
 from streamactors.cluster.deployed import ClusterDeployment
 from streamactors.cluster.held import HeldJob
-from streamactors.cluster.hosted import (
-    CancelJob,
-    Follow,
-    JobHost,
-    JobState,
-    Known,
-    NextValues,
-    QueryState,
-    Request,
-    StopJob,
-)
-from streamactors.cluster.sockets import Door, Way
-from streamactors.cluster.wire import COORDINATOR, DATA, header_of
+from streamactors.cluster.hosted import JobHost
+from streamactors.cluster.sockets import Door
+from streamactors.cluster.wire import COORDINATOR
 from streamactors.cluster.worker import Worker
 from streamactors.cluster.workers import Times
 from streamactors.config import Ray, Restart
-from streamactors.deploy.code import reduced, refuse_unsendable
-from streamactors.deploy.detached import (
-    END_KEPT,
-    SUBMISSIONS,
-    Answer,
-    Ending,
-    address_of,
-    ending_key,
-    flow_of,
-    keeper_key,
-    refuse_to_detach,
-    submission_key,
-)
+from streamactors.deploy.addresses import REACHED_WITHIN, reach, unconnected
+from streamactors.deploy.code import not_here, reduced, refuse_unsendable_job
+from streamactors.deploy.collected import CollectingSink, Pieces, RemoteShelf, gathered
+from streamactors.deploy.detached import Answer, address_of, keeper_key, refuse_to_detach, submission_key
+from streamactors.deploy.driver import RemoteHost
+from streamactors.deploy.folder import go_to
 from streamactors.deploy.keeper import Attend, Keeper, Submission
+from streamactors.deploy.lookup import DetachedJobs
 from streamactors.deploy.main_script import refuse_while_loading
+from streamactors.deploy.peers import PeerWire
+from streamactors.deploy.room import Resources, of_one_worker, own_node, wait_for_room, what_lacks
+from streamactors.deploy.sigterm import take_back_sigterm
+from streamactors.deploy.versions import About, about, refuse_another
 from streamactors.errors import (
-    CheckpointFailed,
     ClusterUnfit,
     ConnectionLost,
     InvalidConfig,
     JobFailed,
-    JobNotRunning,
     StreamactorsError,
+    TransactionLost,
 )
-from streamactors.graph.parallelism import Parallelism
 from streamactors.runtime.job import Job, JobSpec
-from streamactors.settings import redacted
+from streamactors.sinks import WriterSink
 
 log = logging.getLogger("streamactors.ray")
 
@@ -83,8 +65,6 @@ MANY: Final = 10_000
 OBJECT_STORE: Final = 256 << 20
 """Bytes, of a Ray that is started for one job: messages are there on their way, and nothing else."""
 FIRST_LOOK: Final = 0.2
-REACHED_WITHIN: Final = 10.0
-"""Seconds for a connection to the cluster's address."""
 NAME_KEPT: Final = 10.0
 """Seconds that an actor which is gone may keep its name for."""
 LET_GO: Final = 5.0
@@ -93,6 +73,8 @@ LOOKED_AFTER: Final = 2.0
 """Seconds between two looks of a coordinator at whether it still is one."""
 HANDOVER: Final = 60.0
 """Seconds in which one that is none any more has found that out, and ended, on a busy machine."""
+NODE_DEATH: Final = "its node has died"
+"""In what Ray says of an actor whose node is lost to the cluster, though its process may live on."""
 
 
 # ---------------------------------------------------------------------------------------------------- objects as bytes
@@ -115,42 +97,80 @@ def loads(data: bytes) -> Any:
     try:
         return cloudpickle.loads(data)
     except (ImportError, AttributeError) as error:
-        raise ClusterUnfit(
-            f"the flow's own code can't be loaded on node {platform.node()!r} ({error}): install it there, or hand it "
-            "over with the job, such as by `ray job submit --working-dir .`"
-        ) from error
+        raise not_here(error) from error
 
 
 # --------------------------------------------------------------------------------------------------------------- driver
 def held_on_ray(spec: JobSpec, settings: Ray, clock: Clock = SYSTEM) -> HeldJob:
     """A job that runs on Ray, held here. Raises InvalidDataflow for what can't be sent there."""
     refuse_while_loading()
-    _refuse_unsendable(spec)
+    refuse_unsendable_job(spec, dumps)
     return HeldJob(spec.name, spec.config, lambda: _hosted(spec, settings, clock))
 
 
-def _refuse_unsendable(spec: JobSpec) -> None:
-    for name, resource in spec.resources.items():
-        refuse_unsendable(f"resources[{name!r}]", resource, dumps)
-    for vertex in spec.plan(spec.config.max_parallelism, Parallelism(spec.config.parallelism)).vertices:
-        for node in vertex.nodes:
-            name = "" if node.name == node.uid else f" ({node.name})"
-            refuse_unsendable(f"step {node.uid!r}{name}", node.spec, dumps)
-    refuse_unsendable("the flow", spec, dumps)
+async def collect_on_ray(
+    spec_of: Callable[[WriterSink[Any]], JobSpec], settings: Ray, clock: Clock = SYSTEM
+) -> list[Any]:
+    """Run a job on Ray to its end, and return what has come to the sink that `spec_of` is given."""
+    refuse_while_loading()
+    name = f"streamactors/collected/{clock.token()}"
+    spec = spec_of(CollectingSink(RemoteShelf(name, _CollectorCall(name), dumps)))
+    refuse_unsendable_job(spec, dumps)
+    values: list[Any] = []
+    await HeldJob(spec.name, spec.config, lambda: _collecting(spec, settings, name, values, clock)).run()
+    return values
 
 
 @asynccontextmanager
-async def _hosted(spec: JobSpec, settings: Ray, clock: Clock) -> AsyncIterator["_RayHost"]:
+async def _collecting(
+    spec: JobSpec, settings: Ray, name: str, values: list[Any], clock: Clock
+) -> AsyncIterator[RemoteHost]:
+    """Where the job succeeds, `values` have come on leaving."""
+    async with _connected(settings, clock):
+        options = {"num_cpus": 0, "max_concurrency": MANY, "namespace": NAMESPACE}
+        collector = await _created(StreamactorsCollector, name, options, clock)
+        try:
+            async with _hosted(spec, settings, clock) as host:
+                yield host
+            values += await gathered(partial(_CollectorCall(name), "at"), loads)
+        finally:
+            await uninterrupted(clock.run_blocking(ray.kill, collector))
+
+
+class _CollectorCall:
+    """See `collected.Call`. To other processes it goes as a name."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._actor: Any = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _CollectorCall, (self._name,)
+
+    async def __call__(self, method: str, *arguments: Any) -> Any:
+        try:
+            if self._actor is None:
+                self._actor = await SYSTEM.run_blocking(ray.get_actor, self._name, NAMESPACE)
+            return await self._actor.call.remote(method, *arguments)
+        except (ValueError, ActorDiedError) as error:
+            raise TransactionLost("collect: the process that held what was collected has died: run it again") from error
+        except RayActorError as error:
+            raise ConnectionLost(_in_a_line(error)) from error
+
+
+@asynccontextmanager
+async def _hosted(spec: JobSpec, settings: Ray, clock: Clock) -> AsyncIterator[RemoteHost]:
     begun = clock.monotonic()
     async with _connected(settings, clock):
         log.info("%s: connected to Ray in %.1f s", spec.name, clock.monotonic() - begun)
-        await _fits(settings, clock)
-        host = _RayHost(spec, settings, clock)
+        await wait_for_room(settings, lambda: _nodes(clock), clock)
+        actor = await _coordinator(StreamactorsCoordinator, spec.name, clock, max_restarts=-1)
+        host = RemoteHost(spec, settings, _RayCoordinator(actor), dumps, loads, clock)
         try:
             await host.begin()
             yield host
         finally:
-            await uninterrupted(clock.run_blocking(host.end))
+            await uninterrupted(clock.run_blocking(ray.kill, actor, no_restart=True))  # the workers go with it
 
 
 @asynccontextmanager
@@ -162,47 +182,13 @@ async def _connected(settings: Ray, clock: Clock, *, logs: bool = True) -> Async
         return
     address = address_of(settings)
     if address is not None:
-        await _reach(address)
-    await uninterrupted(clock.run_blocking(_connect, settings, address, logs))
-    _take_back_sigterm()
+        await reach(address)
     try:
+        await uninterrupted(clock.run_blocking(_connect, settings, address, logs))
+        take_back_sigterm()
         yield
-    finally:
+    finally:  # also where it was cancelled, or failed, half-way
         await uninterrupted(clock.run_blocking(ray.shutdown))
-
-
-def _take_back_sigterm() -> None:
-    """Ray has put a handler of its own below that of Python: it would end the process three seconds after a SIGTERM,
-    whatever is still to be done, such as a last checkpoint."""
-    handler = signal.getsignal(signal.SIGTERM)
-    if handler is None:
-        return
-    try:
-        signal.signal(signal.SIGTERM, handler)
-    except ValueError:
-        return  # not the main thread: neither has Ray put one there
-    if callable(handler):
-        signal.siginterrupt(signal.SIGTERM, False)  # as it is with a loop's
-
-
-async def _reach(address: str) -> None:
-    """Raises ClusterUnfit at once, where Ray would go on trying for minutes."""
-    if address.startswith("ray://"):
-        raise ClusterUnfit(
-            f"ray.address = {redacted(address)!r}: jobs don't run over Ray Client: give 'auto' on a node of the "
-            "cluster, or submit the job (ray job submit)"
-        )
-    host, _, port = address.rpartition(":")
-    if not port.isdigit():
-        return
-    try:
-        async with asyncio.timeout(REACHED_WITHIN):
-            _, writer = await asyncio.open_connection(host, int(port))
-    except (OSError, TimeoutError) as error:
-        raise ClusterUnfit(_unconnected(address, error)) from error
-    writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
 
 
 def _connect(settings: Ray, address: str | None, logs: bool) -> None:
@@ -214,163 +200,61 @@ def _connect(settings: Ray, address: str | None, logs: bool) -> None:
                 address="local",
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE,
-                **_own_resources(settings),
+                **own_node(settings),
                 **common,
             )
         else:
             ray.init(address=address, **common)
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        raise ClusterUnfit(_unconnected(address, error)) from error
+    except Exception as error:  # Ray has no class of its own for all of them
+        raise ClusterUnfit(unconnected(address, error)) from error
 
 
-def _unconnected(address: str | None, error: Exception) -> str:
-    if address is None:
-        return f"Ray could not be started on this machine: {error}"
-    if "ersion mismatch" in str(error):
-        return f"ray.address = {address!r}: {error}"
-    return (
-        f"ray.address = {address!r}: no Ray cluster answers there ({type(error).__name__}): start one by "
-        "`ray start --head`, correct the address, or leave it out for a Ray of this machine alone"
-    )
+async def _nodes(clock: Clock) -> list[Resources]:
+    """What each that lives has."""
+    return [node["Resources"] for node in await clock.run_blocking(ray.nodes) if node["Alive"]]
 
 
-def _own_resources(settings: Ray) -> dict[str, Any]:
-    """Of a Ray that is started for this job: as much as its workers take."""
-    each = dict(settings.each)
-    cpus = math.ceil(max(os.cpu_count() or 1, each["CPU"] * settings.workers))
-    own = {name: amount * settings.workers for name, amount in each.items() if name not in ("CPU", "GPU", "memory")}
-    return {"num_cpus": cpus, "resources": own}
+async def _told_to_begin(coordinator: Any, arguments: bytes) -> bytes:
+    """It may have been started on any node, and what it is told is code. Raises RayActorError and ClusterUnfit."""
+    refuse_another("the coordinator", await coordinator.about.remote(), about(), "its driver")
+    return bytes(await coordinator.begin.remote(arguments))
 
 
-async def _fits(settings: Ray, clock: Clock) -> None:
-    """Waits for a cluster that grows. Raises ClusterUnfit, telling what is missing."""
-    until = clock.monotonic() + settings.patience.total_seconds()
-    pause = FIRST_LOOK
-    while (lacking := _lacking(settings, await clock.run_blocking(ray.nodes))) is not None:
-        if clock.monotonic() >= until:
-            raise ClusterUnfit(lacking)
-        log.info("%s; waiting", lacking)
-        await clock.sleep(pause)
-        pause = min(2 * pause, 5.0)
+@dataclass(frozen=True)
+class _RayCoordinator:
+    """See `driver.Coordinator` and `lookup.Found`."""
 
+    actor: Any
 
-def _lacking(settings: Ray, nodes: Collection[Mapping[str, Any]]) -> str | None:
-    room = sum(_room(node["Resources"], settings.each) for node in nodes if node["Alive"])
-    if room >= settings.workers:
-        return None
-    each = ", ".join(f"{name}={amount:g}" for name, amount in settings.each.items())
-    alive = [node["Resources"] for node in nodes if node["Alive"]]
-    there = "; ".join(", ".join(f"{name}={has.get(name, 0):g}" for name in settings.each) for has in alive)
-    return (
-        f"{settings.workers} workers with {each} each don't fit: there is room for {room} "
-        f"(nodes: {there or 'none'}); add nodes, or ask for less by Ray(workers=…, resources=…)"
-    )
-
-
-def _room(has: Mapping[str, float], each: Mapping[str, float]) -> int:
-    """How many workers a node could hold, if it held nothing else."""
-    shares = [has.get(name, 0.0) / amount for name, amount in each.items() if amount]
-    return int(min(shares, default=float(MANY)) + 1e-9)
-
-
-class _RayHost:
-    """The coordinator, as the driver reaches it."""
-
-    def __init__(self, spec: JobSpec, settings: Ray, clock: Clock) -> None:
-        self._spec = spec
-        self._settings = settings
-        self._clock = clock
-        self._actor: Any = None
-        self._rest = settings, logging.getLogger("streamactors").getEffectiveLevel()
-        self._settled = False
-        """Whether the job is known to go on from its storage, if it has to begin again."""
-
-    async def begin(self) -> None:
-        self._actor = await _coordinator(StreamactorsCoordinator, self._spec.name, self._clock, max_restarts=-1)
+    async def begin(self, arguments: bytes) -> bytes:
         try:
-            await self._answer("begin", self._spec, *self._rest)
+            return await _told_to_begin(self.actor, arguments)
         except ActorUnavailableError as error:
-            await self._begin_again(error)
+            raise ConnectionLost(_in_a_line(error)) from error
         except RayActorError as error:
-            raise _unstarted("the coordinator", error) from error
+            unstarted = _unstarted("the coordinator", error)
+            raise unstarted if isinstance(unstarted, ClusterUnfit) else JobFailed(str(unstarted)) from error
 
-    async def tell(self, known: Known) -> JobState:
-        while True:
-            try:
-                state: JobState = await self._answer("tell", known)
-            except (RayActorError, ConnectionLost) as error:
-                await self._begin_again(error)
-                continue
-            self._settled = self._settled or state.settled
-            return state
+    async def begin_again(self, arguments: bytes) -> bytes:
+        try:
+            return await _told_to_begin(self.actor, arguments)
+        except RayActorError as error:
+            raise ConnectionLost(_in_a_line(error)) from error
 
-    async def ask(self, request: Request) -> Any:
-        while True:
-            try:
-                return await self._answer("ask", request)
-            except (RayActorError, ConnectionLost) as error:
-                if not _may_be_asked_again(request):
-                    raise _unanswered(request) from error
-                await self._begin_again(error)
+    async def call(self, method: str, arguments: bytes) -> bytes:
+        try:
+            return bytes(await getattr(self.actor, method).remote(arguments))
+        except RayActorError as error:
+            raise ConnectionLost(_in_a_line(error)) from error
 
-    async def _answer(self, method: str, *arguments: Any) -> Any:
-        succeeded, answer = loads(await getattr(self._actor, method).remote(dumps(arguments)))
-        if not succeeded:
-            raise answer
+    async def request(self, method: str, path: str, body: bytes) -> Answer | None:
+        try:
+            answer: Answer | None = await self.actor.request.remote(method, path, body)
+        except ActorUnavailableError as error:
+            raise ConnectionLost(_in_a_line(error)) from error
+        except RayActorError:
+            return None
         return answer
-
-    async def _begin_again(self, error: Exception) -> None:
-        """Ray starts the coordinator anew; the job in it goes on from its storage."""
-        if self._spec.config.effective_restart == Restart.none():
-            raise JobFailed(f"job {self._spec.name!r}: the coordinator has died, and restarts are off") from error
-        if self._spec.config.execution == "batch":
-            raise JobFailed(
-                f"job {self._spec.name!r}: the coordinator has died, and whether the output is visible is not known: "
-                "remove what there is of it, and start the job again"
-            ) from error
-        if not self._settled and not (self._spec.restore == "latest" and not self._spec.fresh):
-            raise JobFailed(
-                f"job {self._spec.name!r}: the coordinator died before the job ran, so that it is not known whether "
-                f"restore={self._spec.restore!r}, fresh={self._spec.fresh} has been recorded: start it again"
-            ) from error
-        log.warning("%s: the coordinator has died, and is started again: %s", self._spec.name, _in_a_line(error))
-        again = dataclasses.replace(self._spec, restore="latest", fresh=False, claim=False)
-        until = self._clock.monotonic() + self._settings.patience.total_seconds()
-        while True:
-            try:
-                await self._answer("begin", again, *self._rest)
-            except RayActorError as failure:
-                if self._clock.monotonic() >= until:
-                    raise JobFailed(f"job {self._spec.name!r}: the coordinator could not be started again") from failure
-                await self._clock.sleep(FIRST_LOOK)
-            else:
-                return
-
-    def end(self) -> None:
-        """The workers go with it."""
-        if self._actor is not None:
-            ray.kill(self._actor, no_restart=True)
-
-
-def _may_be_asked_again(request: Request) -> bool:
-    """Of a coordinator that knows nothing of it, though the one before may have done it, or a half of it."""
-    return isinstance(request, CancelJob | QueryState | StopJob | Follow) and not _takes_savepoint(request)
-
-
-def _takes_savepoint(request: Request) -> bool:
-    """Its folder may hold a half of it."""
-    return isinstance(request, StopJob) and request.savepoint is not None
-
-
-def _unanswered(request: Request) -> StreamactorsError:
-    if _takes_savepoint(request):  # the job goes on: nobody is to wait for its end
-        return ConnectionLost(
-            "the coordinator has died while the job stopped, which goes on: stop it again, with a new folder for the "
-            "savepoint"
-        )
-    if isinstance(request, NextValues):  # and the holder follows its successor
-        return ConnectionLost("the coordinator has died meanwhile")
-    return CheckpointFailed("the coordinator has died meanwhile: ask again once it is back")
 
 
 # ------------------------------------------------------------------------------------------------------------- detached
@@ -380,20 +264,23 @@ async def detach_on_ray(spec: JobSpec, settings: Ray, attend: Attend, clock: Clo
     """
     refuse_while_loading()
     refuse_to_detach(spec.config)
-    _refuse_unsendable(spec)
+    refuse_unsendable_job(spec, dumps)
     level = logging.getLogger("streamactors").getEffectiveLevel()
     submission = dumps(Submission(spec, settings, level, attend))
     async with _connected(settings, clock):
-        await _fits(settings, clock)
+        await wait_for_room(settings, lambda: _nodes(clock), clock)
         token = clock.token()
         restarts = 0 if spec.config.effective_restart == Restart.none() or spec.config.checkpoints is None else -1
         of, rest = StreamactorsDetachedCoordinator, {"max_restarts": restarts, "lifetime": "detached"}
         actor = await _coordinator(of, spec.name, clock, spec.name, token, **rest)
         try:
             await _begun(actor, submission, settings, clock)
-        except BaseException:
+        except BaseException as error:
             await uninterrupted(_given_up(actor, spec.name, token, clock))
+            if isinstance(error, asyncio.CancelledError):
+                log.warning("%s: interrupted before it ran: nothing of it is left on the cluster", spec.name)
             raise
+        log.info("%s: runs, detached, whatever becomes of this process", spec.name)
 
 
 async def _begun(actor: Any, submission: bytes, settings: Ray, clock: Clock) -> None:
@@ -401,7 +288,7 @@ async def _begun(actor: Any, submission: bytes, settings: Ray, clock: Clock) -> 
     until = clock.monotonic() + settings.patience.total_seconds()
     while True:
         try:
-            failure: Exception | None = loads(await actor.begin.remote(submission))
+            failure: Exception | None = loads(await _told_to_begin(actor, submission))
         except ActorUnavailableError as error:
             if clock.monotonic() >= until:
                 raise _unstarted("the coordinator", error) from error
@@ -447,96 +334,23 @@ class _RayStore:
 
 
 @contextmanager
-def cluster_at(address: str) -> Iterator["RayCluster"]:
+def cluster_at(address: str) -> Iterator[DetachedJobs]:
     """Blocks, as all that it gives does. Raises ClusterUnfit."""
     with asyncio.Runner() as runner:
         connected = _connected(Ray(workers=1, address=address), SYSTEM, logs=False)
         runner.run(connected.__aenter__())
         try:
-            yield RayCluster(SYSTEM)
+            yield DetachedJobs(_RayStore(SYSTEM), _found, SYSTEM)
         finally:
             runner.run(connected.__aexit__(None, None, None))
 
 
-class RayCluster:
-    """Its detached jobs. See `detached.Cluster`."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._store = _RayStore(clock)
-
-    def flows(self) -> list[str]:
-        return asyncio.run(self._flows())
-
-    def ask(self, flow: str, method: str, path: str, body: bytes, timeout: float | None) -> Answer:
-        return asyncio.run(self._ask(flow, method, path, body, timeout))
-
-    def ending(self, flow: str) -> Ending | None:
-        return asyncio.run(self._ending(flow))
-
-    async def _flows(self) -> list[str]:
-        found = await self._store.keys(SUBMISSIONS)
-        return sorted({flow_of(key) for key in found if await self._actor(flow_of(key)) is not None})
-
-    async def _actor(self, flow: str) -> Any:
-        """None where there is none."""
-        try:
-            return await self._clock.run_blocking(ray.get_actor, _coordinator_name(flow), NAMESPACE)
-        except ValueError:
-            return None
-
-    async def _ask(self, flow: str, method: str, path: str, body: bytes, timeout: float | None) -> Answer:
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._answer(flow, method, path, body)
-        except ActorUnavailableError as error:
-            raise ConnectionLost(
-                f"the coordinator of {flow!r} has died meanwhile, and is started again: whether it was done is not "
-                "known: look, and ask again"
-            ) from error
-
-    async def _answer(self, flow: str, method: str, path: str, body: bytes) -> Answer:
-        while True:
-            actor = await self._actor(flow)
-            try:
-                answer: Answer | None = None if actor is None else await actor.request.remote(method, path, body)
-            except ActorUnavailableError:
-                if method != "GET":
-                    raise
-                await self._clock.sleep(FIRST_LOOK)
-                continue
-            except RayActorError:
-                answer = None
-            if answer is None:
-                raise JobNotRunning(f"job {flow!r} is not running any more")
-            return answer
-
-    async def _ending(self, flow: str) -> Ending | None:
-        stored = await self._store.get(ending_key(flow))
-        if stored is not None:
-            ending = msgspec.msgpack.decode(stored, type=Ending)
-            if ending.ended_ms + END_KEPT * 1000 > self._clock.time_ms():
-                return ending
-            await self._store.delete(ending_key(flow))
-            return None
-        return await self._killed(flow)
-
-    async def _killed(self, flow: str) -> Ending | None:
-        """Where a coordinator is gone for good, and could not say so."""
-        left = await self._store.keys(submission_key(flow, ""))
-        if not left or await self._actor(flow) is not None:
-            return None
-        for key in left + await self._store.keys(keeper_key(flow, "")):
-            await self._store.delete(key)
-        ending = Ending(
-            flow=flow,
-            token="",
-            ended_ms=self._clock.time_ms(),
-            status="failed",
-            error="its coordinator was killed, or has died where restarts or checkpoints are off",
-        )
-        await self._store.put(ending_key(flow), msgspec.msgpack.encode(ending))
-        return ending
+async def _found(flow: str) -> _RayCoordinator | None:
+    """None where there is none."""
+    try:
+        return _RayCoordinator(await SYSTEM.run_blocking(ray.get_actor, _coordinator_name(flow), NAMESPACE))
+    except ValueError:
+        return None
 
 
 # ------------------------------------------------------------------------------------------------------- between actors
@@ -576,9 +390,9 @@ async def _created(of: type, name: str, options: dict[str, Any], clock: Clock, *
     while True:
         try:
             return ray.remote(of).options(name=name, **options).remote(*arguments)
-        except ValueError as error:
+        except ValueError:
             if clock.monotonic() >= until:
-                raise ConnectionLost(f"there is an actor {name!r} on the cluster already") from error
+                raise ConnectionLost(f"there is an actor {name!r} on the cluster already") from None
             await clock.sleep(FIRST_LOOK)
 
 
@@ -589,56 +403,25 @@ def _unstarted(what: str, error: RayError) -> StreamactorsError:
     return ConnectionLost(f"{what} has died on starting: {_in_a_line(error)}")
 
 
-class _RayWire:
-    """`peers`: by their numbers; changed where a worker is replaced."""
+@dataclass(frozen=True)
+class _RayPeer:
+    """See `peers.Peer`."""
 
-    def __init__(self, me: int) -> None:
-        self.me = me
-        self.peers: dict[int, Any] = {}
-        self._ways: dict[int, tuple[Any, Way | None]] = {}
-        """By peer: which actor it leads to."""
+    actor: Any
 
-    async def call(self, peer: int, message: bytes) -> None:
-        """Raises ConnectionLost."""
-        actor = self.peers.get(peer)
-        if actor is None:
-            raise ConnectionLost(f"there is no worker {peer} at present")
+    async def take(self, sender: int, message: bytes) -> str | None:
         try:
-            if (way := await self._way(peer, actor, message)) is not None:
-                await way.call(message)
-                return
-            refused = await actor.take.remote(self.me, message)
+            refused: str | None = await self.actor.take.remote(sender, message)
         except RayError as error:
             raise ConnectionLost(f"{type(error).__name__}: {error}") from error
-        if refused is not None:
-            raise ConnectionLost(refused)
+        return refused
 
-    async def _way(self, peer: int, actor: Any, message: bytes) -> Way | None:
-        """What workers on one node tell each other goes past Ray, whose calls cost a millisecond each."""
-        if header_of(message).plane != DATA:
-            return None
-        known, way = self._ways.get(peer, (None, None))
-        if known != actor:
-            if way is not None:
-                way.close()
-            self._ways[peer] = actor, None  # what is sent before it is found, or where there is none, goes by Ray
-            way = await _way_to(actor, self.me)
-            self._ways[peer] = actor, way
-        return None if way is None or way.broken else way
-
-
-async def _way_to(actor: Any, me: int) -> Way | None:
-    """Raises RayError."""
-    node, name = await actor.door.remote()
-    if name is None or node != _node():
-        return None
-    way = Way(me)
-    try:
-        await way.connect(name)
-    except ConnectionLost as error:
-        log.warning("worker %d reaches another one of its node by Ray alone: %s", me, error)
-        return None
-    return way
+    async def door(self) -> str | None:
+        try:
+            node, name = await self.actor.door.remote()
+        except RayError as error:
+            raise ConnectionLost(f"{type(error).__name__}: {error}") from error
+        return name if node == _node() else None
 
 
 def _node() -> str:
@@ -660,39 +443,23 @@ def _log_as(level: int) -> None:
     logging.getLogger("streamactors").setLevel(level)
 
 
-class About(NamedTuple):
-    """Where a process of a job runs, and what has to be the same in all of them."""
+# ------------------------------------------------------------------------------------------------------------ collector
+class StreamactorsCollector(Pieces):
+    """The actor that holds what `collect` gathers. It belongs to the driver: the job may lose all others."""
 
-    node: str
-    python: str
-    streamactors: str
-    msgspec: str
-
-
-def about() -> About:
-    python = ".".join(platform.python_version_tuple()[:2])
-    versions = (importlib.metadata.version(package) for package in ("streamactors", "msgspec"))
-    return About(platform.node(), python, *versions)
-
-
-def refuse_another(number: int, there: About, here: About) -> None:
-    """Raises ClusterUnfit where a worker's node has not what the coordinator's has."""
-    for what, its, ours in list(zip(About._fields, there, here, strict=True))[1:]:
-        if its != ours:
-            raise ClusterUnfit(
-                f"worker {number} runs with {what} {its} on node {there.node!r}, and the job with {what} {ours} on "
-                f"node {here.node!r}: install the same on every node"
-            )
+    def __repr__(self) -> str:
+        return "collector"
 
 
 # --------------------------------------------------------------------------------------------------------------- worker
 class StreamactorsWorker:
     """The actor that holds a slice of the job's subtasks."""
 
-    def __init__(self, number: int, level: int) -> None:
+    def __init__(self, number: int, level: int, folder: str) -> None:
         _log_as(level)
+        go_to(folder)
         self._number = number
-        self._wire = _RayWire(number)
+        self._wire = PeerWire(number)
         self._worker: Worker | None = None
         self._door: Door | None = None
 
@@ -704,7 +471,7 @@ class StreamactorsWorker:
 
     async def meet(self, peers: Mapping[int, Any]) -> None:
         """Those that there are by now, itself among them."""
-        self._wire.peers = dict(peers)
+        self._wire.peers = {number: _RayPeer(actor) for number, actor in peers.items()}
         if self._worker is None:
             self._worker = Worker(self._number, self._wire, unship=loads, times=TIMES)
             self._door = Door(self._worker.received, SYSTEM)
@@ -725,15 +492,19 @@ class StreamactorsWorker:
 
 
 class _RayWorkers:
-    """The workers of one job, which belong to this process. `lost` is told the number of one that dies, and why."""
+    """The workers of one job, which belong to this process. `lost` is told the number of one that dies, why, and
+    whether it is dead for certain."""
 
-    def __init__(self, flow: str, settings: Ray, wire: _RayWire, level: int, clock: Clock) -> None:
-        self.lost: Callable[[int, str], None] = lambda number, why: None
-        self._flow = flow
+    def __init__(self, spec: JobSpec, settings: Ray, wire: PeerWire, level: int, clock: Clock) -> None:
+        self.lost: Callable[[int, str, bool], None] = lambda number, why, dead: None
+        self._flow = spec.name
+        self._folder = spec.folder
         self._settings = settings
         self._wire = wire
         self._level = level
         self._clock = clock
+        self._me = ray.get_runtime_context().current_actor
+        self._actors: dict[int, Any] = {}
         self._watching: dict[int, asyncio.Task[None]] = {}
 
     @property
@@ -754,11 +525,10 @@ class _RayWorkers:
         try:
             async with asyncio.timeout(self._settings.patience.total_seconds()):
                 await asyncio.gather(*map(self._check, missing))
-                workers = {number: self._wire.peers[number] for number in range(self.count)}
-                peers = {**workers, COORDINATOR: self._wire.peers[COORDINATOR]}
-                await asyncio.gather(*(worker.meet.remote(peers) for worker in workers.values()))
+                peers = {**self._actors, COORDINATOR: self._me}
+                await asyncio.gather(*(worker.meet.remote(peers) for worker in self._actors.values()))
         except TimeoutError as error:
-            lacking = _lacking(self._settings, await self._clock.run_blocking(ray.nodes))
+            lacking = what_lacks(self._settings, await _nodes(self._clock))
             raise ConnectionLost(
                 lacking
                 or f"not all of {self.count} workers have started within {self._settings.patience}: is the "
@@ -769,36 +539,29 @@ class _RayWorkers:
         log.info("%s: %d workers started in %.1f s", self._flow, len(missing), self._clock.monotonic() - begun)
 
     async def _start(self, number: int) -> None:
-        each = dict(self._settings.each)
-        options = {
-            "num_cpus": each.pop("CPU"),
-            "num_gpus": each.pop("GPU", 0.0),
-            "memory": each.pop("memory", None),
-            "resources": each,
-            "max_concurrency": MANY,
-            "namespace": NAMESPACE,
-            "scheduling_strategy": "SPREAD",
-        }
+        options = of_one_worker(self._settings)
+        options |= {"max_concurrency": MANY, "namespace": NAMESPACE, "scheduling_strategy": "SPREAD"}
         name = f"streamactors/{self._flow}/worker-{number}"
-        actor = await _created(StreamactorsWorker, name, options, self._clock, number, self._level)
-        self._wire.peers[number] = actor
+        actor = await _created(StreamactorsWorker, name, options, self._clock, number, self._level, self._folder)
+        self._actors[number], self._wire.peers[number] = actor, _RayPeer(actor)
         watching = asyncio.get_running_loop().create_task(self._watch(number, actor), name=f"watching {name}")
         self._watching[number] = watching
 
     async def _check(self, number: int) -> None:
-        refuse_another(number, await self._wire.peers[number].about.remote(), about())
+        refuse_another(f"worker {number}", await self._actors[number].about.remote(), about(), "the coordinator")
 
     async def _watch(self, number: int, actor: Any) -> None:
-        why = "it has ended by itself"
+        why, dead = "it has ended by itself", True
         try:
             await actor.live.remote()
         except RayError as death:
-            why = _in_a_line(death)
+            why, dead = _in_a_line(death), NODE_DEATH not in str(death)
         log.warning("%s: worker %d is gone: %s", self._flow, number, why)
-        self.lost(number, why)
+        self.lost(number, why, dead)
 
     async def _end(self, number: int) -> None:
-        watching, actor = self._watching.pop(number, None), self._wire.peers.pop(number, None)
+        self._wire.peers.pop(number, None)
+        watching, actor = self._watching.pop(number, None), self._actors.pop(number, None)
         if watching is not None:
             watching.cancel()
             await asyncio.wait([watching])
@@ -831,6 +594,9 @@ class _Coordinating:
         """Whether anybody wants the job to go on."""
         return True
 
+    async def about(self) -> About:
+        return about()
+
     async def incarnation(self) -> str:
         """Another one in each process that Ray has started for it."""
         return self._incarnation
@@ -840,12 +606,11 @@ class _Coordinating:
 
     def _over_workers(self, spec: JobSpec, settings: Ray, level: int) -> tuple[Job, _RayWorkers]:
         _log_as(level)
-        wire = _RayWire(COORDINATOR)
-        wire.peers[COORDINATOR] = ray.get_runtime_context().current_actor
-        workers = _RayWorkers(spec.name, settings, wire, level, SYSTEM)
+        wire = PeerWire(COORDINATOR)
+        workers = _RayWorkers(spec, settings, wire, level, SYSTEM)
         strategy, slots = settings.strategy, settings.slots
         cluster = ClusterDeployment(workers, wire, ship=dumps, strategy=strategy, slots=slots, times=TIMES)
-        workers.lost = cluster.worker_lost
+        workers.lost = lambda number, why, dead: cluster.worker_lost(number, why, dead=dead)
         self._received = cluster.received
         leaving = _leave_once_given_up(spec.name, self._incarnation, SYSTEM)
         self._leaving = asyncio.get_running_loop().create_task(leaving)  # also when the job has ended
@@ -923,6 +688,10 @@ class StreamactorsDetachedCoordinator(_Coordinating):
             yield job
         finally:
             await workers.close()
+
+    async def held(self) -> bool:
+        """One that nobody has told what to run soon ends."""
+        return self._made is not None and self._made.has_job
 
     async def live(self) -> None:
         if self._living:

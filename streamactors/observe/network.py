@@ -13,7 +13,6 @@ import socket
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import Final
 
 from streamactors import forks
@@ -25,12 +24,6 @@ from streamactors.observe.steering import entry_of
 TOKEN: Final = "STREAMACTORS_TOKEN"
 PORT: Final = 8077
 DEFAULT: Final = f"127.0.0.1:{PORT}"
-NO_METRICS: Final = "metrics need prometheus-client: pip install 'streamactors[metrics]'"
-
-
-def metrics_missing() -> str | None:
-    """What to do before /metrics can tell anything; None where it can."""
-    return NO_METRICS if find_spec("prometheus_client") is None else None
 
 
 @dataclass(frozen=True, slots=True)

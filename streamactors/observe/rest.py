@@ -20,8 +20,8 @@ from streamactors.clock import SYSTEM
 from streamactors.errors import MissingExtra
 from streamactors.observe import dashboard, openapi
 from streamactors.observe.control import SteeredJob, control_app, route, unrouted
+from streamactors.observe.extras import NO_METRICS
 from streamactors.observe.guard import Access, App, Guard
-from streamactors.observe.network import NO_METRICS
 from streamactors.observe.reading import Reading
 
 _NO_STORE: Final = {"cache-control": "no-store"}

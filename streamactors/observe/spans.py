@@ -209,6 +209,8 @@ class Traces:
     def _rescale_ended(
         self, outcome: str, at: Moment, error: BaseException | None = None, failed: str | None = None
     ) -> list[Span]:
+        if self._recovery is None:
+            self._end_phase(at)  # its own
         rescale, self._rescale = self._rescale, None
         if rescale is None:
             return []

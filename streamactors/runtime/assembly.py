@@ -42,7 +42,7 @@ from streamactors.runtime.routing import Output, Outputs, router
 from streamactors.runtime.snapshot import Snapshots, SnapshotStorage
 from streamactors.runtime.subtask import Subtask
 from streamactors.runtime.sweeping import Sweeper
-from streamactors.sinks import SinkContext
+from streamactors.sinks import SinkContext, alone
 from streamactors.sources import SPLITS, SourceContext
 from streamactors.state.backend import KeyedBackend
 from streamactors.state.backends import full_every, keyed_backend
@@ -146,6 +146,8 @@ class Surroundings:
     governor: Governor
     clock: Clock
     alignment: AlignmentGroups = field(default_factory=AlignmentGroups)
+    check_alive: Callable[[], None] = alone
+    """See `SinkContext`."""
 
 
 def assemble(spec: AttemptSpec, id: SubtaskId, mailbox: Mailbox[Element], around: Surroundings) -> Subtask:
@@ -354,6 +356,7 @@ class _Assembly:
             log=self._log(node),
             metrics=self._metrics[node.uid],
             resources=self._spec.resources,
+            check_alive=self._around.check_alive,
         )
 
     # ---------------------------------------------------------------------------------------------------------- input

@@ -20,8 +20,8 @@ from streamactors.checkpoint.storage.contract import Written
 from streamactors.elements import Barrier
 from streamactors.runtime.messages import NodeRestore
 from streamactors.state.backend import KeyedSnapshot
-from streamactors.state.serialisation.versions import StateGroup, Version, VersionedBackend, VersionedSnapshot
 from streamactors.state.ttl import Turn
+from streamactors.state.versions import StateGroup, Version, VersionedBackend, VersionedSnapshot
 
 T = TypeVar("T")
 

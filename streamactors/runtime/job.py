@@ -90,6 +90,8 @@ class JobSpec:
     claim: bool = False
     handover: float = 0.0
     """Seconds for which a live owner of the storage is waited for: what a cluster has given up may live on a moment."""
+    folder: str = ""
+    """Where it was started, for processes that were not; there, relative paths of sources and sinks mean the same."""
 
 
 class Job:

@@ -23,8 +23,8 @@ from streamactors.runtime.native import NativeStoring
 from streamactors.runtime.snapshot import SnapshotStorage
 from streamactors.state.backend import KeyedBackend, KeyedSnapshot, StateBlock, native_of
 from streamactors.state.operator_lists import ListsSnapshot, OperatorLists
-from streamactors.state.serialisation.versions import versioned
 from streamactors.state.unkeyed import ListBlock
+from streamactors.state.versions import versioned
 
 log = logging.getLogger("streamactors.checkpoint")
 

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from msgspec import inspect as info
 
 from streamactors.errors import StateAccessError, StreamactorsError
-from streamactors.state.rocksdb.keys import StorageKeys
+from streamactors.state.storage_keys import StorageKeys
 
 K = TypeVar("K")
 V = TypeVar("V")

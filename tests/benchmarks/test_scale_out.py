@@ -45,5 +45,7 @@ def test_ratios_are_taken_round_by_round() -> None:
     two = throughput.Row(2, 4096, [1.8e6, 3.4e6, 1e6], [1.25, 1.0, 2.0], [1.0] * 3)
     assert throughput.ratio(one, two) == pytest.approx(1.7)
     assert throughput.ratio_by_cpu(one, two) == pytest.approx(1.6)
-    assert throughput.table([one, two]).row_count == 2
+    alone = throughput.Row(1, 4096, [2e6, 3.8e6, 2e6], [1.0, 1.0, 1.0], [1.0] * 3, jobs=2)
+    assert throughput.ratio(one, alone) == pytest.approx(2.0)
+    assert throughput.table([one, two, alone]).row_count == 3
     assert failures.table([failures.Row(2, 4, [0.1, 0.2], 3.0, 4.0)]).row_count == 1

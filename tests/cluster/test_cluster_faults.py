@@ -6,6 +6,7 @@ import decimal
 import logging
 import threading
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ import streamactors as sa
 from connectors.memory import ListSink, ListSource
 from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.clock import SYSTEM, Clock
+from streamactors.cluster.part import Part
 from streamactors.cluster.workers import Times
-from streamactors.errors import IncompatibleState, JobFailed, RecordFailed, UnserialisableValue
+from streamactors.errors import ConnectionLost, IncompatibleState, JobFailed, RecordFailed, UnserialisableValue
+from streamactors.sinks import SinkContext, SinkWriter
 from streamactors.state.serialisation.serializers import AnySerializer
 from streamactors.submission import job_here
 from streamactors.testing.simulation.disk import VolatileDisk
@@ -223,6 +226,66 @@ def test_opening_may_take_longer_than_a_worker_may_be_silent_later() -> None:
     virtually(6, main)
 
 
+@pytest.mark.parametrize("dead", [True, False])
+def test_who_may_live_on_has_given_itself_up_before_the_next_attempt(dead: bool) -> None:
+    """What it opens then, such as transactions, would fence its successor's."""
+
+    async def main(clock: Clock) -> None:
+        cluster, feed, sink = MadeUpCluster(2, clock=clock, zombies=True), numbers(), ListSink[tuple[int, int]]()
+        once_more = sa.Restart.fixed(dt.timedelta(0), 1)
+        async with Jobs(clock).started(sums(feed, sink), cluster=cluster, restart=once_more) as (job, _):
+            await until(lambda: _records_in(job, "out") == 200)
+            zombie, lost = cluster.workers[1]._assignment, clock.monotonic()
+            assert zombie is not None
+            cluster.deployment.worker_lost(1, "its node is gone", dead=dead)
+            await until(lambda: len(cluster.attempts) == 2)
+            took, ended = clock.monotonic() - lost, zombie._ending is not None
+            assert (took < 1 and not ended) if dead else (10 < took < 15 and ended), (took, ended)
+            feed.end()
+            await job.wait()
+        assert last(sink.values) == expected(feed.values)
+
+    virtually(13, main)
+
+
+class _Remembering(ListSink[Any]):
+    def __init__(self) -> None:
+        super().__init__()
+        self.contexts: list[SinkContext] = []
+
+    def writer(self, ctx: SinkContext) -> SinkWriter[Any]:
+        self.contexts.append(ctx)
+        return super().writer(ctx)
+
+
+def test_a_sink_can_ask_whether_another_process_may_have_taken_its_place() -> None:
+    """As where this one goes on after it has stood still, and has not looked how late it is."""
+
+    async def main(clock: Clock) -> None:
+        cluster, feed, sink = MadeUpCluster(2, clock=clock), numbers(), _Remembering()
+        once_more = sa.Restart.fixed(dt.timedelta(0), 1)
+        async with Jobs(clock).started(sums(feed, sink), cluster=cluster, restart=once_more) as (job, _):
+            await until(lambda: _records_in(job, "out") == 200)
+            assignment = cluster.workers[1]._assignment
+            assert assignment is not None and len(sink.contexts) == 2
+            for each in sink.contexts:
+                each.check_alive()
+            [of_its_sink] = [each for each in sink.contexts if each.check_alive == assignment._check_alive]
+            assignment._watch._heard[-1] -= 11.0
+            with pytest.raises(ConnectionLost, match="another process may have taken its place"):
+                of_its_sink.check_alive()
+            await until(lambda: len(sink.contexts) == 4)
+            with pytest.raises(ConnectionLost):
+                of_its_sink.check_alive()
+            for each in sink.contexts[2:]:
+                each.check_alive()
+            feed.end()
+            await job.wait()
+        assert last(sink.values) == expected(feed.values)
+
+    virtually(14, main)
+
+
 class Unshipping(MadeUpCluster):
     """Notes which threads make objects of what was shipped."""
 
@@ -263,6 +326,46 @@ def test_a_worker_that_reaches_another_storage_is_refused_by_name() -> None:
     virtually(7, main)
 
 
+def test_a_part_that_never_ran_leaves_nothing_on_the_disk(tmp_path: Path) -> None:
+    """Its state was opened when it was put together, and another worker was not ready in time."""
+
+    async def main(clock: Clock) -> None:
+        cluster = MadeUpCluster(2, clock=clock)
+        cluster.network.cut(-1, 1)
+        graph, config = sums(numbers(), ListSink()).graph(), sa.Config(state_backend=sa.RocksDB(folder=str(tmp_path)))
+        job = job_here(graph, config, restore="latest", fresh=False, resources=None, clock=clock)
+        job._deploy = cluster
+        running = asyncio.create_task(job.run())
+        await until(lambda: list(tmp_path.iterdir()))
+        with pytest.raises(JobFailed, match="worker 1 of 'over-workers' is lost"):
+            await running
+        assert list(tmp_path.iterdir()) == []
+        await cluster.close()
+
+    virtually(11, main)
+
+
+def test_a_part_that_does_not_end_in_peace_leaves_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Part.close
+
+    async def close(part: Part) -> None:
+        await original(part)
+        raise OSError("the storage hangs up")
+
+    monkeypatch.setattr(Part, "close", close)
+
+    async def main(clock: Clock) -> None:
+        feed, sink = Feed(splits=2), ListSink[tuple[int, int]]()
+        async with Jobs(clock).started(sums(feed, sink), 2) as (job, _), job.subscribe("sums"):
+            feed.put(*range(10))
+            await until(lambda: _records_in(job, "out") == 10)
+            feed.end()
+            await job.wait()
+        assert last(sink.values) == expected(feed.values)
+
+    virtually(12, main)
+
+
 def _leaving() -> Sum:
     raise SystemExit("no more")
 
@@ -286,7 +389,7 @@ def test_a_worker_that_has_given_up_says_so_when_it_can() -> None:
         async with Jobs(clock).started(sums(feed, sink), cluster=cluster, restart=once_more) as (job, _):
             await until(lambda: _records_in(job, "out") == 200)
             [attempt] = cluster.attempts
-            attempt._watch._lost_after = attempt._delivery.give_up = 1000.0  # as where it was paused itself
+            attempt._watch.lost_after = attempt._delivery.give_up = 1000.0  # as where it was paused itself
             cluster.network.cut(-1, 1)
             assignment = cluster.workers[1]._assignment
             assert assignment is not None

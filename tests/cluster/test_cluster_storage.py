@@ -14,7 +14,7 @@ from streamactors.checkpoint.storage.contract import Written
 from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.clock import Clock
 from streamactors.cluster.messages import MayReuse, Reused
-from streamactors.cluster.storage import ReuseQuestions, WorkerSnapshots
+from streamactors.cluster.storage import REMEMBERED, ReuseQuestions, WorkerSnapshots
 from streamactors.cluster.wire import Epoch
 from streamactors.cluster.worker import Worker
 from streamactors.elements import Barrier
@@ -88,6 +88,25 @@ def test_nothing_is_written_for_what_is_over(how: str) -> None:
             await storage.write(Barrier(3), "a", _chunks(b"x"))
         with pytest.raises(CheckpointFailed):
             await storage.reuse(Barrier(3), [Written(1, b"")])
+
+    virtually(0, main)
+
+
+def test_what_is_over_takes_no_memory_for_ever() -> None:
+    """An attempt may live for months."""
+
+    async def main(clock: Clock) -> None:
+        storage = snapshots(clock, VolatileDisk(), 0)
+        for checkpoint in range(1, 10 * REMEMBERED):
+            if checkpoint % 2:
+                storage.completed(checkpoint)
+            else:
+                await storage.settle(checkpoint)
+        assert len(storage._ended) <= 2 * REMEMBERED
+        for checkpoint in (1, 2, 5 * REMEMBERED, 10 * REMEMBERED - 2, 10 * REMEMBERED - 1):
+            with pytest.raises(CheckpointFailed, match=f"checkpoint {checkpoint} is no longer in flight"):
+                await storage.reuse(Barrier(checkpoint), ())
+        assert await storage.reuse(Barrier(10 * REMEMBERED), ()) == []
 
     virtually(0, main)
 

@@ -288,6 +288,32 @@ async def test_a_request_that_waits_ends_with_the_job() -> None:
             await asked
 
 
+async def test_who_asks_and_asks_no_more_leaves_nothing() -> None:
+    host = JobHost(job(Feed(), sa.Config()), SYSTEM)
+    async with asyncio.timeout(PATIENCE):
+        before = asyncio.all_tasks()
+        asking = asyncio.ensure_future(host.tell(Known()))
+        await until(lambda: len(asyncio.all_tasks() - before) == 3)  # itself, and what it waits for
+        asking.cancel()
+        await asyncio.wait([asking])
+        await until(lambda: asyncio.all_tasks() == before)
+
+
+async def test_a_host_that_is_cancelled_ends_its_job() -> None:
+    made = job(Feed(), sa.Config())
+    host = JobHost(made, SYSTEM)
+    async with asyncio.timeout(PATIENCE):
+        before = asyncio.all_tasks()
+        running = asyncio.ensure_future(host.run())
+        await until(lambda: made.status == "running")
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert made.status == "cancelled"
+        await until(lambda: asyncio.all_tasks() == before)
+        assert (await host.tell(Known())).status == "cancelled"
+
+
 @pytest.mark.parametrize("error", [None, ValueError("torn")])
 async def test_who_follows_a_job_that_has_ended_is_told_so(error: ValueError | None) -> None:
     feed = Feed()

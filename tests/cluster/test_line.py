@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from streamactors.clock import Clock
+from streamactors.clock import SYSTEM, Clock
 from streamactors.cluster.delivery import Delivery
 from streamactors.cluster.line import MOST_BYTES, Line
 from streamactors.cluster.messages import CONTROLS, TO_WORKER, Others, Prepare, Settle, Told
@@ -160,6 +160,18 @@ def test_closing_leaves_no_task() -> None:
         assert not ends.lost
 
     virtually(0, main)
+
+
+async def test_whoever_closes_may_be_cancelled() -> None:
+    ends = Ends(SYSTEM)
+    ends.network.detach(0)
+    ends.line.give(Settle(1))
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(ends.line.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
 
 
 def test_a_barrier_goes_as_it_is() -> None:

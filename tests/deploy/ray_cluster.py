@@ -59,8 +59,12 @@ def output_of(pid: int) -> str:
 
 def killed(pid: int) -> bool:
     """False where it has just ended."""
+    return signalled(pid, signal.SIGKILL)
+
+
+def signalled(pid: int, number: signal.Signals) -> bool:
     with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
         return True
     return False
 

@@ -1,6 +1,7 @@
 """All that a handle offers, and what is refused, on a Ray cluster: prints what came of it as JSON. A program."""
 
 import asyncio
+import dataclasses
 import datetime as dt
 import json
 import os
@@ -8,16 +9,37 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import ray
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
 import streamactors as sa
 from connectors.files import FileSink, FileSource
 from connectors.memory import ListSource
 
 FEW = dt.timedelta(seconds=1)
+
+
+class Seen(msgspec.Struct):
+    value: int
+
+
+class Fragile(sa.Operator[int, Seen]):
+    """Slow, so that there are checkpoints meanwhile; takes its worker with it, once."""
+
+    def __init__(self, fallen: Path) -> None:
+        self.fallen = fallen
+
+    async def process(self, value: int, ctx: sa.Context[None, Seen]) -> None:
+        await asyncio.sleep(0.001)
+        if value == 700 and not self.fallen.exists():
+            self.fallen.touch()
+            os._exit(1)
+        ctx.emit(Seen(value))
 
 
 class Sum(sa.KeyedOperator[int, int, int]):
@@ -77,6 +99,16 @@ async def handle(folder: Path) -> dict[str, Any]:
     return told
 
 
+async def collected(folder: Path) -> dict[str, Any]:
+    numbers = sa.Dataflow("collected").source("in", ListSource(list(range(1000))))
+    seen = numbers.process("fragile", partial(Fragile, folder / "fallen"), parallelism=2)
+    checkpoints = sa.Checkpoints((folder / "checkpoints").as_uri(), interval=dt.timedelta(milliseconds=50))
+    restart = sa.Restart.fixed(dt.timedelta(0), 100)
+    values = await sa.collect(seen, dataclasses.replace(config(folder), checkpoints=checkpoints, restart=restart))
+    assert (folder / "fallen").exists() and all(type(each) is Seen for each in values)
+    return {"values": sorted(each.value for each in values)}
+
+
 @contextmanager
 def refused(told: dict[str, str], name: str) -> Iterator[None]:
     try:
@@ -104,6 +136,35 @@ async def refusals(folder: Path) -> dict[str, str]:
             await sa.run(summing(folder), config(folder))
     ray.shutdown()
     return told
+
+
+async def other_versions(folder: Path) -> dict[str, str]:
+    told: dict[str, str] = {}
+    (folder / "in.jsonl").write_text("1\n")
+    with refused(told, "other"):
+        await sa.run(summing(folder), config(folder, resources={"CPU": 0, "other": 1}))
+    return told
+
+
+async def another_python(folder: Path) -> dict[str, str]:
+    told: dict[str, str] = {}
+    (folder / "in.jsonl").write_text("1\n")
+    with said_to_be_of("3.99.0"), refused(told, "python"):
+        await sa.run(summing(folder), config(folder))
+    return told
+
+
+@contextmanager
+def said_to_be_of(python: str) -> Iterator[None]:
+    """The cluster."""
+    head: Any = GcsClient(address=os.environ["CLUSTER"])
+    key, namespace = b"CLUSTER_METADATA", b"cluster"
+    told = head.internal_kv_get(key, namespace)
+    head.internal_kv_put(key, json.dumps(json.loads(told) | {"python_version": python}).encode(), True, namespace)
+    try:
+        yield
+    finally:
+        head.internal_kv_put(key, told, True, namespace)
 
 
 def missing(folder: Path) -> sa.Dataflow:
@@ -147,7 +208,10 @@ async def terminated(folder: Path) -> dict[str, Any]:
 
 SCENES: dict[str, Callable[[Path], Coroutine[Any, Any, Any]]] = {
     "handle": handle,
+    "collected": collected,
     "refusals": refusals,
+    "other versions": other_versions,
+    "another python": another_python,
     "unreachable": unreachable,
     "alone": alone,
     "terminated": terminated,

@@ -1,25 +1,20 @@
 """A flow's own code on its way to other processes: it is the same there, or refused by name."""
 
-import dataclasses
-import datetime as dt
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import msgspec
 import pytest
 
 import streamactors as sa
 from connectors.memory import ListSink, ListSource
-from streamactors.clock import SYSTEM
-from streamactors.deploy.ray import About, _RayHost, about, dumps, loads, refuse_another
-from streamactors.errors import CheckpointFailed, ClusterUnfit, ConnectionLost, InvalidDataflow
-from streamactors.graph.logical import LogicalGraph
-from streamactors.runtime.job import JobSpec
-from streamactors.submission import job_here
+from connectors.queue import QueueSource
+from streamactors.deploy.ray import dumps, loads
+from streamactors.errors import CheckpointFailed, ClusterUnfit, InvalidDataflow
 from tests.programs import Program
 
 pytestmark = pytest.mark.slow
@@ -139,23 +134,43 @@ async def test_a_struct_without_a_place_is_named() -> None:
     assert "(made)" in message and "Inner can't be sent" in message and "at the top of a module" in message
 
 
+def test_a_typed_dict_that_no_module_has_is_made_anew() -> None:
+    class Noted(TypedDict, total=False):
+        note: str
+
+    class Item(Noted):
+        amount: int
+        place: NotRequired[str]
+
+    there = loads(dumps({"item": Item, "again": Item}))
+    assert there["item"] is there["again"]
+    for name in ("__name__", "__qualname__", "__module__", "__required_keys__", "__optional_keys__"):
+        assert getattr(there["item"], name) == getattr(Item, name)
+    assert msgspec.convert({"amount": 1, "place": "x"}, there["item"]) == {"amount": 1, "place": "x"}
+    with pytest.raises(msgspec.ValidationError, match="amount"):
+        msgspec.convert({"note": "x"}, there["item"])
+
+
+def test_several_aggregates_at_once_go() -> None:
+    spent = sa.Aggregates(count=sa.Count(), spent=sa.Sum[float](lambda value: value))
+    there = loads(dumps(spent))
+    assert there.result(there.add(there.create(), 2.5)) == {"count": 1, "spent": 2.5}
+    assert there.accumulator.__required_keys__ == spent.accumulator.__required_keys__
+
+
+async def test_a_queue_belongs_to_the_process_that_puts_into_it(tmp_path: Path) -> None:
+    queue = QueueSource[int](str(tmp_path / "orders"), value=sa.Json(int))
+    flow = sa.Dataflow("fed")
+    flow.source("orders", queue).map(abs)
+    async with queue:
+        message = await refused(flow)
+    assert message.startswith("step 'orders' can't be sent") and "'source', a QueueSource (the queue in" in message
+    assert "belongs to the process that puts into it" in message and "open()" not in message
+
+
 async def test_a_list_sink_is_for_one_process() -> None:
     message = await refused(flow_of(lambda stream: stream.map(abs)))
     assert message.startswith("step 'out' can't be sent") and "'sink', a ListSink" in message and "FileSink" in message
-
-
-@pytest.mark.parametrize("field", About._fields[1:])
-def test_a_node_with_another_version_is_named(field: str) -> None:
-    here = about()
-    refuse_another(1, here._replace(node="other"), here)
-    with pytest.raises(ClusterUnfit, match=rf"worker 1 runs with {field} 0\.9 on node 'other', .* on node"):
-        refuse_another(1, here._replace(**{"node": "other", field: "0.9"}), here)
-
-
-async def test_collect_is_for_one_process() -> None:
-    stream = sa.Dataflow("collected").source("in", ListSource([1]))
-    with pytest.raises(sa.InvalidConfig, match="collect gathers values in this process"):
-        await sa.collect(stream, RAY)
 
 
 async def test_without_the_extra_its_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,27 +245,3 @@ def test_a_script_that_starts_its_job_on_import_is_told(tmp_path: Path) -> None:
     with Program(str(script), cwd=tmp_path) as program:
         assert program.end() == 1
     assert "starts its job whenever it is imported" in program.stderr and "if __name__ == '__main__'" in program.stderr
-
-
-def spec(config: sa.Config, **options: Any) -> JobSpec:
-    return dataclasses.replace(
-        job_here(plain(), config, restore="latest", fresh=False, resources=None)._spec, **options
-    )
-
-
-def plain() -> LogicalGraph:
-    return flow_of(lambda stream: stream.map(abs)).graph()
-
-
-async def test_a_job_that_is_not_to_restart_ends_with_its_coordinator() -> None:
-    host = _RayHost(spec(sa.Config()), sa.Ray(workers=1), SYSTEM)
-    with pytest.raises(sa.JobFailed, match="'refused': the coordinator has died, and restarts are off"):
-        await host._begin_again(ConnectionLost("it was killed"))
-
-
-@pytest.mark.parametrize("options", [{"fresh": True}, {"restore": "file:///savepoint"}, {"restore": None}])
-async def test_where_nobody_knows_what_to_go_on_from_it_ends(options: dict[str, Any], tmp_path: Path) -> None:
-    config = sa.Config(checkpoints=sa.Checkpoints(tmp_path.as_uri(), interval=dt.timedelta(hours=1)))
-    host = _RayHost(spec(config, **options), sa.Ray(workers=1), SYSTEM)
-    with pytest.raises(sa.JobFailed, match="died before the job ran.*not known whether restore="):
-        await host._begin_again(ConnectionLost("it was killed"))

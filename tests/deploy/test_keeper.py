@@ -182,6 +182,23 @@ async def test_a_keeper_that_nobody_tells_anything_leaves(monkeypatch: pytest.Mo
     assert not cluster.values and await life.keeper.request("GET", "/v1/jobs", b"") is None
 
 
+async def test_whether_it_has_a_job_is_known_as_soon_as_it_is_told_or_was(tmp_path: Path) -> None:
+    """Whoever wants the name would wait for one that has none, whose driver has died, and not be refused."""
+    cluster = Cluster()
+    order(tmp_path, 3)
+    async with asyncio.timeout(PATIENCE):
+        life = Life(cluster)
+        await until(lambda: bool(cluster.values))
+        assert not life.keeper.has_job
+        begun = asyncio.ensure_future(life.keeper.begin(cluster.ship(submission(tmp_path))))
+        await until(lambda: life.keeper.has_job)
+        await begun
+        await life.die()
+        successor = Life(cluster)
+        await until(lambda: successor.keeper.has_job)
+        await successor.die()
+
+
 async def test_there_is_one_job_of_a_name(tmp_path: Path) -> None:
     cluster = Cluster()
     killed, other = submission_key("shop", "killed"), submission_key("shop/2", "other")

@@ -2,12 +2,14 @@
 
 import json
 import os
+import platform
 import re
 import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.deploy.ray_cluster import COORDINATOR, DETACHED, HERE, WORKER, Nodes, processes_under, short_folder, until
@@ -149,11 +151,25 @@ def test_a_detached_job_that_could_not_go_on_says_so(nodes: Nodes, tmp_path: Pat
     assert told["status"] == "failed" and "was killed, or has died where restarts" in told["error"]
 
 
-def told_by(scene: str, folder: Path, environ: dict[str, str]) -> dict[str, str]:
+def test_who_is_interrupted_while_detaching_leaves_nothing(nodes: Nodes, tmp_path: Path) -> None:
+    shop = Shop(tmp_path, nodes, {})
+    shop.order(20)
+    with shop.detach("none") as driver:
+        until(lambda: nodes.pids(DETACHED) or not driver.alive, "there is a coordinator")
+        driver.signal(signal.SIGINT)
+        code = driver.end()
+    if "nothing of it is left on the cluster" in driver.stderr:
+        assert code == 130
+    else:  # it ran already
+        assert shop.told("stop", "shop")["status"] == "finished"
+    until(lambda: not nodes.pids(WORKER) and not nodes.pids(DETACHED), "nothing is left of it")
+
+
+def told_by(scene: str, folder: Path, environ: dict[str, str]) -> dict[str, Any]:
     with Program(str(HERE / "ray_handle.py"), scene, str(folder), cwd=folder, environ=environ) as program:
         until(lambda: not program.alive or "}\n" in program.stdout, f"{scene} is told")
         assert program.end() == 0, program.stderr
-    told: dict[str, str] = json.loads(next(line for line in program.stdout.splitlines() if line.startswith("{")))
+    told: dict[str, Any] = json.loads(next(line for line in program.stdout.splitlines() if line.startswith("{")))
     return told
 
 
@@ -187,6 +203,12 @@ def test_a_handle_has_everything_that_it_has_in_one_process(nodes: Nodes, tmp_pa
     assert lines_in(tmp_path / "out") == sorted([*sums(range(100)), sum(range(0, 100, 4)) + 1000])
 
 
+def test_what_is_collected_comes_to_the_driver_once(nodes: Nodes, tmp_path: Path) -> None:
+    told = told_by("collected", tmp_path, nodes.environ | {"CLUSTER": nodes.address})
+    assert told == {"values": list(range(1000))}
+    until(lambda: not nodes.pids(WORKER) and not nodes.pids("ray::StreamactorsCollector"), "nothing is left of it")
+
+
 def test_what_a_cluster_refuses_is_named(nodes: Nodes, tmp_path: Path) -> None:
     told = told_by("refusals", tmp_path, nodes.environ | {"CLUSTER": nodes.address})
     assert re.match(
@@ -198,6 +220,27 @@ def test_what_a_cluster_refuses_is_named(nodes: Nodes, tmp_path: Path) -> None:
     )
     assert re.match("ClusterUnfit: the flow's own code .*'only_in_the_driver'", told["not there"])
     assert re.match("InvalidConfig: the job 'summing' runs on this cluster already", told["twice"])
+
+
+def test_a_node_with_another_version_of_a_package_is_named(nodes: Nodes, tmp_path: Path) -> None:
+    information = tmp_path / "packages" / "msgspec-99.9.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: msgspec\nVersion: 99.9\n")
+    other = (str(HERE / "ray_other_node.py"), nodes.address, str(information.parent))
+    with Program(*other, cwd=HERE, environ=nodes.environ) as node:
+        told = told_by("other versions", tmp_path, nodes.environ | {"CLUSTER": nodes.address})
+        node.signal(signal.SIGTERM)
+        node.end()
+    here = re.escape(f"msgspec {msgspec.__version__} on node {platform.node()!r}: install the same on every node")
+    who = r"(worker \d|the coordinator) runs with msgspec 99\.9 on node '.*', and (the coordinator|its driver) with "
+    assert re.search(f"{who}{here}", told["other"])
+    until(lambda: not nodes.pids(WORKER) and not nodes.pids(COORDINATOR), "nothing is left of it")
+
+
+def test_what_ray_says_of_another_python_is_passed_on(nodes: Nodes, tmp_path: Path) -> None:
+    told = told_by("another python", tmp_path, nodes.environ | {"CLUSTER": nodes.address})
+    said = r"Version mismatch: .* Python: 3\.99\.0 .*: run the job with the cluster.s own Ray and Python"
+    assert re.match(f"ClusterUnfit: ray.address = .*: {said}", told["python"])
 
 
 def test_a_stop_by_a_signal_may_take_its_time(nodes: Nodes, tmp_path: Path) -> None:

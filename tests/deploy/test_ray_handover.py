@@ -1,14 +1,15 @@
 """A driver whose predecessor has just died, so that the name is taken; or whose coordinator dies as it begins."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
 
 from streamactors.clock import SYSTEM
 from streamactors.deploy import ray as deployed
-from streamactors.errors import ConnectionLost, InvalidConfig
-from tests.deploy.test_ray_host import STORED, host
+from streamactors.deploy.versions import about
+from streamactors.errors import ClusterUnfit, ConnectionLost, InvalidConfig, JobFailed
 
 MADE = object()
 
@@ -72,6 +73,22 @@ async def test_it_is_held_as_long_as_its_driver_asks(monkeypatch: pytest.MonkeyP
     assert await coordinator.held()
 
 
+UNMADE = RayTaskError("__init__", "Traceback", ImportError("no module"))  # type: ignore[no-untyped-call]
+
+
+class Detached(deployed.StreamactorsDetachedCoordinator):
+    """Outside of Ray. `keeping`: its keeper."""
+
+    def __init__(self, keeping: Any) -> None:
+        self._made = keeping
+
+
+async def test_a_detached_one_is_held_once_it_has_a_job() -> None:
+    assert not await Detached(None).held()
+    assert not await Detached(SimpleNamespace(has_job=False)).held()
+    assert await Detached(SimpleNamespace(has_job=True)).held()
+
+
 class Beginning:
     """Stands for an actor that dies as it is asked to begin."""
 
@@ -83,33 +100,35 @@ class Beginning:
     def begin(self) -> "Beginning":
         return self
 
-    async def remote(self, _: bytes) -> bytes:
+    @property
+    def about(self) -> "Beginning":
+        return self
+
+    async def remote(self, arguments: bytes | None = None) -> Any:
+        if arguments is None:
+            return about()
         self.asked += 1
         if self.asked == 1:
             raise self._death
         return deployed.dumps((True, None))
 
 
-def beginning(monkeypatch: pytest.MonkeyPatch, death: RayActorError) -> Beginning:
-    actor = Beginning(death)
+@pytest.mark.parametrize(
+    ("death", "error"),
+    [
+        (ActorUnavailableError("it has died", None), ConnectionLost),
+        (ActorDiedError(), JobFailed),
+        (ActorDiedError(UNMADE), ClusterUnfit),
+    ],
+    ids=["started again", "gone for good", "not to be started"],
+)
+async def test_what_a_coordinator_has_died_of_on_starting_is_told(death: RayActorError, error: type[Exception]) -> None:
+    coordinator = deployed._RayCoordinator(Beginning(death))
+    with pytest.raises(error):
+        await coordinator.begin(b"")
+    assert await coordinator.begin(b"") == deployed.dumps((True, None))
 
-    async def made(*_: Any, **__: Any) -> Beginning:
-        return actor
 
-    monkeypatch.setattr(deployed, "_coordinator", made)
-    return actor
-
-
-async def test_a_coordinator_that_dies_as_it_begins_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    actor = beginning(monkeypatch, ActorUnavailableError("it has died", None))
-    asking, _ = host(**STORED)
-    await asking.begin()
-    assert actor.asked == 2
-
-
-async def test_one_that_is_gone_for_good_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    actor = beginning(monkeypatch, ActorDiedError())
-    asking, _ = host(**STORED)
-    with pytest.raises(ConnectionLost, match="the coordinator has died on starting"):
-        await asking.begin()
-    assert actor.asked == 1
+async def test_one_that_dies_later_may_be_started_again() -> None:
+    with pytest.raises(ConnectionLost, match="ActorDiedError"):
+        await deployed._RayCoordinator(Beginning(ActorDiedError())).call("begin", b"")

@@ -17,7 +17,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 
 from streamactors.testing import KafkaBroker
-from tests.deploy.ray_cluster import COORDINATOR, HERE, WORKER, Nodes, killed, processes_under, until
+from tests.deploy.ray_cluster import COORDINATOR, HERE, WORKER, Nodes, killed, processes_under, signalled, until
 from tests.kafka_topics import Topics
 from tests.programs import PATIENCE, ROOT, Program
 from tests.recovery.jobs import Order, Settings
@@ -27,13 +27,16 @@ from tests.recovery.topics import produce_logs, totals_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.kill, pytest.mark.slow]
 
-Victim = Literal["worker", "coordinator", "driver", "node", "raylet"]
-"""`node`: all of its processes; `raylet`: what joins it to the cluster, while its workers and coordinators live on."""
+Victim = Literal["worker", "stalled", "coordinator", "driver", "node", "raylet"]
+"""`stalled`: a worker that is stopped, and goes on later; `node`: all of its processes; `raylet`: what joins it to the
+cluster, while its workers and coordinators live on."""
 TITLES: Mapping[Victim, str] = {"worker": WORKER, "coordinator": COORDINATOR}
-KILLS = 2
+KILLS = 1
 ORDERS = 400
 """Before each kill, and once more at the end."""
 PARTITIONS = 4
+STALLED = (0.5, 16.0)
+"""Seconds: what nobody notices, up to what another one has taken its place in."""
 PACE = 200.0
 """So that the half of them is still to come when somebody dies."""
 ALIGNMENTS: Mapping[str, dict[str, Any]] = {
@@ -113,8 +116,22 @@ class Story:
             self.driver.signal(signal.SIGKILL)
             assert self.driver.end() == -signal.SIGKILL
             self.driver = self._driver()
+        elif victim == "stalled":
+            await self._stall(self.rng.uniform(*STALLED))
         else:
             await self.until(lambda: self._killed(victim), f"there is a {victim} to kill")
+
+    async def _stall(self, seconds: float) -> None:
+        await self.until(lambda: self.nodes.pids(WORKER), "there is a worker to stop")
+        stopped = self.rng.choice(self.nodes.pids(WORKER) or [0])
+        if not stopped or not signalled(stopped, signal.SIGSTOP):
+            return  # it has just ended by itself
+        going_on = time.monotonic() + seconds
+        try:
+            await self.until(lambda: time.monotonic() >= going_on, "a random moment")
+        finally:
+            signalled(stopped, signal.SIGCONT)
+        self.chapters.append(f"it went on after {seconds:.3f} s")
 
     def _killed(self, victim: Victim) -> bool:
         """False where there is none at the moment."""

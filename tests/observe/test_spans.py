@@ -210,6 +210,14 @@ def test_a_job_that_goes_back_from_a_rescale_has_a_trace_of_the_way_back() -> No
     assert [child.name for child in recovery.children] == ["restart delay", "restore"]
 
 
+def test_what_a_rescale_was_at_ends_with_it() -> None:
+    begun = RescaleBegun({"sum": 2}, {"sum": 4})
+    first, second = told(
+        begun, AttemptBegun(2, 7), RescaleAbandoned({}, {}, ValueError("why")), begun, AttemptRunning(), JobEnded("x")
+    )
+    assert [child.name for child in first.children] == ["restore"] and not second.children
+
+
 EVENTS: st.SearchStrategy[JobEvent] = st.one_of(
     st.builds(CheckpointTriggered, st.integers(1, 3), st.sampled_from(["interval", "request", "final"]), st.booleans()),
     st.builds(lambda id: CheckpointCompleted(info(id, part(0, 0.1))), st.integers(1, 3)),

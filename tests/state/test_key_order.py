@@ -20,7 +20,7 @@ from streamactors.state.heap.backend import HeapBackend
 from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.key_order import KeyOrder
 from streamactors.state.rocksdb.backend import RocksDBBackend, RocksDBOptions
-from streamactors.state.rocksdb.keys import StorageKeys
+from streamactors.state.storage_keys import StorageKeys
 
 pytestmark = pytest.mark.slow
 

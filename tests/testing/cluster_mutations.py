@@ -16,7 +16,7 @@ from tests.testing.mutants import DISORDER, LOST, TWICE, mutant
 
 STUCK: Final = "nothing was read or written|100 attempts|60 times"
 STORM: Final = "workers=2/3,weather=storm"
-OFTEN: Final = f"{STORM},operator_failures=8,actor_crashes=8,spread=0.4"
+OFTEN: Final = f"{STORM},false_deaths=0,operator_failures=8,actor_crashes=8,spread=0.4"
 
 
 # ------------------------------------------------------------------------------------------------------------- delivery
@@ -71,7 +71,8 @@ def more_granted_than_was_taken(patch: pytest.MonkeyPatch) -> None:
     "pipeline unaligned",
     "keyed-chain unaligned",
     symptom=LOST,
-    faults="workers=2/3,mailboxes=64/256,kills=8,spread=0.5",
+    faults="workers=2/3,weather=gusts/storm,mailboxes=64/256,false_deaths=0,kills=8,actor_crashes=12,slow_records=20,"
+    "slow_sinks=10,spread=0.5",
 )
 def barrier_ahead_taken_for_arrived(patch: pytest.MonkeyPatch) -> None:
     """So that what comes ahead of it, later, is no part of the checkpoint."""

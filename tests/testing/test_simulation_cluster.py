@@ -23,7 +23,7 @@ from tests.testing.test_simulation import python
 
 pytestmark = pytest.mark.slow
 
-HARSH = Faults(workers=(2, 3), worker_kills=4, worker_pauses=4, cuts=4, spread=0.4)
+HARSH = Faults(workers=(2, 3), worker_kills=4, worker_pauses=4, false_deaths=4, cuts=4, spread=0.4)
 
 
 def over_workers(
@@ -39,7 +39,7 @@ def test_whoever_dies_is_cut_off_or_comes_back_breaks_nothing() -> None:
     for seed in range(16):
         result = over_workers("pipeline", "unaligned" if seed % 2 else "aligned", seed, listen=told.append)
         struck.update(result.faults)
-    assert {"worker_kills", "worker_pauses", "cuts", "kills", "power_losses"} <= struck.keys()
+    assert {"worker_kills", "worker_pauses", "false_deaths", "cuts", "kills", "power_losses"} <= struck.keys()
     assert any("is replaced, and lives on" in line for line in told), "zombies beside their successors"
 
 

@@ -16,7 +16,7 @@ from streamactors.checkpoint.storage.scratch import ScratchFile
 from streamactors.elements import Batch
 from streamactors.errors import StorageFailed, UnserialisableValue
 from streamactors.runtime.bounded.rows import KeyRows
-from streamactors.state.rocksdb.keys import StorageKeys
+from streamactors.state.storage_keys import StorageKeys
 
 _LENGTH: Final = 8
 _ADVICE: Final = "Free space there, name another folder by Config(sort_folder=…), or raise sort_memory"

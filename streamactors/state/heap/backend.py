@@ -23,7 +23,6 @@ from streamactors.state.heap.sweep import sweep_group
 from streamactors.state.heap.tables import MISSING, HeapSnapshot, Store
 from streamactors.state.heap.timers import HeapTimers
 from streamactors.state.key_groups import KeyGroupRange
-from streamactors.state.serialisation.versions import Version
 from streamactors.state.stored import (
     check_keys,
     check_new,
@@ -36,6 +35,7 @@ from streamactors.state.stored import (
 )
 from streamactors.state.timers import TimerState
 from streamactors.state.ttl import UNSET, Turn, lifetimes_of
+from streamactors.state.versions import Version
 
 
 class HeapBackend:

@@ -10,7 +10,7 @@ from streamactors.state.blocks import EntryCodec
 from streamactors.state.bound import closed_tables, no_tables
 from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.pace import Pace
-from streamactors.state.serialisation.versions import StateGroup, Version
+from streamactors.state.versions import StateGroup, Version
 
 MISSING: Final[Any] = object()
 

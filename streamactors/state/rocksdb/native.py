@@ -20,8 +20,8 @@ from streamactors.state.layouts import check_version
 from streamactors.state.rocksdb.database import Database, RocksDBOptions, RowReader, Rows
 from streamactors.state.rocksdb.folder import LocalFolder, copy, digest, empty, link_or_copy, read, remove, sizes
 from streamactors.state.rocksdb.freeze import Freeze
-from streamactors.state.rocksdb.keys import Shape, same_shapes
 from streamactors.state.rocksdb.stores.store import group_start
+from streamactors.state.storage_keys import Shape, same_shapes
 
 FORMAT: Final = "rocksdb-1"
 _META: Final = b"\xff\xffmeta"

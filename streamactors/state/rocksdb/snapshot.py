@@ -12,11 +12,11 @@ from streamactors.state.backend import BLOCK_SECONDS, StateBlock
 from streamactors.state.pace import Pace
 from streamactors.state.rocksdb.database import RowReader
 from streamactors.state.rocksdb.freeze import Freeze
-from streamactors.state.rocksdb.keys import LENGTH
 from streamactors.state.rocksdb.stores.lists import ListStore, tail_of_list
 from streamactors.state.rocksdb.stores.maps import MapStore
 from streamactors.state.rocksdb.stores.store import Store
 from streamactors.state.rocksdb.timers import RocksTimers
+from streamactors.state.storage_keys import LENGTH
 
 _GROUP_BYTES: Final = 2
 

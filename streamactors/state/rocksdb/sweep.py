@@ -11,10 +11,10 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from streamactors.state.backend import Cursor
 from streamactors.state.rocksdb.database import RowReader
-from streamactors.state.rocksdb.keys import LENGTH
 from streamactors.state.rocksdb.stores.lists import ExpiredChunks, ListStore, head_of_list, tail_of_list
 from streamactors.state.rocksdb.stores.maps import PRUNED, MapStore
 from streamactors.state.rocksdb.stores.store import Shared, Store, after
+from streamactors.state.storage_keys import LENGTH
 from streamactors.state.ttl import Turn, time_in, times_in
 
 T = TypeVar("T")

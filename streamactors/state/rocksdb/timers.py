@@ -26,8 +26,8 @@ from streamactors.errors import StateAccessError, StreamactorsError, Unserialisa
 from streamactors.state.backend import StateBlock
 from streamactors.state.blocks import TimersCodec
 from streamactors.state.rocksdb.database import WRITE_ROWS, Database, Rows
-from streamactors.state.rocksdb.keys import LENGTH
 from streamactors.state.rocksdb.stores.store import Shared, after
+from streamactors.state.storage_keys import LENGTH
 from streamactors.state.stored import check_keys
 from streamactors.state.timers import TimeIndex, TimerRow, TimerState, in_order
 

@@ -26,6 +26,7 @@ COUNTED: Final = {
     "storage_failures": 800,
     "worker_kills": 6000,
     "worker_pauses": 6000,
+    "false_deaths": 6000,
     "cuts": 6000,
     "slow_storage": 400,
     "slow_sinks": 100,
@@ -60,6 +61,8 @@ class Faults:
     """Of a worker, as by SIGKILL; half of them nobody is told of."""
     worker_pauses: int = 1
     """Of a worker, or of the coordinator, for so short or so long: whoever is replaced meanwhile goes on afterwards."""
+    false_deaths: int = 1
+    """Of a worker that lives, and is replaced: whoever keeps the workers takes it for dead."""
     cuts: int = 1
     """Of the connection between a worker and the coordinator or another one, for some time or for good."""
     actor_crashes: int = 2

@@ -254,7 +254,7 @@ class Life:
     @property
     def _cluster_disturbed(self) -> bool:
         struck = self._process.fate.struck
-        return any(struck[kind] > 0 for kind in ("worker_kills", "worker_pauses", "cuts"))
+        return any(struck[kind] > 0 for kind in ("worker_kills", "worker_pauses", "false_deaths", "cuts"))
 
     def _waiting(self) -> str:
         return ", ".join(task.get_name() for task in self._process.unfinished())

@@ -103,7 +103,7 @@ class SimulatedWriter(SinkWriter[T]):
         for subtask in range(ctx.subtask, max(ctx.widest_parallelism, ctx.parallelism), ctx.parallelism):
             for slot in range(self._slots):
                 if (name := self._id(subtask, slot)) not in kept:
-                    await self._client.init_producer(name, self._timeout)
+                    await self._session(name)
 
     async def write(self, values: Sequence[T], timestamps: Sequence[int | None] | None) -> None:
         if not values:
@@ -118,7 +118,11 @@ class SimulatedWriter(SinkWriter[T]):
         slot = self._pool.take()
         if slot is None:
             raise StreamactorsError(f"all {self._slots} transactional ids of {self._ctx.uid!r} {ALL_TAKEN}")
-        return await self._client.init_producer(self._id(self._ctx.subtask, slot), self._timeout)
+        return await self._session(self._id(self._ctx.subtask, slot))
+
+    async def _session(self, transactional_id: str) -> Session:
+        self._ctx.check_alive()
+        return await self._client.init_producer(transactional_id, self._timeout)
 
     async def prepare(self, checkpoint: int) -> Sequence[Pending]:
         if self._current is not None:

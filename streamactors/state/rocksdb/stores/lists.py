@@ -7,8 +7,8 @@ from typing import Any, Final, NamedTuple
 
 from streamactors.state.blocks import ListCodec
 from streamactors.state.rocksdb.database import Rows
-from streamactors.state.rocksdb.keys import LENGTH
 from streamactors.state.rocksdb.stores.store import HEAD, SPILL, ManyRows, check_head
+from streamactors.state.storage_keys import LENGTH
 
 TAIL: Final = 64
 """Items of a list from which on they become a chunk."""

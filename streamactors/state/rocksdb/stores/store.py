@@ -26,7 +26,7 @@ from streamactors.state.blocks import EntryCodec
 from streamactors.state.bound import closed_tables, no_tables
 from streamactors.state.key_groups import KeyGroupRange
 from streamactors.state.rocksdb.database import Database, Rows
-from streamactors.state.rocksdb.keys import LENGTH, StorageKeys
+from streamactors.state.storage_keys import LENGTH, StorageKeys
 
 EntryT = TypeVar("EntryT")
 MISSING: Final[Any] = object()

@@ -1,12 +1,12 @@
 """What the driver does where the coordinator dies while it is asked: one that is started again knows of nothing."""
 
+import dataclasses
 import datetime as dt
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorUnavailableError
 
 import streamactors as sa
 from connectors.files import FileSink, FileSource
@@ -14,7 +14,7 @@ from connectors.memory import ListSink
 from streamactors.clock import SYSTEM
 from streamactors.cluster.held import HeldJob
 from streamactors.cluster.hosted import Follow, JobHost, NextValues, Request, StopJob, TakeSavepoint, Unfollow
-from streamactors.deploy.ray import _RayHost, dumps, loads
+from streamactors.deploy.driver import RemoteHost
 from streamactors.errors import CheckpointFailed, ConnectionLost, JobFailed
 from streamactors.runtime.job import JobSpec
 from streamactors.submission import deployed_job, job_here
@@ -22,28 +22,28 @@ from tests.runtime.feeds import Feed
 
 
 class Mortal:
-    """Stands for a coordinator's actor, which dies of the first request."""
+    """Stands for a coordinator, which dies of the first request. What it is sent stays what it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, unstarted: Exception | None = None) -> None:
         self.calls: list[Any] = []
         self.died = False
+        self._unstarted = unstarted
 
-    def __getattr__(self, method: str) -> Any:
-        return Method(self, method)
+    async def begin(self, arguments: Any) -> Any:
+        if self._unstarted is not None:
+            raise self._unstarted
+        return await self.call("begin", arguments)
 
+    async def begin_again(self, arguments: Any) -> Any:
+        return await self.call("begin", arguments)
 
-class Method:
-    def __init__(self, actor: Mortal, name: str) -> None:
-        self._actor = actor
-        self._name = name
-
-    async def remote(self, arguments: bytes) -> bytes:
-        actor, [first, *_] = self._actor, loads(arguments)
-        actor.calls.append("begin" if isinstance(first, JobSpec) else first)
-        if self._name == "ask" and not actor.died:
-            actor.died = True
-            raise ActorUnavailableError("it has died", None)
-        return dumps((True, True))
+    async def call(self, method: str, arguments: Any) -> Any:
+        [first, *_] = arguments
+        self.calls.append(first if method == "ask" else method)
+        if method == "ask" and not self.died:
+            self.died = True
+            raise ConnectionLost("it has died")
+        return True, True
 
 
 def flow_of(feed: Feed) -> sa.Dataflow:
@@ -52,19 +52,50 @@ def flow_of(feed: Feed) -> sa.Dataflow:
     return flow
 
 
-def host(**config: Any) -> tuple[_RayHost, Mortal]:
-    job = job_here(flow_of(Feed()).graph(), sa.Config(**config), restore="latest", fresh=False, resources=None)
-    asking, actor = _RayHost(dataless(job._spec), sa.Ray(workers=1), SYSTEM), Mortal()
-    asking._actor = actor
-    return asking, actor
+def host(*, unstarted: Exception | None = None, **config: Any) -> tuple[RemoteHost, Mortal]:
+    return host_of(spec_of(sa.Config(**config)), Mortal(unstarted))
 
 
-def dataless(spec: JobSpec) -> JobSpec:
-    """What can be sent: the flow is nobody's here."""
-    return JobSpec(spec.name, max, spec.config)  # type: ignore[arg-type]
+def host_of(spec: JobSpec, actor: Mortal) -> tuple[RemoteHost, Mortal]:
+    def same(thing: Any) -> Any:
+        return thing
+
+    return RemoteHost(spec, sa.Ray(workers=1), actor, same, same, SYSTEM), actor
+
+
+def spec_of(config: sa.Config) -> JobSpec:
+    return job_here(flow_of(Feed()).graph(), config, restore="latest", fresh=False, resources=None)._spec
 
 
 STORED: Any = {"checkpoints": sa.Checkpoints("/nowhere", interval=dt.timedelta(seconds=1))}
+
+
+async def test_a_coordinator_that_dies_as_it_begins_is_asked_again() -> None:
+    asking, actor = host(unstarted=ConnectionLost("it has died"), **STORED)
+    await asking.begin()
+    assert actor.calls == ["begin"]
+
+
+async def test_one_that_is_gone_for_good_is_not() -> None:
+    asking, actor = host(unstarted=JobFailed("the coordinator has died on starting"), **STORED)
+    with pytest.raises(JobFailed, match="the coordinator has died on starting"):
+        await asking.begin()
+    assert not actor.calls
+
+
+async def test_a_job_that_is_not_to_restart_ends_with_its_coordinator() -> None:
+    asking, actor = host()
+    with pytest.raises(JobFailed, match="'numbers': the coordinator has died, and restarts are off"):
+        await asking.ask(StopJob(drain=False, savepoint=None))
+    assert "begin" not in actor.calls
+
+
+@pytest.mark.parametrize("options", [{"fresh": True}, {"restore": "file:///savepoint"}, {"restore": None}])
+async def test_where_nobody_knows_what_to_go_on_from_it_ends(options: dict[str, Any]) -> None:
+    asking, actor = host_of(dataclasses.replace(spec_of(sa.Config(**STORED)), **options), Mortal())
+    with pytest.raises(JobFailed, match="died before the job ran.*not known whether restore="):
+        await asking.ask(StopJob(drain=False, savepoint=None))
+    assert "begin" not in actor.calls
 
 
 async def test_a_stop_is_asked_again_of_the_successor() -> None:

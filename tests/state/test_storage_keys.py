@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamactors.errors import UnserialisableKey
-from streamactors.state.rocksdb.keys import StorageKeys
+from streamactors.state.storage_keys import StorageKeys
 
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
 
