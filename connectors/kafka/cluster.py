@@ -221,12 +221,16 @@ class Cluster:
         codes: Callable[[Any], Iterable[int]] = lambda response: (response.error_code,),
         busy: frozenset[int] = BUSY,
         seconds: float = OPERATION_SECONDS,
+        may_send: Callable[[], None] = lambda: None,
     ) -> Any:
-        """The coordinator of a group or transactional id, wherever it is now; an answer without a transient error."""
+        """The coordinator of a group or transactional id, wherever it is now; an answer without a transient error.
+        `may_send` is called right before each try, and may raise."""
         retry = self.retry(what, seconds)
         while True:
             try:
                 node = await self._coordinator(kind, key)
+                await self._client.ready(node, group=ConnectionGroup.COORDINATION)  # sending waits for nothing else
+                may_send()
                 response = await self.send(node, request, ConnectionGroup.COORDINATION)
             except KafkaError as error:
                 self._refuse_fatal(error, what)

@@ -160,11 +160,11 @@ class TransactionCoordinator:
 
     async def begin(self, transactional_id: str) -> Session:
         """A new session; what an older one left open under this id is aborted, and that one fenced."""
-        self._check_alive()
         response = await self._ask(
             transactional_id,
             InitProducerIdRequest(transactional_id, self._timeout_ms),
             f"beginning a transaction as {transactional_id!r}",
+            may_send=self._check_alive,
         )
         if response.error_code == INVALID_TIMEOUT:
             raise InvalidConfig(

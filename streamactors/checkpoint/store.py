@@ -234,7 +234,7 @@ class CheckpointStore:
         ours."""
         await self.ensure_owner()
         await self._drop_writers()
-        self._registry.go_on_from(restored.manifest if restored is not None and await self._owns(restored) else None)
+        self._registry.go_on_from(restored.manifest if restored is not None and await self.owns(restored) else None)
         self._savepoints.clear()  # what an earlier attempt prepared for them, fencing may have aborted
         merged = {uid: max(self._widest.get(uid, 0), widest.get(uid, 0)) for uid in {**self._widest, **widest}}
         attempt = self._attempt + 1
@@ -244,7 +244,7 @@ class CheckpointStore:
         self._attempt, self._widest = attempt, merged
         return attempt
 
-    async def _owns(self, restored: Restorable) -> bool:
+    async def owns(self, restored: Restorable) -> bool:
         """Whether it lies in this flow's folder, and may be built on."""
         path = self._inside(restored.uri)
         if path is None or restored.manifest.savepoint:

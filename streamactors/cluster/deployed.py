@@ -118,10 +118,13 @@ class ClusterDeployment:
         replaced = sorted(self._doubtful)
         self._doubtful.clear()
         try:
-            await self._workers.ready(replaced)
+            living = await self._workers.ready(replaced)
         except BaseException:
             self._doubtful.update(replaced)
             raise
+        if self._current is not None:
+            for number in living:
+                self._alone_at = max(self._alone_at, self._current.given_up_at(number))
         await self._alone(clock)
         if self._doubtful:
             raise WorkerLost(f"worker {min(self._doubtful)} has died while the others were started")
@@ -149,7 +152,7 @@ class ClusterDeployment:
         self._doubtful.add(number)
         if self._current is not None:
             if not dead:
-                self._alone_at = max(self._alone_at, self._current.given_up_at)
+                self._alone_at = max(self._alone_at, self._current.given_up_at(number))
             self._current.lost(number, why)
 
 
@@ -195,6 +198,10 @@ class RemoteAttempt:
         """Set too once a worker is lost."""
         self._lost: set[int] = set()
         self._over = False
+        self._silent_since: float | None = None
+        """By the clock: since when no worker is told anything."""
+        self._started: dict[int, int] = {}
+        """How many messages a worker has taken once it knows that the subtasks run."""
         self._vitals: dict[int, Vitals] = {}
         self._told: tuple[Control, dict[int, Told]] | None = None
         """The latest control message, and by worker what it has become."""
@@ -237,6 +244,8 @@ class RemoteAttempt:
                 self._watch.running()
                 self._delivery.give_up = self._times.lost_after
                 self._tell(subtask, message)
+                worker = self.placement.worker_of(subtask)
+                self._started.setdefault(worker, self._lines[worker].given)
             case _:
                 self._tell(subtask, message)
 
@@ -355,10 +364,15 @@ class RemoteAttempt:
     def _undelivered(self, peer: int, error: BaseException) -> None:
         self.lost(peer, str(error))
 
-    @property
-    def given_up_at(self) -> float:
-        """By the clock: when a worker that hears nothing from now on has ended its part."""
-        return self._clock.monotonic() + self._watch.lost_after + 2 * self._times.heartbeat
+    def given_up_at(self, worker: int) -> float:
+        """By the clock: when this worker has ended its part, if it hears nothing from now on, or from the end of this
+        attempt on. Until it has heard that the subtasks run, it is patient as at the start."""
+        if worker not in self._lines:
+            return -math.inf
+        since = self._clock.monotonic() if self._silent_since is None else self._silent_since
+        started = worker in self._started and self._lines[worker].taken >= self._started[worker]
+        patience = self._times.lost_after if started else self._times.lost_at_start_after
+        return since + patience + 2 * self._times.heartbeat
 
     def lost(self, worker: int, why: str) -> None:
         """It fails the attempt, and is not waited for."""
@@ -402,6 +416,7 @@ class RemoteAttempt:
             await asyncio.wait(tasks)
         for line in self._lines.values():
             await line.close()
+        self._silent_since = self._clock.monotonic()
 
     async def _all(self, events: Collection[asyncio.Event], patience: float) -> None:
         """Of all of them, or for so many seconds."""

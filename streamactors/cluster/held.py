@@ -197,7 +197,7 @@ class HeldJob:
         self._restarts_before = self.restarts + 1
         if self._stopped is not None and self._host is not None:  # and lost before it could tell its end
             self._run_beside(self._host.ask(self._stopped))
-        self.last_rescale = None  # the other one begins with the parallelism of its settings
+        self.last_rescale = None  # that was of the one before, which may not have stored it
 
     def _heard(self, event: JobEvent, at: Moment) -> None:
         match event:

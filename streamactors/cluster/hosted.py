@@ -128,7 +128,7 @@ class Piece:
 class JobState:
     """`first`: the number of the first of `events`; `plans`: how many plans there were, and so `checkpoints`. `plan`,
     `last_checkpoint`: the last of them, None where the holder has it. `metrics`: but for the subtasks'; of these, the
-    next `piece` of the pass that began at `begun`, if one was due."""
+    next `piece` of the pass that began at `begun`, if one was due. `run`: see `Job.run_number`."""
 
     host: str
     first: int
@@ -149,6 +149,7 @@ class JobState:
     begun: float
     piece: Piece | None
     ended: Ended | None
+    run: int = 0
 
     @property
     def known(self) -> "Known":
@@ -278,6 +279,7 @@ class JobHost:
             known.begun if piece is None else self._pass.begun,
             piece,
             self._ended if self._pass.last and piece is not None and piece.last else None,
+            job.run_number,
         )
 
     def _piece(self, known: Known) -> Piece | None:

@@ -25,8 +25,10 @@ class Line:
         self._peer = peer
         self._vocabulary = vocabulary
         self._waiting: deque[object] = deque()
-        self._given = 0
-        self._taken = 0
+        self.given = 0
+        """Messages, so far."""
+        self.taken = 0
+        """By the peer, as far as is known."""
         self._progress = asyncio.Event()
         """Of the next bundle, or the end; then another one takes its place."""
         self._task: asyncio.Task[None] | None = None
@@ -49,7 +51,7 @@ class Line:
         if self._dead:
             return
         self._waiting.append(message)
-        self._given += 1
+        self.given += 1
         if self._task is None:
             self._begin()
 
@@ -64,7 +66,8 @@ class Line:
                 await self._delivery.deliver(self._peer, bundled(posts))
             except ConnectionLost:  # of which whoever made the delivery was told
                 self.cut()
-            self._taken += len(posts)
+                return
+            self.taken += len(posts)
             self._tell_progress()
 
     def _tell_progress(self) -> None:
@@ -98,8 +101,8 @@ class Line:
 
     async def flush(self) -> None:
         """Until all that was given so far is taken, or the line is dead."""
-        given = self._given
-        while self._task is not None and self._taken < given and not self._dead:
+        given = self.given
+        while self._task is not None and self.taken < given and not self._dead:
             await self._progress.wait()
 
     async def close(self) -> None:

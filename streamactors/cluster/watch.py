@@ -10,7 +10,8 @@ from streamactors.cluster.workers import Times
 
 class Watch:
     """`beat(peer)`: give a sign of life; `on_silent(peer, seconds)`: it has not been heard of for so long, and is asked
-    no more. `forgiving`: what this process itself was paused for is nobody else's silence."""
+    no more. `forgiving`: what this process itself was paused for is nobody else's silence. Else the others may have
+    gone on without it meanwhile, and what had waited for it when it went on tells nothing of them."""
 
     def __init__(
         self,
@@ -29,7 +30,9 @@ class Watch:
         self._forgiving = forgiving
         self.lost_after = times.lost_at_start_after
         """Seconds, at present."""
-        self._heard = dict.fromkeys(peers, clock.monotonic())
+        self._looked = clock.monotonic()
+        """When this process was not paused, for certain."""
+        self._heard = dict.fromkeys(peers, self._looked)
         self._task: asyncio.Task[None] | None = None
 
     def start(self, name: str) -> None:
@@ -41,7 +44,7 @@ class Watch:
 
     def heard(self, peer: int) -> None:
         if peer in self._heard:
-            self._heard[peer] = self._clock.monotonic()
+            self._heard[peer] = self._clock.monotonic() if self._forgiving else self._looked
 
     def silent(self, peer: int) -> float:
         """Seconds since it was heard of; no end of them once it was forgotten."""
@@ -51,11 +54,11 @@ class Watch:
         self._heard.pop(peer, None)
 
     async def _run(self) -> None:
-        looked = self._clock.monotonic()
+        self._looked = self._clock.monotonic()
         while True:
             await self._clock.sleep(self._times.heartbeat)
             now = self._clock.monotonic()
-            paused, looked = now - looked - self._times.heartbeat, now
+            paused, self._looked = now - self._looked - self._times.heartbeat, now
             for peer in list(self._heard):
                 self._look(peer, now, max(0.0, paused) if self._forgiving else 0.0)
 

@@ -27,6 +27,7 @@ class Workers(Protocol):
     @property
     def count(self) -> int: ...
 
-    async def ready(self, replace: Collection[int]) -> None:
+    async def ready(self, replace: Collection[int]) -> Collection[int]:
         """Before each attempt: end those in `replace`, dead or alive, and start others under their numbers; return when
-        all take messages. Raises what keeps the job, or this attempt, from running."""
+        all take messages: which of those in `replace` may live on, since nobody has seen them end. Raises what keeps
+        the job, or this attempt, from running."""

@@ -54,11 +54,11 @@ def reduced(thing: Any) -> Any:
     return NotImplemented
 
 
-def not_here(error: Exception) -> ClusterUnfit:
-    """Of what goes by name, and was not found by it."""
+def not_here(error: Exception, who: str) -> ClusterUnfit:
+    """Of what goes by name, and was not found by it. `who`: which process has looked for it; may be empty."""
     return ClusterUnfit(
-        f"the flow's own code can't be loaded on node {platform.node()!r} ({error}): install it there, or hand it "
-        "over with the job, such as by `ray job submit --working-dir .`"
+        f"the flow's own code can't be loaded{who and f' by {who}'} on node {platform.node()!r} ({error}): install it "
+        "there, or hand it over with the job, such as by `ray job submit --working-dir .`"
     )
 
 

@@ -4,7 +4,7 @@ Invariants. As `listsink` has it, whoever of the job dies: the shelf is not a pr
 pieces, as bytes, so that it knows nothing of the user's classes, and no message grows with their number.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 from streamactors.errors import UnserialisableValue
@@ -60,8 +60,9 @@ class RemoteShelf:
     async def drop_before(self, author: Author) -> None:
         await self._call("drop_before", author)
 
-    def _pieces(self, values: Sequence[Any]) -> list[bytes]:
-        return [self._shipped(values[start : start + PIECE]) for start in range(0, len(values), PIECE)]
+    def _pieces(self, values: Sequence[Any]) -> Iterator[bytes]:
+        """One is made when the one before it is sent: all at once would hold the event loop for long."""
+        return (self._shipped(values[start : start + PIECE]) for start in range(0, len(values), PIECE))
 
     def _shipped(self, values: Sequence[Any]) -> bytes:
         try:

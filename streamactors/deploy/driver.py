@@ -3,7 +3,6 @@
 Invariant: what a successor knows nothing of is asked again only where it does no harm that it may have been done.
 """
 
-import dataclasses
 import logging
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -54,6 +53,8 @@ class RemoteHost:
         self._rest = settings, logging.getLogger("streamactors").getEffectiveLevel()
         self._settled = False
         """Whether the job is known to go on from its storage, if it has to begin again."""
+        self._run: int | None = None
+        """The first that a coordinator has told of."""
 
     async def begin(self) -> None:
         try:
@@ -71,6 +72,7 @@ class RemoteHost:
                 await self._begin_again(error)
                 continue
             self._settled = self._settled or state.settled
+            self._run = self._run or state.run or None
             return state
 
     async def ask(self, request: Request) -> Any:
@@ -95,7 +97,7 @@ class RemoteHost:
         """The coordinator is started anew by whoever has started it; the job in it goes on from its storage."""
         self._refuse_to_begin_again(error)
         log.warning("%s: the coordinator has died, and is started again: %s", self._spec.name, error)
-        again = dataclasses.replace(self._spec, restore="latest", fresh=False, claim=False)
+        again = self._spec.again(self._run)
         until = self._clock.monotonic() + self._settings.patience.total_seconds()
         while True:
             try:

@@ -71,10 +71,9 @@ class Submission:
         """Whether what was asked for at first is all that is to be asked for."""
         return self.spec.restore == "latest" and not self.spec.fresh
 
-    def again(self) -> "Submission":
-        return dataclasses.replace(
-            self, spec=dataclasses.replace(self.spec, restore="latest", fresh=False, claim=False)
-        )
+    def again(self, since: int | None = None) -> "Submission":
+        """See `JobSpec.again`."""
+        return dataclasses.replace(self, spec=self.spec.again(since))
 
 
 class Keeper:
@@ -226,9 +225,9 @@ class Keeper:
 
     async def _settle(self, job: Job, submission: Submission) -> None:
         await job.settled.wait()
-        if submission.may_begin_again and not submission.goes_on:
+        if submission.may_begin_again and submission.spec.rescaled_since is None:
             try:
-                await uninterrupted(self._store.put(self._key, self._ship(submission.again())))
+                await uninterrupted(self._store.put(self._key, self._ship(submission.again(job.run_number))))
             except ConnectionLost as error:
                 log.error("%s: another coordinator would not know that the job goes on: %s", self._flow, error)
         self._say_settled(None)

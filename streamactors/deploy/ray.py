@@ -11,7 +11,7 @@ import dataclasses
 import io
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import ray
 from ray import cloudpickle
+from ray._private.state import available_resources_per_node  # no public name of Ray's tells it by node
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
 from ray.experimental import internal_kv
 
@@ -34,14 +35,18 @@ from streamactors.config import Ray, Restart
 from streamactors.deploy.addresses import REACHED_WITHIN, reach, unconnected
 from streamactors.deploy.code import not_here, reduced, refuse_unsendable_job
 from streamactors.deploy.collected import CollectingSink, Pieces, RemoteShelf, gathered
+from streamactors.deploy.connection import SharedConnection, Use
+from streamactors.deploy.crew import Crew, Member
+from streamactors.deploy.deaths import in_a_line
 from streamactors.deploy.detached import Answer, address_of, keeper_key, refuse_to_detach, submission_key
 from streamactors.deploy.driver import RemoteHost
 from streamactors.deploy.folder import go_to
 from streamactors.deploy.keeper import Attend, Keeper, Submission
+from streamactors.deploy.logs import log_as
 from streamactors.deploy.lookup import DetachedJobs
 from streamactors.deploy.main_script import refuse_while_loading
 from streamactors.deploy.peers import PeerWire
-from streamactors.deploy.room import Resources, of_one_worker, own_node, wait_for_room, what_lacks
+from streamactors.deploy.room import Node, of_one_worker, own_node, wait_for_room
 from streamactors.deploy.sigterm import take_back_sigterm
 from streamactors.deploy.versions import About, about, refuse_another
 from streamactors.errors import (
@@ -56,6 +61,7 @@ from streamactors.runtime.job import Job, JobSpec
 from streamactors.sinks import WriterSink
 
 log = logging.getLogger("streamactors.ray")
+_CONNECTION: Final = SharedConnection(ray.is_initialized, ray.shutdown)
 
 TIMES: Final = Times(starting=60.0)
 """A process that dies is noticed at once; so one that loads a model in `open`, and says nothing meanwhile, may."""
@@ -71,10 +77,10 @@ LET_GO: Final = 5.0
 """Seconds after which a driver that has not asked how things are, as it does each second, is taken for dead."""
 LOOKED_AFTER: Final = 2.0
 """Seconds between two looks of a coordinator at whether it still is one."""
+MADE_SURE: Final = 3.0
+"""Seconds in which the cluster finds out that a process of it has died, whose node lives."""
 HANDOVER: Final = 60.0
 """Seconds in which one that is none any more has found that out, and ended, on a busy machine."""
-NODE_DEATH: Final = "its node has died"
-"""In what Ray says of an actor whose node is lost to the cluster, though its process may live on."""
 
 
 # ---------------------------------------------------------------------------------------------------- objects as bytes
@@ -92,12 +98,12 @@ def dumps(thing: Any) -> bytes:
     return buffer.getvalue()
 
 
-def loads(data: bytes) -> Any:
-    """Raises ClusterUnfit where the flow's code is not on this node."""
+def loads(data: bytes, who: str = "") -> Any:
+    """Raises ClusterUnfit where the flow's code is not on this node. `who`: of its processes, this one is."""
     try:
         return cloudpickle.loads(data)
     except (ImportError, AttributeError) as error:
-        raise not_here(error) from error
+        raise not_here(error, who) from error
 
 
 # --------------------------------------------------------------------------------------------------------------- driver
@@ -155,7 +161,7 @@ class _CollectorCall:
         except (ValueError, ActorDiedError) as error:
             raise TransactionLost("collect: the process that held what was collected has died: run it again") from error
         except RayActorError as error:
-            raise ConnectionLost(_in_a_line(error)) from error
+            raise ConnectionLost(in_a_line(error)) from error
 
 
 @asynccontextmanager
@@ -177,18 +183,16 @@ async def _hosted(spec: JobSpec, settings: Ray, clock: Clock) -> AsyncIterator[R
 async def _connected(settings: Ray, clock: Clock, *, logs: bool = True) -> AsyncIterator[None]:
     """To the Ray that this process is connected to already, or for as long as the block lasts. `logs`: of its actors,
     on standard error."""
-    if ray.is_initialized():
-        yield
-        return
-    address = address_of(settings)
-    if address is not None:
-        await reach(address)
+    use = Use(address_of(settings))
+    if use.address is not None and not ray.is_initialized():
+        await reach(use.address)
     try:
-        await uninterrupted(clock.run_blocking(_connect, settings, address, logs))
-        take_back_sigterm()
+        make = partial(_connect, settings, use.address, logs)
+        if await uninterrupted(clock.run_blocking(_CONNECTION.begin, use, make)):
+            take_back_sigterm()
         yield
     finally:  # also where it was cancelled, or failed, half-way
-        await uninterrupted(clock.run_blocking(ray.shutdown))
+        await uninterrupted(clock.run_blocking(_CONNECTION.leave, use))
 
 
 def _connect(settings: Ray, address: str | None, logs: bool) -> None:
@@ -209,9 +213,13 @@ def _connect(settings: Ray, address: str | None, logs: bool) -> None:
         raise ClusterUnfit(unconnected(address, error)) from error
 
 
-async def _nodes(clock: Clock) -> list[Resources]:
-    """What each that lives has."""
-    return [node["Resources"] for node in await clock.run_blocking(ray.nodes) if node["Alive"]]
+async def _nodes(clock: Clock) -> list[Node]:
+    """Those that live. Raises ConnectionLost."""
+    try:
+        nodes, free = await clock.run_blocking(ray.nodes), await clock.run_blocking(available_resources_per_node)
+    except Exception as error:  # Ray has no class of its own for all of them
+        raise ConnectionLost(f"the cluster's head does not answer: {type(error).__name__}: {error}") from error
+    return [Node(node["NodeID"], node["Resources"], free.get(node["NodeID"], {})) for node in nodes if node["Alive"]]
 
 
 async def _told_to_begin(coordinator: Any, arguments: bytes) -> bytes:
@@ -230,7 +238,7 @@ class _RayCoordinator:
         try:
             return await _told_to_begin(self.actor, arguments)
         except ActorUnavailableError as error:
-            raise ConnectionLost(_in_a_line(error)) from error
+            raise ConnectionLost(in_a_line(error)) from error
         except RayActorError as error:
             unstarted = _unstarted("the coordinator", error)
             raise unstarted if isinstance(unstarted, ClusterUnfit) else JobFailed(str(unstarted)) from error
@@ -239,19 +247,19 @@ class _RayCoordinator:
         try:
             return await _told_to_begin(self.actor, arguments)
         except RayActorError as error:
-            raise ConnectionLost(_in_a_line(error)) from error
+            raise ConnectionLost(in_a_line(error)) from error
 
     async def call(self, method: str, arguments: bytes) -> bytes:
         try:
             return bytes(await getattr(self.actor, method).remote(arguments))
         except RayActorError as error:
-            raise ConnectionLost(_in_a_line(error)) from error
+            raise ConnectionLost(in_a_line(error)) from error
 
     async def request(self, method: str, path: str, body: bytes) -> Answer | None:
         try:
             answer: Answer | None = await self.actor.request.remote(method, path, body)
         except ActorUnavailableError as error:
-            raise ConnectionLost(_in_a_line(error)) from error
+            raise ConnectionLost(in_a_line(error)) from error
         except RayActorError:
             return None
         return answer
@@ -346,11 +354,13 @@ def cluster_at(address: str) -> Iterator[DetachedJobs]:
 
 
 async def _found(flow: str) -> _RayCoordinator | None:
-    """None where there is none."""
+    """None where there is none. Raises ConnectionLost."""
     try:
         return _RayCoordinator(await SYSTEM.run_blocking(ray.get_actor, _coordinator_name(flow), NAMESPACE))
     except ValueError:
         return None
+    except (RayError, RuntimeError, OSError) as error:
+        raise ConnectionLost(f"the cluster does not answer: {in_a_line(error)}") from error
 
 
 # ------------------------------------------------------------------------------------------------------- between actors
@@ -390,7 +400,9 @@ async def _created(of: type, name: str, options: dict[str, Any], clock: Clock, *
     while True:
         try:
             return ray.remote(of).options(name=name, **options).remote(*arguments)
-        except ValueError:
+        except ValueError as error:
+            if "already" not in str(error):  # not all versions of Ray have a class of its own for that
+                raise InvalidConfig(f"Ray refuses to start {name!r}: {error}") from error
             if clock.monotonic() >= until:
                 raise ConnectionLost(f"there is an actor {name!r} on the cluster already") from None
             await clock.sleep(FIRST_LOOK)
@@ -400,7 +412,7 @@ def _unstarted(what: str, error: RayError) -> StreamactorsError:
     """Why an actor does not run. What its own code has raised would be raised again."""
     if isinstance(error, ActorDiedError) and "creation task" in str(error):
         return ClusterUnfit(f"{what} can't be started on its node: {str(error).strip().splitlines()[-1]}")
-    return ConnectionLost(f"{what} has died on starting: {_in_a_line(error)}")
+    return ConnectionLost(f"{what} has died on starting: {in_a_line(error)}")
 
 
 @dataclass(frozen=True)
@@ -437,12 +449,6 @@ def _taken(received: Callable[[int, bytes], None], sender: int, message: bytes) 
     return None
 
 
-def _log_as(level: int) -> None:
-    """Ray passes on to the driver what an actor writes to its standard error."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)-8s %(name)s: %(message)s")
-    logging.getLogger("streamactors").setLevel(level)
-
-
 # ------------------------------------------------------------------------------------------------------------ collector
 class StreamactorsCollector(Pieces):
     """The actor that holds what `collect` gathers. It belongs to the driver: the job may lose all others."""
@@ -456,7 +462,7 @@ class StreamactorsWorker:
     """The actor that holds a slice of the job's subtasks."""
 
     def __init__(self, number: int, level: int, folder: str) -> None:
-        _log_as(level)
+        log_as(level)
         go_to(folder)
         self._number = number
         self._wire = PeerWire(number)
@@ -469,11 +475,15 @@ class StreamactorsWorker:
     async def about(self) -> About:
         return about()
 
+    async def node(self) -> str:
+        return _node()
+
     async def meet(self, peers: Mapping[int, Any]) -> None:
         """Those that there are by now, itself among them."""
         self._wire.peers = {number: _RayPeer(actor) for number, actor in peers.items()}
         if self._worker is None:
-            self._worker = Worker(self._number, self._wire, unship=loads, times=TIMES)
+            unship = partial(loads, who=f"worker {self._number}")
+            self._worker = Worker(self._number, self._wire, unship=unship, times=TIMES)
             self._door = Door(self._worker.received, SYSTEM)
             await self._door.open()
 
@@ -491,91 +501,78 @@ class StreamactorsWorker:
         await asyncio.get_running_loop().create_future()
 
 
-class _RayWorkers:
-    """The workers of one job, which belong to this process. `lost` is told the number of one that dies, why, and
-    whether it is dead for certain."""
+@dataclass(frozen=True)
+class _RayMember:
+    """See `crew.Member`. `wire`: that of its owner."""
 
-    def __init__(self, spec: JobSpec, settings: Ray, wire: PeerWire, level: int, clock: Clock) -> None:
-        self.lost: Callable[[int, str, bool], None] = lambda number, why, dead: None
-        self._flow = spec.name
-        self._folder = spec.folder
-        self._settings = settings
-        self._wire = wire
-        self._level = level
-        self._clock = clock
-        self._me = ray.get_runtime_context().current_actor
-        self._actors: dict[int, Any] = {}
-        self._watching: dict[int, asyncio.Task[None]] = {}
+    number: int
+    actor: Any
+    owner: Any
+    wire: PeerWire
 
-    @property
-    def count(self) -> int:
-        return self._settings.workers
+    async def about(self) -> About:
+        with self._starting():
+            its: About = await self.actor.about.remote()
+            return its
 
-    async def ready(self, replace: Collection[int]) -> None:
-        """Raises ClusterUnfit; ConnectionLost where this attempt can't run, but a later one may."""
-        for number in replace:
-            await self._end(number)
-        gone = [number for number, watching in self._watching.items() if watching.done()]
-        for number in gone:
-            await self._end(number)
-        begun = self._clock.monotonic()
-        missing = [number for number in range(self.count) if number not in self._watching]
-        for number in missing:
-            await self._start(number)
+    async def node(self) -> str:
+        with self._starting():
+            return str(await self.actor.node.remote())
+
+    async def meet(self, members: Mapping[int, Any]) -> None:
+        with self._starting():
+            peers = {number: member.actor for number, member in members.items()}
+            await self.actor.meet.remote({**peers, COORDINATOR: self.owner})
+
+    @contextmanager
+    def _starting(self) -> Iterator[None]:
         try:
-            async with asyncio.timeout(self._settings.patience.total_seconds()):
-                await asyncio.gather(*map(self._check, missing))
-                peers = {**self._actors, COORDINATOR: self._me}
-                await asyncio.gather(*(worker.meet.remote(peers) for worker in self._actors.values()))
-        except TimeoutError as error:
-            lacking = what_lacks(self._settings, await _nodes(self._clock))
-            raise ConnectionLost(
-                lacking
-                or f"not all of {self.count} workers have started within {self._settings.patience}: is the "
-                "cluster taken by others?"
-            ) from error
+            yield
         except RayError as error:
-            raise _unstarted("a worker", error) from error
-        log.info("%s: %d workers started in %.1f s", self._flow, len(missing), self._clock.monotonic() - begun)
+            raise _unstarted(f"worker {self.number}", error) from error
 
-    async def _start(self, number: int) -> None:
-        options = of_one_worker(self._settings)
-        options |= {"max_concurrency": MANY, "namespace": NAMESPACE, "scheduling_strategy": "SPREAD"}
-        name = f"streamactors/{self._flow}/worker-{number}"
-        actor = await _created(StreamactorsWorker, name, options, self._clock, number, self._level, self._folder)
-        self._actors[number], self._wire.peers[number] = actor, _RayPeer(actor)
-        watching = asyncio.get_running_loop().create_task(self._watch(number, actor), name=f"watching {name}")
-        self._watching[number] = watching
-
-    async def _check(self, number: int) -> None:
-        refuse_another(f"worker {number}", await self._actors[number].about.remote(), about(), "the coordinator")
-
-    async def _watch(self, number: int, actor: Any) -> None:
-        why, dead = "it has ended by itself", True
+    async def gone(self) -> tuple[str, bool]:
         try:
-            await actor.live.remote()
-        except RayError as death:
-            why, dead = _in_a_line(death), NODE_DEATH not in str(death)
-        log.warning("%s: worker %d is gone: %s", self._flow, number, why)
-        self.lost(number, why, dead)
+            await self.actor.live.remote()
+        except ActorUnavailableError as error:  # cut off; or dead, and it is not known yet
+            return await self._asked_again(error)
+        except RayError as error:
+            return in_a_line(error), isinstance(error, ActorDiedError)
+        return "it has ended by itself", True
 
-    async def _end(self, number: int) -> None:
-        self._wire.peers.pop(number, None)
-        watching, actor = self._watching.pop(number, None), self._actors.pop(number, None)
-        if watching is not None:
-            watching.cancel()
-            await asyncio.wait([watching])
-        if actor is not None:
-            await self._clock.run_blocking(ray.kill, actor)
+    async def _asked_again(self, unavailable: ActorUnavailableError) -> tuple[str, bool]:
+        try:
+            async with asyncio.timeout(MADE_SURE):
+                await self.actor.live.remote()
+        except ActorDiedError as error:
+            return in_a_line(error), True
+        except (RayError, TimeoutError):
+            return in_a_line(unavailable), False
+        return "it has ended by itself", True
 
-    async def close(self) -> None:
-        for number in range(self.count):
-            await self._end(number)
+    async def end(self) -> None:
+        self.wire.peers.pop(self.number, None)
+        await SYSTEM.run_blocking(ray.kill, self.actor)
 
 
-def _in_a_line(error: BaseException) -> str:
-    """Ray tells a death in many lines, the first of which says what there is to know."""
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+def _crew(spec: JobSpec, settings: Ray, wire: PeerWire, level: int, clock: Clock) -> Crew:
+    """The workers of one job, which belong to this process."""
+    owner = ray.get_runtime_context().current_actor
+
+    async def begin(number: int) -> Member:
+        options = of_one_worker(settings)
+        options |= {"max_concurrency": MANY, "namespace": NAMESPACE, "scheduling_strategy": "SPREAD"}
+        name = f"streamactors/{spec.name}/worker-{number}"
+        actor = await _created(StreamactorsWorker, name, options, clock, number, level, spec.folder)
+        wire.peers[number] = _RayPeer(actor)
+        return _RayMember(number, actor, owner, wire)
+
+    async def again() -> bool:
+        """Whether Ray has started this process in place of another one."""
+        context = ray.get_runtime_context()
+        return bool(await clock.run_blocking(lambda: context.was_current_actor_reconstructed))
+
+    return Crew(spec.name, settings, begin, partial(_nodes, clock), again, clock)
 
 
 # ---------------------------------------------------------------------------------------------------------- coordinator
@@ -604,10 +601,10 @@ class _Coordinating:
     async def take(self, sender: int, message: bytes) -> str | None:
         return "it has just been started" if self._received is None else _taken(self._received, sender, message)
 
-    def _over_workers(self, spec: JobSpec, settings: Ray, level: int) -> tuple[Job, _RayWorkers]:
-        _log_as(level)
+    def _over_workers(self, spec: JobSpec, settings: Ray, level: int) -> tuple[Job, Crew]:
+        log_as(level)
         wire = PeerWire(COORDINATOR)
-        workers = _RayWorkers(spec, settings, wire, level, SYSTEM)
+        workers = _crew(spec, settings, wire, level, SYSTEM)
         strategy, slots = settings.strategy, settings.slots
         cluster = ClusterDeployment(workers, wire, ship=dumps, strategy=strategy, slots=slots, times=TIMES)
         workers.lost = lambda number, why, dead: cluster.worker_lost(number, why, dead=dead)
@@ -653,7 +650,7 @@ class StreamactorsCoordinator(_Coordinating):
         self._host = JobHost(job, SYSTEM)
         self._running = asyncio.get_running_loop().create_task(self._run(self._host, workers))
 
-    async def _run(self, host: JobHost, workers: _RayWorkers) -> None:
+    async def _run(self, host: JobHost, workers: Crew) -> None:
         try:
             await host.run()
         finally:
@@ -744,6 +741,6 @@ async def _given_up_by_cluster(flow: str, incarnation: str, clock: Clock) -> boo
 
 async def _answered(method: Callable[..., Awaitable[Any]], arguments: bytes) -> bytes:
     try:
-        return dumps((True, await method(*loads(arguments))))
+        return dumps((True, await method(*loads(arguments, "the coordinator"))))
     except Exception as error:
         return dumps((False, error))

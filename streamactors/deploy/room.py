@@ -3,7 +3,8 @@
 import logging
 import math
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from streamactors.clock import Clock
@@ -21,9 +22,18 @@ _ANY: Final = 10_000
 Resources = Mapping[str, float]
 
 
-async def wait_for_room(settings: Ray, nodes: Callable[[], Awaitable[Sequence[Resources]]], clock: Clock) -> None:
-    """For a cluster that grows. `nodes`: what each that lives has in all, whoever has it at present. Raises
-    ClusterUnfit after the settings' patience, telling what is missing."""
+@dataclass(frozen=True)
+class Node:
+    """One that lives: what it has in all, and what of that nobody has taken at present."""
+
+    id: str
+    total: Resources
+    free: Resources
+
+
+async def wait_for_room(settings: Ray, nodes: Callable[[], Awaitable[Sequence[Node]]], clock: Clock) -> None:
+    """For a cluster that grows: whoever has the room at present. Raises ClusterUnfit after the settings' patience,
+    telling what is missing."""
     until = clock.monotonic() + settings.patience.total_seconds()
     pause = _FIRST_LOOK
     while (lacking := what_lacks(settings, await nodes())) is not None:
@@ -34,17 +44,40 @@ async def wait_for_room(settings: Ray, nodes: Callable[[], Awaitable[Sequence[Re
         pause = min(2 * pause, _LAST_LOOK)
 
 
-def what_lacks(settings: Ray, nodes: Sequence[Resources]) -> str | None:
-    """None where there is room."""
-    room = sum(_workers_in(has, settings.each) for has in nodes)
+def what_lacks(settings: Ray, nodes: Sequence[Node]) -> str | None:
+    """None where there is room, if nobody else were there."""
+    room = sum(_workers_in(node.total, settings.each) for node in nodes)
     if room >= settings.workers:
         return None
-    each = ", ".join(f"{name}={amount:g}" for name, amount in settings.each.items())
-    there = "; ".join(", ".join(f"{name}={has.get(name, 0):g}" for name in settings.each) for has in nodes)
+    there = "; ".join(_listed((name, node.total.get(name, 0)) for name in settings.each) for node in nodes)
     return (
-        f"{settings.workers} workers with {each} each don't fit: there is room for {room} "
+        f"{settings.workers} workers with {_each(settings)} each don't fit: there is room for {room} "
         f"(nodes: {there or 'none'}); add nodes, or ask for less by Ray(workers=…, resources=…)"
     )
+
+
+def what_is_taken(settings: Ray, late: int, nodes: Sequence[Node]) -> str | None:
+    """None where there is room for as many as have not started yet."""
+    room = sum(_workers_in(node.free, settings.each) for node in nodes)
+    if room >= late:
+        return None
+    free = "; ".join(
+        ", ".join(f"{name}={node.free.get(name, 0):g} of {node.total.get(name, 0):g}" for name in settings.each)
+        for node in nodes
+    )
+    return (
+        f"{late} of {settings.workers} workers with {_each(settings)} each have not started: at present there is room "
+        f"for {room}, and the rest is taken (free on the nodes: {free or 'none'}); end what has it, add nodes, "
+        "wait for longer by Ray(patience=…), or ask for less by Ray(workers=…, resources=…)"
+    )
+
+
+def _each(settings: Ray) -> str:
+    return _listed(settings.each.items())
+
+
+def _listed(resources: Iterable[tuple[str, float]]) -> str:
+    return ", ".join(f"{name}={amount:g}" for name, amount in resources)
 
 
 def _workers_in(has: Resources, each: Resources) -> int:

@@ -5,6 +5,7 @@ gives them one of their own: records would else be dealt out between them, and t
 Pure.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -32,6 +33,16 @@ class Parallelism:
             asked[uid] = _checked(width, f"parallelism of step {step!r}")
         default = self.default if default is None else _checked(default, "parallelism")
         return Parallelism(default, {**self.steps, **dict(_with_followers(asked, plan))})
+
+
+def restored(before: Parallelism, stored: Mapping[str, int], plan: PhysicalPlan) -> Parallelism:
+    """What makes the steps of `plan` run by the widths that are `stored` by uid. The default is that of `before` where
+    any step has it yet."""
+    own = {uid: plan.node[uid][1].parallelism for uid in stored}
+    free = [width for uid, width in stored.items() if own[uid] is None]
+    default = before.default if before.default in free or not free else Counter(free).most_common(1)[0][0]
+    steps = {uid: width for uid, width in stored.items() if width != (own[uid] or default)}
+    return Parallelism(default, steps)
 
 
 def widths(plan: PhysicalPlan) -> dict[str, int]:

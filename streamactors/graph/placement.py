@@ -25,9 +25,12 @@ STRATEGIES: Final[tuple[Strategy, ...]] = get_args(Strategy)
 
 @dataclass(frozen=True)
 class Placement:
-    """`slices[worker]`: the subtasks of a worker, in the order of the plan; empty where it has nothing to do."""
+    """`slices[worker]`: the subtasks of a worker, in the order of the plan; empty where it has nothing to do. `slots`:
+    of each worker, whether they were given or taken."""
 
     slices: tuple[tuple[SubtaskId, ...], ...]
+    strategy: Strategy
+    slots: int
 
     @property
     def workers(self) -> int:
@@ -64,7 +67,7 @@ def place(plan: PhysicalPlan, workers: int, strategy: Strategy = "spread", *, sl
     slices: list[list[SubtaskId]] = [[] for _ in range(workers)]
     for subtask in plan.subtasks:
         slices[chosen[subtask]].append(subtask)
-    return Placement(tuple(map(tuple, slices)))
+    return Placement(tuple(map(tuple, slices)), strategy, slots)
 
 
 def _check_slots(plan: PhysicalPlan, workers: int, slots: int) -> None:

@@ -105,7 +105,9 @@ def _placed(plan: PhysicalPlan, placement: Placement) -> Iterator[str]:
     channels = sum(plan.channel_count(edge) for edge in plan.edges)
     crossing = sum(placement.crosses(channel) for channel in _channels(plan))
     workers = _count(placement.workers, "worker")
-    yield f"Placement: {workers}, {crossing} of {_count(channels, 'channel')} between them"
+    slots = _count(placement.slots, "slot")
+    between = f"{crossing} of {_count(channels, 'channel')} between them"
+    yield f"Placement: {workers} ({placement.strategy}, {slots} each), {between}"
     for worker, slice in enumerate(placement.slices):
         text = f"  worker {worker}: {', '.join(map(_nonbreaking, _by_vertex(slice))) or 'nothing'}"
         lines = textwrap.wrap(text, _WIDTH, subsequent_indent=_INDENT * 2, break_on_hyphens=False)

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from streamactors.actors.supervisor import despite_cancellation
@@ -92,6 +92,14 @@ class JobSpec:
     """Seconds for which a live owner of the storage is waited for: what a cluster has given up may live on a moment."""
     folder: str = ""
     """Where it was started, for processes that were not; there, relative paths of sources and sinks mean the same."""
+    rescaled_since: int | None = None
+    """For a process that takes the place of one that has died: the run in which its user has started it, since when a
+    rescale holds. None: it begins with the parallelism of its settings."""
+
+    def again(self, since: int | None) -> "JobSpec":
+        """For a process that takes the place of one that has died. `since`: see `rescaled_since`."""
+        since = since if self.rescaled_since is None else self.rescaled_since
+        return replace(self, restore="latest", fresh=False, claim=False, rescaled_since=since)
 
 
 class Job:
@@ -152,6 +160,11 @@ class Job:
         return self._spec.config
 
     @property
+    def run_number(self) -> int:
+        """Among those that have owned its storage; 0 before it does, and where it has none."""
+        return 0 if self._store is None else self._store.run
+
+    @property
     def last_rescale(self) -> RescaleInfo | None:
         return self._rescales.last
 
@@ -165,6 +178,7 @@ class Job:
             restored = await choose_restore(
                 self._store, self.name, spec.restore, fresh=spec.fresh, claim=spec.claim, check=self._planned
             )
+            await self._go_on_rescaled(restored)
             async with autoscaled(self, spec.config.autoscale, self._clock, self._now_decided, room):
                 await self._run_attempts(restored)
             self.status = "finished"
@@ -196,6 +210,15 @@ class Job:
                 f"restore={self._spec.restore!r} needs checkpoints: give Config(checkpoints=Checkpoints(storage, …)), "
                 "so that the job can go on from where it was"
             )
+
+    async def _go_on_rescaled(self, restored: Restorable | None) -> None:
+        since = self._spec.rescaled_since
+        if since is None or restored is None or self._store is None:
+            return
+        stored = restored.manifest
+        if stored.rescaled and stored.run >= since and await self._store.owns(restored):
+            plan = self._plan_of(self._rescales.parallelism, stored_max_parallelism(stored))
+            self._rescales.go_on(plan, stored)
 
     async def _run_attempts(self, restored: Restorable | None) -> None:
         while True:

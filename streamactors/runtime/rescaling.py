@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from streamactors.checkpoint.manifest import Manifest
 from streamactors.clock import Clock
 from streamactors.errors import RescaleFailed, RescaleUnderWay, StorageFailed
-from streamactors.graph.parallelism import Parallelism
+from streamactors.graph.parallelism import Parallelism, restored, widths
+from streamactors.graph.physical import PhysicalPlan
 from streamactors.runtime.events import JobEvent, RescaleAbandoned, RescaleBegun, Rescaled
 from streamactors.runtime.info import RescaleInfo
 
@@ -166,6 +167,13 @@ class Rescales:
         log.warning("%s: goes back to the parallelism before, since it failed at once: %s", self._job, back.changes)
         self._tell(RescaleBegun(back.before, back.after))
         return True
+
+    def go_on(self, plan: PhysicalPlan, stored: Manifest) -> None:
+        """By what the process before was rescaled to, whose place this one takes. `plan`: by the settings."""
+        now = widths(plan)
+        found = {each.uid: each.parallelism for each in stored.operators if each.uid in now}
+        self.parallelism = restored(self._configured, found, plan)
+        log.info("%s: goes on as it was rescaled: %s", self._job, changes(now, found))
 
     def compare(self, now: Mapping[str, int], stored: Manifest) -> None:
         """What the first attempt runs by with what it goes on from: a rescale holds until its process ends."""

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,7 @@ from streamactors.testing import kafka_jars, process_guard
 START_SECONDS = 90.0
 STOP_SECONDS = 30.0
 TOPIC_SECONDS = 30.0
+INVALID_REPLICATION_FACTOR = 38
 POLL_SECONDS = 0.05
 # Two searches for a free port may find the same one.
 START_ATTEMPTS = 3
@@ -172,12 +174,17 @@ class KafkaBroker:
         client = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
         try:
             await client.start()
-            topics = [NewTopic(name, partitions, 1, topic_configs=dict(config or {})) for name in names]
-            answer = await client.create_topics(topics)
-            for name, code, message in answer.topic_errors:
-                if code:
-                    refusal = for_code(code).__name__
-                    raise StreamactorsError(f"Kafka did not create topic {name!r}: {refusal}: {message}")
+            new = {name: NewTopic(name, partitions, 1, topic_configs=dict(config or {})) for name in names}
+            until = time.monotonic() + TOPIC_SECONDS
+            while new:
+                answer = await client.create_topics(list(new.values()))
+                refused = {name: (code, message) for name, code, message in answer.topic_errors if code}
+                for name, (code, message) in refused.items():
+                    if not out_of_service(code, message) or time.monotonic() > until:
+                        refusal = for_code(code).__name__
+                        raise StreamactorsError(f"Kafka did not create topic {name!r}: {refusal}: {message}")
+                new = {name: new[name] for name in refused}
+                await asyncio.sleep(POLL_SECONDS if new else 0)
             await self._wait_for_leaders(client, names, partitions)
         finally:
             await client.close()
@@ -269,6 +276,11 @@ async def order(process: subprocess.Popen[bytes], what: bytes) -> None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         process.stdin.close()
+
+
+def out_of_service(code: int, message: str | None) -> bool:
+    """Whether a broker that has stood still, or has just begun, is to be heard of by its controller first."""
+    return code == INVALID_REPLICATION_FACTOR and "fenced" in (message or "")
 
 
 def led(topic: Mapping[str, Any], partitions: int) -> bool:

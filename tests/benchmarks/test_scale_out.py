@@ -22,8 +22,9 @@ def test_what_needs_no_ray_is_measured_and_told(tmp_path: Path, capsys: pytest.C
         (way, size) for way in ("mailbox", "between workers of a node") for size in edges.SIZES
     }
     assert all(row["micros"] > 0 for row in told["edges"])
-    few, many = told["coordinator"]
-    assert many["subtasks"] == 2 * few["subtasks"] and few["bytes"] > 0 and few["messages"] > 0
+    assert [row["network"] for row in told["coordinator"]] == ["fair"] * 2 + ["storm"] * 2 + ["partition"] * 2
+    for few, many in zip(told["coordinator"][::2], told["coordinator"][1::2], strict=True):
+        assert many["subtasks"] == 2 * few["subtasks"] and few["bytes"] > 0 and few["messages"] > 0
     assert "bytes a subtask" in capsys.readouterr().out
 
 

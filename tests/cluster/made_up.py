@@ -47,8 +47,10 @@ class MadeUpCluster:
         strategy: Strategy = "spread",
         clock: Clock = SYSTEM,
         zombies: bool = False,
+        known: bool = False,
     ) -> None:
-        """`zombies`: who is replaced lives on, as one does that nobody can reach to end it."""
+        """`zombies`: who is replaced lives on, as one does that nobody can reach to end it; `known`: and the job is
+        told so, which is why it waits."""
         self.count = count
         self.network = MadeUpNetwork(seed, weather, silent=silent)
         self.replaced: list[int] = []
@@ -56,6 +58,7 @@ class MadeUpCluster:
         self.workers: dict[int, Worker] = {}
         self.undead: list[Worker] = []
         self._zombies = zombies
+        self._known = known
         self._cords: dict[int, _Cord] = {}
         self._by_reference = ByReference()
         self.files = files
@@ -82,13 +85,14 @@ class MadeUpCluster:
     def unship(self, data: bytes) -> Any:
         return self._by_reference.unship(data)
 
-    async def ready(self, replace: Collection[int]) -> None:
+    async def ready(self, replace: Collection[int]) -> Collection[int]:
         for number in replace:
             self.replaced.append(number)
             self._bury(number, dead=not self._zombies)
         for number in range(self.count):
             if number not in self.workers:
                 self._start(number)
+        return replace if self._known else ()
 
     async def __call__(
         self, spec: AttemptSpec, storage: StoredSnapshots, reports: Reports, clock: Clock

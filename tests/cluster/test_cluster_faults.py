@@ -5,7 +5,7 @@ import datetime as dt
 import decimal
 import logging
 import threading
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from connectors.memory import ListSink, ListSource
 from streamactors.checkpoint.storage.local import LocalFiles
 from streamactors.clock import SYSTEM, Clock
 from streamactors.cluster.part import Part
+from streamactors.cluster.wire import COORDINATOR, header_of
+from streamactors.cluster.worker import Assignment
 from streamactors.cluster.workers import Times
 from streamactors.errors import ConnectionLost, IncompatibleState, JobFailed, RecordFailed, UnserialisableValue
 from streamactors.sinks import SinkContext, SinkWriter
@@ -169,11 +171,12 @@ class Mortal(MadeUpCluster):
 
     died = False
 
-    async def ready(self, replace: Collection[int]) -> None:
-        await super().ready(replace)
+    async def ready(self, replace: Collection[int]) -> Collection[int]:
+        living = await super().ready(replace)
         if replace and not self.died:
             self.died = True
             self.kill(1)
+        return living
 
 
 def test_a_replacement_that_dies_while_others_are_started_is_replaced_too() -> None:
@@ -246,6 +249,76 @@ def test_who_may_live_on_has_given_itself_up_before_the_next_attempt(dead: bool)
         assert last(sink.values) == expected(feed.values)
 
     virtually(13, main)
+
+
+class _Opening(Sum):
+    opened: Callable[[int], Awaitable[None]]
+    """Is told the subtask."""
+
+    async def open(self, ctx: sa.OperatorContext) -> None:
+        await type(self).opened(ctx.subtask)
+
+
+def test_who_is_cut_off_while_it_starts_has_given_itself_up_before_the_next_attempt() -> None:
+    """Until then it is as patient as a start may take."""
+
+    async def main(clock: Clock) -> None:
+        cluster = MadeUpCluster(2, clock=clock, zombies=True, known=True, times=Times(starting=60.0))
+        feed, sink, zombies = numbers(), ListSink[tuple[int, int]](), list[Assignment]()
+
+        async def opened(subtask: int) -> None:
+            """At the first start, one part fails when the other, which takes long, is cut off."""
+            if zombies:
+                with pytest.raises(ConnectionLost):
+                    zombies[0]._check_alive()
+            elif subtask == 1:
+                await clock.sleep(40)
+            else:
+                await clock.sleep(1)
+                assert cluster.workers[1]._assignment is not None
+                zombies.append(cluster.workers[1]._assignment)
+                cluster.network.detach(1)
+                cluster._cords[1].cut = True
+                raise RuntimeError("not yet")
+
+        _Opening.opened = opened
+        once_more = sa.Restart.fixed(dt.timedelta(0), 1)
+        async with Jobs(clock).started(sums(feed, sink, _Opening), cluster=cluster, restart=once_more) as (job, _):
+            feed.end()
+            await job.wait()
+        assert clock.monotonic() > 61
+        assert last(sink.values) == expected(feed.values)
+
+    virtually(15, main)
+
+
+def test_what_was_on_its_way_while_it_stood_still_is_no_sign_of_life() -> None:
+    async def main(clock: Clock) -> None:
+        cluster, feed, sink = MadeUpCluster(2, clock=clock), numbers(), ListSink[tuple[int, int]]()
+        once_more = sa.Restart.fixed(dt.timedelta(0), 1)
+        async with Jobs(clock).started(sums(feed, sink), cluster=cluster, restart=once_more) as (job, _):
+            await until(lambda: _records_in(job, "out") == 200)
+            stood = cluster.workers[1]._assignment
+            assert stood is not None
+            told: list[bytes] = []
+
+            def received(peer: int, message: bytes) -> None:
+                cluster.workers[1].received(peer, message)
+                if peer == COORDINATOR:
+                    told.append(message)
+
+            cluster.network.attach(1, received)
+            await until(lambda: told)
+            stood._watch._heard[COORDINATOR] -= 60.0
+            stood.received(COORDINATOR, header_of(told[-1]), told[-1])
+            with pytest.raises(ConnectionLost, match="another process may have taken its place"):
+                stood._check_alive()
+            await until(lambda: job.restarts == 1 and job.status == "running")
+            feed.end()
+            await job.wait()
+        assert last(sink.values) == expected(feed.values)
+
+    virtually(16, main)
 
 
 class _Remembering(ListSink[Any]):

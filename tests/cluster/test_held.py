@@ -26,9 +26,13 @@ from streamactors.cluster.hosted import (
     QueryState,
     Request,
 )
+from streamactors.deploy.driver import RemoteHost
+from streamactors.deploy.local import deploy_locally
+from streamactors.errors import ConnectionLost
+from streamactors.graph.parallelism import widths
 from streamactors.launch import EXIT_TIMEOUT, JobHandle, _supervised
 from streamactors.runtime.events import CheckpointCompleted, JobEnded
-from streamactors.runtime.job import Job
+from streamactors.runtime.job import Job, JobSpec
 from streamactors.submission import job_here
 from tests.runtime.feeds import PATIENCE, Feed, until
 
@@ -265,6 +269,105 @@ async def test_a_rescale_ends_with_its_host_and_that_is_told(tmp_path: Path) -> 
         await jobs[0].stop(drain=False)
         await until(lambda: handle.metrics()["restored_parallelism"] == {"sum": 2, "out": 2})
         assert handle.last_rescale is None and handle.restarts == 1
+
+
+class Coordinator:
+    """See `driver.Coordinator`: here in this process. Another one takes its place at once."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+        self._host: JobHost | None = None
+        self._running: asyncio.Task[None] | None = None
+
+    async def begin(self, arguments: Any) -> Any:
+        [spec, *_] = arguments
+        self.jobs.append(Job(spec, deploy=deploy_locally, clock=SYSTEM))
+        host = self._host = JobHost(self.jobs[-1], SYSTEM)
+        self._running = asyncio.ensure_future(host.run())
+        return True, None
+
+    begin_again = begin
+
+    async def call(self, method: str, arguments: Any) -> Any:
+        host = self._host
+        if host is None:
+            raise ConnectionLost("it has died")
+        answer = await getattr(host, method)(*arguments)
+        if host is not self._host:
+            raise ConnectionLost("it has died meanwhile")
+        return True, answer
+
+    async def die(self) -> None:
+        assert self._running is not None
+        self._host = None
+        self._running.cancel()
+        await asyncio.wait([self._running])
+
+
+@asynccontextmanager
+async def started(spec: JobSpec, coordinator: Coordinator) -> AsyncIterator[JobHandle]:
+    """By its user."""
+
+    @asynccontextmanager
+    async def reach() -> AsyncIterator[Host]:
+        def same(thing: Any) -> Any:
+            return thing
+
+        host = RemoteHost(spec, sa.Ray(workers=1), coordinator, same, same, SYSTEM)
+        await host.begin()
+        yield host
+        await coordinator.die()
+
+    made = HeldJob("summing", spec.config, reach)
+    async with asyncio.timeout(PATIENCE), _supervised(made, None, "cancel", EXIT_TIMEOUT) as handle:
+        yield handle
+
+
+async def succeeded(handle: JobHandle, coordinator: Coordinator) -> dict[str, int]:
+    """By which parallelism the one goes on that comes after a dead coordinator."""
+    restarts = handle.restarts
+    await coordinator.die()
+    await until(lambda: handle.restarts == restarts + 1 and handle.status == "running")
+    assert handle.plan is not None
+    return widths(handle.plan)
+
+
+async def test_a_rescale_outlives_the_coordinator(tmp_path: Path) -> None:
+    coordinator, spec = Coordinator(), job(Feed(splits=4), checkpointing(tmp_path))._spec
+    async with started(spec, coordinator) as handle:
+        await handle.rescale(parallelism={"sum": 2})
+        await handle.checkpoint()
+        for _ in range(2):
+            assert await succeeded(handle, coordinator) == {"in": 1, "sum": 2, "out": 2}
+        assert handle.metrics()["restored_parallelism"] == {}
+        await handle.rescale(parallelism=3)
+        await handle.checkpoint()
+        assert await succeeded(handle, coordinator) == {"in": 3, "sum": 2, "out": 2}
+        await handle.rescale(parallelism=dict.fromkeys(("in", "sum", "out"), 1))
+        await handle.checkpoint()
+        assert await succeeded(handle, coordinator) == {"in": 1, "sum": 1, "out": 1}
+
+
+async def test_a_rescale_by_default_leaves_nothing_that_a_later_one_would_not_change(tmp_path: Path) -> None:
+    coordinator, spec = Coordinator(), job(Feed(splits=4), checkpointing(tmp_path))._spec
+    async with started(spec, coordinator) as handle:
+        for width in (2, 4):
+            await handle.rescale(parallelism=width)
+            await handle.checkpoint()
+            assert await succeeded(handle, coordinator) == dict.fromkeys(("in", "sum", "out"), width)
+
+
+async def test_whoever_starts_it_anew_starts_with_the_parallelism_of_the_settings(tmp_path: Path) -> None:
+    """And so does who takes the place of that one, though the last checkpoint is of before."""
+    coordinator, spec = Coordinator(), job(Feed(splits=4), checkpointing(tmp_path))._spec
+    async with started(spec, coordinator) as handle:
+        await handle.rescale(parallelism={"sum": 2})
+        await handle.checkpoint()
+    async with started(spec, coordinator) as handle:
+        await until(lambda: handle.status == "running")
+        for _ in range(2):
+            assert await succeeded(handle, coordinator) == {"in": 1, "sum": 1, "out": 1}
+        assert handle.metrics()["restored_parallelism"] == {"sum": 2, "out": 2}
 
 
 def ids(made: Job) -> list[int]:

@@ -238,3 +238,22 @@ def test_a_pause_of_its_own(forgiving: bool) -> None:
         await watched.watch.stop()
 
     virtually(0, main)
+
+
+@pytest.mark.parametrize("forgiving", [True, False])
+def test_what_has_waited_while_it_was_stopped_is_no_sign_of_life_to_a_worker(forgiving: bool) -> None:
+    """It may be as old as the pause is long: the coordinator may have replaced it meanwhile."""
+
+    async def main(clock: Clock) -> None:
+        pausing: Any = _Pausing(clock)
+        watched = Watched(pausing, forgiving=forgiving)
+        await clock.sleep(1.5)
+        pausing.jump = 60.0
+        for peer in (0, 1):
+            watched.watch.heard(peer)
+            assert (watched.watch.silent(peer) < watched.watch.lost_after) is forgiving
+        await clock.sleep(1)
+        assert [peer for peer, _ in watched.silent] == ([] if forgiving else [0, 1])
+        await watched.watch.stop()
+
+    virtually(0, main)

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import datetime as dt
 import json
+import logging
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ from connectors.files import FileSink, FileSource
 from connectors.memory import ListSource
 
 FEW = dt.timedelta(seconds=1)
+MANY = dt.timedelta(minutes=10)
 
 
 class Seen(msgspec.Struct):
@@ -146,6 +148,42 @@ async def other_versions(folder: Path) -> dict[str, str]:
     return told
 
 
+async def room(folder: Path) -> dict[str, Any]:
+    """Each of its jobs takes all that one node has; the test adds two, when it sees that one is waited for."""
+    told: dict[str, Any] = {}
+    logging.basicConfig(level=logging.INFO)
+    ray.init(os.environ["CLUSTER"])
+    node = partial(config, folder, resources={"CPU": 0, "other": 1})
+    again = sa.Restart.fixed(dt.timedelta(0), 100)
+    (folder / "in.jsonl").write_text("1\n")
+    async with sa.start(summing(folder), node(patience=MANY), on_exit="cancel") as first:
+        while records_in(first) < 1:
+            await asyncio.sleep(0.01)
+        with refused(told, "taken"):
+            await sa.run(counting(folder), dataclasses.replace(node(patience=FEW), restart=again))
+        await sa.run(counting(folder), node(patience=MANY))
+    ray.shutdown()
+    return told
+
+
+def counting(folder: Path) -> sa.Dataflow:
+    flow = sa.Dataflow("counting")
+    flow.source("in", ListSource([1, 2, 3])).sink("out", FileSink(str(folder / "counted"), value=sa.Json(int)))
+    return flow
+
+
+async def not_everywhere(folder: Path) -> dict[str, str]:
+    """A module that all nodes have but the other one, with a worker on each."""
+    from tests.deploy.prices import doubled
+
+    told: dict[str, str] = {}
+    flow = sa.Dataflow("prices")
+    flow.source("in", ListSource([1])).map(doubled, parallelism=4).sink("out", output(folder))
+    with refused(told, "missing"):
+        await sa.run(flow, config(folder, workers=4, resources={"CPU": 2}))
+    return told
+
+
 async def another_python(folder: Path) -> dict[str, str]:
     told: dict[str, str] = {}
     (folder / "in.jsonl").write_text("1\n")
@@ -212,6 +250,8 @@ SCENES: dict[str, Callable[[Path], Coroutine[Any, Any, Any]]] = {
     "refusals": refusals,
     "other versions": other_versions,
     "another python": another_python,
+    "not everywhere": not_everywhere,
+    "room": room,
     "unreachable": unreachable,
     "alone": alone,
     "terminated": terminated,

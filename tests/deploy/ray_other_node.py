@@ -1,6 +1,6 @@
 """One more node of a Ray cluster, whose processes find their packages in another folder first: until it is told to end.
 
-A program for the tests of Ray. It has room for what asks for `other`, and no CPUs.
+A program for the tests of Ray. It has room for two that ask for `other`, and as many CPUs as it is told to have.
 """
 
 import os
@@ -13,13 +13,13 @@ from ray._private.node import Node
 from ray._private.parameter import RayParams
 
 
-def main(address: str, packages: str) -> None:
+def main(address: str, packages: str, cpus: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     parent = os.getppid()
     params: Any = RayParams(
         gcs_address=address,
         redis_address=address,
-        num_cpus=0,
+        num_cpus=cpus,
         resources={"other": 2},
         object_store_memory=80 << 20,
         node_manager_port=0,
@@ -37,4 +37,4 @@ def main(address: str, packages: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -22,6 +22,9 @@ class Total(msgspec.Struct):
 class Totals(sa.KeyedOperator[str, Order, Total]):
     orders = sa.ValueState(int, default=0)
 
+    def open(self, ctx: sa.OperatorContext) -> None:
+        ctx.log.info("ready for orders")
+
     def process(self, order: Order, ctx: sa.Context[str, Total]) -> None:
         self.orders.set(self.orders.get() + 1)
         ctx.emit(Total(ctx.key, self.orders.get()))

@@ -14,6 +14,7 @@ from streamactors.deploy import keeper as keeper_module
 from streamactors.deploy.detached import Answer, Ending, ending_key, keeper_key, submission_key
 from streamactors.deploy.keeper import Attended
 from streamactors.errors import ConnectionLost
+from streamactors.graph.parallelism import widths
 from streamactors.observe import model
 from streamactors.observe.detached import attended
 from streamactors.runtime.handled import HandledJob
@@ -71,6 +72,35 @@ async def test_whoever_comes_after_a_dead_keeper_goes_on_exactly_once(tmp_path: 
         await life.running
     assert len(cluster.jobs) == 4 and totals(tmp_path) == expected(ordered)
     assert cluster.ending is not None and cluster.ending.status == "finished"
+
+
+async def test_a_rescale_outlives_its_keeper_and_not_a_new_start(tmp_path: Path) -> None:
+    cluster = Cluster()
+    async with asyncio.timeout(PATIENCE):
+        life = Life(cluster)
+        await life.keeper.begin(cluster.ship(submission(tmp_path)))
+        assert (await life.ask("POST", "/v1/jobs/shop/rescale", steps={"totals": 2}))[0] == 200
+        stored = cluster.jobs[0].checkpoints_completed
+        await until(lambda: cluster.jobs[0].checkpoints_completed > stored)
+        for _ in range(2):
+            await life.die()
+            life = Life(cluster)
+            await until(lambda: cluster.jobs[-1].status == "running")
+            assert totals_width(cluster) == 2
+        await life.ask("POST", "/v1/jobs/shop/stop", drain=False)
+        await life.running
+        life = Life(cluster, token="another")
+        await life.keeper.begin(cluster.ship(submission(tmp_path)))
+        assert totals_width(cluster) == 3
+        await life.ask("POST", "/v1/jobs/shop/cancel")
+        await life.running
+    assert len(cluster.jobs) == 4
+
+
+def totals_width(cluster: Cluster) -> int:
+    plan = cluster.jobs[-1].plan
+    assert plan is not None
+    return widths(plan)["totals"]
 
 
 async def test_what_was_said_to_have_ended_does_not_begin_again(tmp_path: Path) -> None:

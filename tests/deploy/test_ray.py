@@ -6,6 +6,8 @@ import platform
 import re
 import signal
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,7 @@ def test_nothing_is_lost_or_doubled_whoever_is_killed(
         shop.order(200)
         driver.signal(signal.SIGKILL)
     until(lambda: not nodes.pids(WORKER) and not nodes.pids(COORDINATOR), "the job has ended with its driver")
+    assert "may live on" not in driver.stderr, "a worker was waited for that was killed on a node that lives"
     shop.order(200)
     with shop.start() as driver:
         shop.all_counted(driver)
@@ -222,18 +225,62 @@ def test_what_a_cluster_refuses_is_named(nodes: Nodes, tmp_path: Path) -> None:
     assert re.match("InvalidConfig: the job 'summing' runs on this cluster already", told["twice"])
 
 
+@contextmanager
+def other_node(nodes: Nodes, packages: Path, *, cpus: int = 0) -> Iterator[Program]:
+    other = (str(HERE / "ray_other_node.py"), nodes.address, str(packages), str(cpus))
+    with Program(*other, cwd=HERE, environ=nodes.environ) as node:
+        try:
+            yield node
+        finally:  # else its processes would outlive it
+            node.signal(signal.SIGTERM)
+            node.end()
+
+
 def test_a_node_with_another_version_of_a_package_is_named(nodes: Nodes, tmp_path: Path) -> None:
     information = tmp_path / "packages" / "msgspec-99.9.dist-info"
     information.mkdir(parents=True)
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: msgspec\nVersion: 99.9\n")
-    other = (str(HERE / "ray_other_node.py"), nodes.address, str(information.parent))
-    with Program(*other, cwd=HERE, environ=nodes.environ) as node:
+    with other_node(nodes, information.parent):
         told = told_by("other versions", tmp_path, nodes.environ | {"CLUSTER": nodes.address})
-        node.signal(signal.SIGTERM)
-        node.end()
     here = re.escape(f"msgspec {msgspec.__version__} on node {platform.node()!r}: install the same on every node")
     who = r"(worker \d|the coordinator) runs with msgspec 99\.9 on node '.*', and (the coordinator|its driver) with "
     assert re.search(f"{who}{here}", told["other"])
+    until(lambda: not nodes.pids(WORKER) and not nodes.pids(COORDINATOR), "nothing is left of it")
+
+
+def test_the_worker_whose_node_lacks_a_module_is_named(nodes: Nodes, tmp_path: Path) -> None:
+    package = tmp_path / "packages" / "tests" / "deploy"
+    package.mkdir(parents=True)
+    for folder in (package.parent, package):
+        (folder / "__init__.py").touch()
+    with other_node(nodes, package.parents[1], cpus=2):
+        told = told_by("not everywhere", tmp_path, nodes.environ | {"CLUSTER": nodes.address})
+    found = re.match(r".*: the flow's own code can't be loaded by worker \d on node '.+' \((.*?)\)", told["missing"])
+    assert found is not None and found[1] == "No module named 'tests.deploy.prices'", told
+    until(lambda: not nodes.pids(WORKER) and not nodes.pids(COORDINATOR), "nothing is left of it")
+
+
+def test_room_is_waited_for_as_told(nodes: Nodes, tmp_path: Path) -> None:
+    """That of a node to come, and that which others have; not beyond the patience."""
+    environ = nodes.environ | {"CLUSTER": nodes.address}
+    with (
+        ExitStack() as added,
+        Program(str(HERE / "ray_handle.py"), "room", str(tmp_path), cwd=HERE, environ=environ) as job,
+    ):
+        waits = r"2 workers with CPU=0, other=1 each don't fit: there is room for 0 .*; waiting"
+        until(lambda: re.search(waits, job.stderr), "the first job waits for a node", job)
+        added.enter_context(other_node(nodes, tmp_path))
+        waits = r"counting: 2 of 2 workers with .* have not started: .*other=0 of 2.*; waiting"
+        until(lambda: re.search(waits, job.stderr), "another one waits for what the first one has", job)
+        added.enter_context(other_node(nodes, tmp_path))
+        assert job.end() == 0, job.stderr
+    told = json.loads(next(line for line in job.stdout.splitlines() if line.startswith("{")))["taken"]
+    assert told.startswith(
+        "JobFailed: job 'counting' failed: 2 of 2 workers with CPU=0, other=1 each have not started: "
+    )
+    assert "room for 0, and the rest is taken (free on the nodes: " in told and "other=0 of 2" in told
+    assert told.endswith("| ClusterUnfit"), "it was tried again"
+    assert lines_in(tmp_path / "counted") == [1, 2, 3]
     until(lambda: not nodes.pids(WORKER) and not nodes.pids(COORDINATOR), "nothing is left of it")
 
 
@@ -271,17 +318,26 @@ def command_line(pid: int) -> bytes:
         return b""
 
 
+def titles_under(raylet: int) -> set[str]:
+    """Of workers and coordinators."""
+    commands = processes_under(raylet).values()
+    return {title for title in (WORKER, COORDINATOR) if any(command.startswith(title) for command in commands)}
+
+
 # The last one: the cluster is smaller afterwards.
 def test_it_goes_on_when_a_node_is_lost(nodes: Nodes, tmp_path: Path) -> None:
     shop = Shop(tmp_path, nodes, {})
     shop.order(300)
     with shop.start() as driver:
         shop.all_counted(driver)
-        with_worker = [pid for pid in nodes.raylets if any(WORKER in title for title in processes_under(pid).values())]
+        opened = r"\(worker-\d.*\).* INFO +streamactors\.operator totals\[\d\]: ready for orders\n"
+        until(lambda: re.search(opened, driver.stderr), "what an operator logs has come to the driver", driver)
+        victims = [pid for pid in nodes.raylets if titles_under(pid) == {WORKER}]
         shop.order(200)
-        os.kill(with_worker[0], signal.SIGKILL)
+        os.kill(victims[0], signal.SIGKILL)
         shop.order(200)
         shop.all_counted(driver)
+        until(lambda: "a worker that nobody reaches may live on" in driver.stderr, "its worker is waited for", driver)
         driver.signal(signal.SIGTERM)
         assert driver.end() == 0, driver.stderr
     assert shop.totals == shop.expected

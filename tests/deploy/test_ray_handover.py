@@ -1,5 +1,7 @@
-"""A driver whose predecessor has just died, so that the name is taken; or whose coordinator dies as it begins."""
+"""A driver whose predecessor has just died, so that the name is taken; or whose coordinator dies as it begins. And
+which workers have ended, by what Ray says of them."""
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,6 +10,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError,
 
 from streamactors.clock import SYSTEM
 from streamactors.deploy import ray as deployed
+from streamactors.deploy.peers import PeerWire
 from streamactors.deploy.versions import about
 from streamactors.errors import ClusterUnfit, ConnectionLost, InvalidConfig, JobFailed
 
@@ -132,3 +135,43 @@ async def test_what_a_coordinator_has_died_of_on_starting_is_told(death: RayActo
 async def test_one_that_dies_later_may_be_started_again() -> None:
     with pytest.raises(ConnectionLost, match="ActorDiedError"):
         await deployed._RayCoordinator(Beginning(ActorDiedError())).call("begin", b"")
+
+
+class Living:
+    """Stands for a worker's actor. `ends`: of the calls that tell of its end, one after another; None: not yet."""
+
+    def __init__(self, *ends: RayActorError | None) -> None:
+        self._ends = iter(ends)
+
+    @property
+    def live(self) -> "Living":
+        return self
+
+    async def remote(self) -> None:
+        if (end := next(self._ends)) is None:
+            await asyncio.get_running_loop().create_future()
+        else:
+            raise end
+
+
+UNAVAILABLE = ActorUnavailableError("it is cut off", None)
+
+
+@pytest.mark.parametrize(
+    ("ends", "ended"),
+    [
+        ([ActorDiedError()], True),
+        ([UNAVAILABLE, ActorDiedError()], True),
+        ([UNAVAILABLE, UNAVAILABLE], False),
+        ([UNAVAILABLE, None], False),
+        ([RayActorError()], False),
+    ],
+    ids=["dead", "not known at first", "cut off", "there again", "for no known reason"],
+)
+async def test_only_what_ray_calls_dead_has_ended(
+    monkeypatch: pytest.MonkeyPatch, ends: list[RayActorError | None], ended: bool
+) -> None:
+    if None in ends:
+        monkeypatch.setattr(deployed, "MADE_SURE", 0.01)
+    member = deployed._RayMember(0, Living(*ends), None, PeerWire(0))
+    assert (await member.gone())[1] is ended

@@ -142,7 +142,7 @@ class Totals(sa.KeyedOperator[int, int, int]):
 
 SHOWN = """\
 
-Placement: 2 workers, 4 of 6 channels between them
+Placement: 2 workers (spread, 2 slots each), 4 of 6 channels between them
   worker 0: orders[0], totals[0], out[0]
   worker 1: totals[1-2]
 """
@@ -162,6 +162,11 @@ def test_strategy_and_slots_are_settings_of_the_deployment() -> None:
         .explain(packed)
         .endswith("  worker 0: orders[0], totals[0-1], out[0]\n  worker 1: totals[2]\n  worker 2: nothing\n")
     )
+    assert "\nPlacement: 3 workers (pack, 2 slots each), 2 of 6 channels between them\n" in orders().explain(packed)
+    assert "\nPlacement: 2 workers (spread, 4 slots each), " in orders().explain(
+        sa.Config(deployment=Ray(workers=2, slots=4))
+    )
+    assert "\nPlacement: 3 workers (spread, 1 slot each), " in orders().explain(workers=3)
     assert 'subgraph w1["worker 1"]\n        w1n1["totals<br/>subtask 2 of 3"]' in orders().to_mermaid(packed)
     with pytest.raises(sa.InvalidConfig, match="2 workers with 1 slots each have room for 2"):
         orders().explain(sa.Config(deployment=Ray(workers=2, slots=1)))

@@ -28,6 +28,7 @@ ALLOWED = {
     "streamactors/cli/doctor/machine.py": {"open"},  # what a container is allowed
     "streamactors/cli/doctor/storage.py": {"os.stat", "tempfile"},  # who dates the files there; where others go
     "streamactors/observe/tracing.py": {"threading"},  # beside the job: a thread that may hang and hold nothing up
+    "streamactors/deploy/connection.py": {"threading"},  # one for the process, whose jobs may be on several loops
     # Beside the job: its entry, and the entries of others, in a folder of the user's session.
     "streamactors/observe/registry.py": {"fcntl", "tempfile", "os.open", "os.mkdir", "os.listdir", "os.unlink"},
 }
@@ -47,6 +48,8 @@ SEAM_NAMES = {
 }  # fmt: skip
 SEAM_METHODS = {"run_in_executor", "read_text", "write_text"}
 
+CLUSTER_MODULES = {"ray"}
+CLUSTER = "streamactors/deploy/ray.py"
 TERMINAL_MODULES = {"typer", "rich"}
 TERMINAL = "streamactors/cli/"
 VAGUE = {"common", "helper", "helpers", "misc", "util", "utils"}
@@ -160,6 +163,16 @@ def terminal_outside_cli(module: Module) -> Iterator[str]:
     for node, name in imported(module.tree):
         if name.split(".")[0] in TERMINAL_MODULES:
             yield module.at(node, f"imports {name}: only {TERMINAL} may")
+
+
+def cluster_elsewhere(module: Module) -> Iterator[str]:
+    """Ray, which only one module of the library knows. Programs that stand on it, such as examples, may look at the
+    cluster that they run on."""
+    if module.path == CLUSTER:
+        return
+    for node, name in imported(module.tree):
+        if name.split(".")[0] in CLUSTER_MODULES:
+            yield module.at(node, f"imports {name}: only {CLUSTER} may")
 
 
 def errors_elsewhere(module: Module) -> Iterator[str]:

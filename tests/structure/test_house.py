@@ -21,6 +21,7 @@ RULES: list[tuple[Rule, tuple[str, ...]]] = [
     (house.missing_docstring, CODE),
     (house.vague_name, (*CODE, "tests")),
     (house.terminal_outside_cli, ("streamactors", "connectors")),
+    (house.cluster_elsewhere, ("streamactors", "connectors", "pytest_streamactors")),
     (house.errors_elsewhere, ("streamactors", "connectors")),
     (house.unfinished, CODE),
 ]
@@ -62,6 +63,9 @@ def test_rule_holds(rule: Rule, violations: dict[Rule, list[str]]) -> None:
         (house.swallowed_errors, "import contextlib\nwith contextlib.suppress(Exception):\n    f()"),
         (house.missing_docstring, "x = 1"),
         (house.terminal_outside_cli, "def f():\n    from rich.table import Table"),
+        (house.cluster_elsewhere, "import ray"),
+        (house.cluster_elsewhere, "def f():\n    from ray.util import state"),
+        (house.cluster_elsewhere, "def f():\n    import ray.exceptions as errors"),
         (house.errors_elsewhere, "class Lost(StreamactorsError): ..."),
         (house.errors_elsewhere, "import builtins\nclass Lost(builtins.ValueError): ..."),
         (house.unfinished, "def f():\n    raise NotImplementedError('later')"),
@@ -88,6 +92,12 @@ def test_vague_names_are_found(path: str) -> None:
         (house.swallowed_errors, "streamactors/some.py", "try:\n    f()\nexcept KeyError:\n    pass"),
         (house.swallowed_errors, "streamactors/some.py", "try:\n    f()\nexcept Exception as e:\n    log(e)"),
         (house.terminal_outside_cli, "streamactors/cli/live.py", "import typer, rich"),
+        (house.cluster_elsewhere, "streamactors/deploy/ray.py", "import ray\nfrom ray import cloudpickle"),
+        (
+            house.cluster_elsewhere,
+            "streamactors/some.py",
+            "from streamactors.deploy import ray\nimport rays\nfrom . import ray",
+        ),
         (house.errors_elsewhere, "streamactors/errors.py", "class Lost(StreamactorsError): ..."),
     ],
 )

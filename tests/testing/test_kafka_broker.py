@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -64,6 +66,38 @@ async def test_a_refused_topic_says_why(kafka: KafkaBroker, topics: Topics) -> N
     topic = await topics.new()
     with pytest.raises(StreamactorsError, match=rf"did not create topic '{topic}': TopicAlreadyExistsError"):
         await kafka.create_topic(topic)
+
+
+async def test_a_broker_that_is_out_of_service_for_a_while_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, kafka: KafkaBroker
+) -> None:
+    """As after it has stood still: its controller has not heard of it."""
+    client = Refusing([("orders", 38, "All brokers are currently fenced.")], [])
+    monkeypatch.setattr("aiokafka.admin.AIOKafkaAdminClient", lambda **options: client)
+    await kafka.create_topics(["payments", "orders"])
+    assert client.asked == [["payments", "orders"], ["orders"]]
+    client = Refusing([("orders", 38, "Replication factor must be larger than 0.")])
+    with pytest.raises(StreamactorsError, match=r"'orders': InvalidReplicationFactorError: Replication factor must"):
+        await kafka.create_topic("orders")
+
+
+class Refusing:
+    """In the place of aiokafka's client. What is refused is given for each call."""
+
+    def __init__(self, *refused: list[tuple[str, int, str]]) -> None:
+        self.asked: list[list[str]] = []
+        self._refused = list(refused)
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def create_topics(self, topics: list[Any]) -> Any:
+        self.asked.append([topic.name for topic in topics])
+        return SimpleNamespace(topic_errors=self._refused.pop(0))
+
+    async def describe_topics(self, names: list[str]) -> list[Any]:
+        return [{"partitions": [{"leader": 1, "error_code": 0}]} for _ in names]
 
 
 @pytest.mark.kafka

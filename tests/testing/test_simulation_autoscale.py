@@ -8,7 +8,9 @@ import pytest
 import streamactors as sa
 from streamactors.runtime.autoscaling.decisions import Autoscaler, Decision
 from streamactors.runtime.autoscaling.demand import Observation
-from streamactors.testing import simulate
+from streamactors.runtime.rescaling import Rescales
+from streamactors.testing import Faults, simulate
+from streamactors.testing.simulation.process import here
 from tests.testing import simulated_flows as flows
 
 pytestmark = pytest.mark.slow
@@ -26,14 +28,29 @@ RESTLESS = sa.Config(
 )
 
 
-def test_whatever_it_decides_and_when_every_record_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    decided, original = Counter[str](), Autoscaler.on
+@pytest.mark.parametrize("workers", [(), (2, 3)], ids=str)
+def test_whatever_it_decides_and_when_every_record_counts_once(
+    workers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decided, done, decide, run = Counter[str](), Counter[bool](), Autoscaler.on, Rescales.running
 
     def on(self: Autoscaler, observation: Observation) -> Decision:
-        decision = original(self, observation)
+        decision = decide(self, observation)
         decided[decision.action] += 1
         return decision
 
+    def running(self: Rescales) -> None:
+        done[over_workers()] += self.under_way is not None
+        run(self)
+
     monkeypatch.setattr(Autoscaler, "on", on)
-    restarts = sum(simulate(flows.totals, seed=seed, config=RESTLESS).attempts for seed in range(10))
+    monkeypatch.setattr(Rescales, "running", running)
+    faults, seeds = Faults(workers=workers, rescales=0), range(10)  # none by hand
+    restarts = sum(simulate(flows.totals, seed=seed, config=RESTLESS, faults=faults).attempts for seed in seeds)
     assert decided["rescale"] > 3 and decided["keep"] > 3 and restarts > 20, decided
+    assert done[bool(workers)] > 3, done
+
+
+def over_workers() -> bool:
+    """Of the run of which this process is part: what it is compared with is in one process."""
+    return here()._fleet is not None

@@ -147,13 +147,15 @@ class SimulatedCluster:
         return watched
 
     # ---------------------------------------------------------------------------------------------------------- workers
-    async def ready(self, replace: Collection[int]) -> None:
+    async def ready(self, replace: Collection[int]) -> Collection[int]:
+        """Who lives on is said to have ended: it is harder to keep it from doing harm at once than after a wait."""
         for number in replace:
             self._replace(number)
         await here().pause()
         for number in range(self.count):
             if number not in self._hands:
                 self._start(number)
+        return ()
 
     def _replace(self, number: int) -> None:
         hand = self._hands.pop(number, None)

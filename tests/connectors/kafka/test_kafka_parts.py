@@ -20,7 +20,7 @@ from connectors.kafka.decoding import Values, decoded
 from connectors.kafka.options import READING, ClientOptions
 from connectors.kafka.partitioning import KEPT_KEYS, RUN_BYTES, KeyPartitions, Runs
 from connectors.kafka.splits import Split, name_of, partition_of, subtask_of
-from streamactors.errors import InvalidConfig
+from streamactors.errors import ConnectionLost, InvalidConfig
 from streamactors.formats import Raw
 from tests.connectors.kafka.driving import LOG, NUMBERS, SOURCE
 
@@ -180,6 +180,9 @@ class Scripted:
     def get_random_node(self) -> int:
         return 1
 
+    async def ready(self, node: int, *, group: object) -> bool:
+        return True
+
     async def send(self, node: int, request: object, group: object) -> Any:
         answer = self.answers.pop(0)
         if isinstance(answer, KafkaError):
@@ -187,12 +190,12 @@ class Scripted:
         return SimpleNamespace(error_code=answer, topics=[])
 
 
-def ask(*answers: int | KafkaError, seconds: float = 60.0) -> tuple[Scripted, Callable[[], Any]]:
+def ask(*answers: int | KafkaError, seconds: float = 60.0, **given: Any) -> tuple[Scripted, Callable[[], Any]]:
     client = Scripted(*answers)
     connected = Cluster("broker:1", ClientOptions("test", None, READING), LOG)
     connected._client = client
     return client, lambda: connected.ask_coordinator(
-        CoordinationType.TRANSACTION, "id", None, "asking", seconds=seconds
+        CoordinationType.TRANSACTION, "id", None, "asking", seconds=seconds, **given
     )
 
 
@@ -223,6 +226,22 @@ async def test_waiting_ends_and_is_told(monkeypatch: pytest.MonkeyPatch, caplog:
     with pytest.raises(BrokersUnreachable, match=r"asking: no answer from Kafka at broker:1.*ConcurrentTransactions"):
         await asking()
     assert [record.levelno for record in caplog.records if "still trying" in record.message] == [logging.WARNING]
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_before_each_try_it_is_asked_whether_that_is_still_right() -> None:
+    """The pause between two may have been long."""
+    asked: list[int] = []
+
+    def may_send() -> None:
+        asked.append(len(client.answers))
+        if len(asked) == 2:
+            raise ConnectionLost("another process may have taken its place")
+
+    client, asking = ask(51, 0, may_send=may_send)
+    with pytest.raises(ConnectionLost, match="taken its place"):
+        await asking()
+    assert asked == [2, 1] and client.answers == [0]
 
 
 async def test_what_is_not_allowed_is_not_tried_again() -> None:

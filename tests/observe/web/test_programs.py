@@ -9,7 +9,7 @@ import pytest
 
 from streamactors.cli import serving
 from streamactors.cli.serving import serve_options
-from streamactors.observe import network
+from streamactors.observe import extras
 from streamactors.observe.network import Served
 from tests.programs import PATIENCE, Program, streamactors
 
@@ -50,7 +50,7 @@ def test_what_metrics_lack_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     where = Served("http://127.0.0.1:8077", "chosen", generated=False)
     serving._print(where)
     assert "  metrics: http://127.0.0.1:8077/metrics\n" in capsys.readouterr().err
-    monkeypatch.setattr(network, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
     serving._print(where)
     told = capsys.readouterr().err
     assert "/metrics" not in told and "pip install 'streamactors[metrics]'" in told
