@@ -153,19 +153,11 @@ class Assignment:
         if header.plane == DATA and header.epoch == self.epoch:
             self._take_data(peer, message)
             return
-        if header.epoch == self.epoch:
-            self._hear(peer)
         body = self._delivery.accept(peer, message)
+        if header.epoch == self.epoch:
+            self._watch.heard(peer)
         if body is not None and self._ending is None:
             self._obey_all(body)
-
-    def _hear(self, peer: int) -> None:
-        """What was on its way while this process stood still says nothing about now: nobody has waited for it."""
-        silent = self._watch.silent(peer)
-        if peer == COORDINATOR and silent > self._watch.lost_after:
-            self._abandon(f"nothing had been heard of the coordinator for {silent:.1f} s")
-        else:
-            self._watch.heard(peer)
 
     def _obey_all(self, body: memoryview) -> None:
         """It is accepted, and does not come again: if one of its messages can't be obeyed, nor can those behind it."""

@@ -310,6 +310,7 @@ def test_what_was_on_its_way_while_it_stood_still_is_no_sign_of_life() -> None:
             cluster.network.attach(1, received)
             await until(lambda: told)
             stood._watch._heard[COORDINATOR] -= 60.0
+            stood._watch._looked -= 60.0
             stood.received(COORDINATOR, header_of(told[-1]), told[-1])
             with pytest.raises(ConnectionLost, match="another process may have taken its place"):
                 stood._check_alive()
