@@ -1,8 +1,9 @@
 """The workers of one job: started, looked at, introduced to each other, watched, and replaced.
 
-Invariants. Nobody gets a part of the job before it was looked at, however many attempts that takes. One that is gone
-counts as dead only if its process is known to have ended: a node that is lost to the cluster may live on, and what is
-on it as well.
+Invariants. Nobody gets a part of the job before it was looked at, however many attempts that takes. One counts as dead
+only if its process is known to have ended, or it has said itself that it does nothing more: a node that is lost to the
+cluster may live on, and what is on it as well. That it was ended from here is no sign: the cluster says so at once,
+whether that reaches it or not.
 """
 
 import asyncio
@@ -19,8 +20,9 @@ from streamactors.errors import ClusterUnfit, ConnectionLost, StreamactorsError
 
 log = logging.getLogger("streamactors.ray")
 
-SEEN_TO_END_WITHIN: Final = 3.0
-"""Seconds: of a process that the cluster reaches, it says within tenths of one that it has ended."""
+MADE_SURE: Final = 3.0
+"""Seconds in which the cluster finds out that a process on a living node has died, and one that lives answers."""
+_AGAIN: Final = 0.2
 _TOLD_AFTER: Final = 5.0
 """Seconds, between two looks at what keeps workers from starting: on an idle cluster they have started by then."""
 
@@ -38,7 +40,14 @@ class Member(Protocol):
         """The others, and itself."""
 
     async def gone(self) -> tuple[str, bool]:
-        """Returns once it is: why, and whether the cluster says so, which may not reach it."""
+        """Returns once it is: why, and whether the cluster says so, which may not reach it. Raises ConnectionLost where
+        it is out of reach, maybe for a while."""
+
+    async def placed(self) -> bool:
+        """Whether there was room for it. Raises ConnectionLost."""
+
+    async def leave(self) -> None:
+        """Returns once it has said that it does nothing more, or the cluster that it is dead. Raises ConnectionLost."""
 
     async def end(self) -> None: ...
 
@@ -69,6 +78,8 @@ class Crew:
         self._watching: dict[int, asyncio.Task[bool]] = {}
         self._node_of: dict[int, str] = {}
         """Of those that were looked at: only they are told of the others."""
+        self._leaving: set[int] = set()
+        """They are gone, and it is being found out whether they are dead."""
         self._replaced: set[int] = set()
         """They are being ended: their loss is news to nobody."""
         self._living: set[int] = set()
@@ -81,7 +92,7 @@ class Crew:
     async def ready(self, replace: Collection[int]) -> Collection[int]:
         """Raises ClusterUnfit; ConnectionLost where this attempt can't run, but a later one may."""
         gone = [number for number, watching in self._watching.items() if watching.done()]
-        self._living |= await self._end({*replace, *gone}, SEEN_TO_END_WITHIN)
+        self._living |= await self._end({*replace, *gone})
         begun = self._clock.monotonic()
         missing = [number for number in range(self.count) if number not in self._watching]
         for number in missing:
@@ -131,9 +142,10 @@ class Crew:
         """None where there is room, or nobody knows."""
         try:
             nodes = await self._nodes()
+            waiting = [await self._members[number].placed() for number in self._late()].count(False)
         except ConnectionLost:
             return None
-        return what_lacks(self._settings, nodes) or what_is_taken(self._settings, len(self._late()), nodes)
+        return what_lacks(self._settings, nodes) or what_is_taken(self._settings, waiting, nodes)
 
     async def _too_late(self) -> StreamactorsError:
         """At the first start it fails as it was told to; later on, what is missing may come back."""
@@ -154,16 +166,35 @@ class Crew:
     # ------------------------------------------------------------------------------------------------------- watching
     async def _watch(self, number: int, member: Member) -> bool:
         """Whether it is dead for certain, once it is gone."""
-        why, ended = await member.gone()
-        dead = ended and await self._may_be_believed(number)
+        why, ended = await self._gone(member)
+        self._leaving.add(number)
+        try:
+            dead = ended and await self._may_be_believed(number)
+        finally:
+            self._leaving.discard(number)
         if number not in self._replaced:
             log.warning("%s: worker %d is gone%s: %s", self._flow, number, "" if dead else ", or may live on", why)
             self.lost(number, why, dead)
         return dead
 
+    async def _gone(self, member: Member) -> tuple[str, bool]:
+        given_up: float | None = None
+        """When it is, if it stays out of reach."""
+        while True:
+            asked = self._clock.monotonic()
+            try:
+                return await member.gone()
+            except ConnectionLost as error:
+                now = self._clock.monotonic()
+                if given_up is None or now - asked > MADE_SURE:  # in between it was within reach
+                    given_up = now + MADE_SURE
+                if now >= given_up:
+                    return str(error), False
+                await self._clock.sleep(_AGAIN)
+
     async def _may_be_believed(self, number: int) -> bool:
-        """That it has ended. A node knows of its processes; of one that is lost, nobody does. Who was not looked at yet
-        has had no part of the job."""
+        """The cluster, that it has ended. A node knows of its processes; of one that is lost, nobody does. Who was not
+        looked at yet has had no part of the job."""
         if number not in self._node_of:
             return True
         try:
@@ -172,33 +203,46 @@ class Crew:
             log.warning("%s: whether the node of worker %d lives is not known: %s", self._flow, number, error)
             return False
 
-    async def _end(self, numbers: Collection[int], seconds: float) -> set[int]:
-        """Those of which this was not seen within so many seconds."""
+    async def _end(self, numbers: Collection[int]) -> set[int]:
+        """Those of which this was not seen."""
         self._replaced.update(numbers)
         try:
-            for number in numbers:
-                if number in self._members:
-                    await self._members[number].end()
-            watching = [self._watching[number] for number in numbers if number in self._watching]
-            if watching:
-                await asyncio.wait(watching, timeout=seconds)
-            return {number for number in numbers if not await self._forgotten(number)}
+            ended = await asyncio.gather(*map(self._seen_to_end, numbers))
         finally:
             self._replaced.difference_update(numbers)
+        return {number for number, seen in zip(numbers, ended, strict=True) if not seen}
 
-    async def _forgotten(self, number: int) -> bool:
-        """Whether it is known to have ended."""
-        self._members.pop(number, None)
-        self._node_of.pop(number, None)
-        watching = self._watching.pop(number, None)
-        if watching is None:
+    async def _seen_to_end(self, number: int) -> bool:
+        member, watching = self._members.get(number), self._watching.get(number)
+        if member is None:
             return True
-        watching.cancel()
-        await asyncio.wait([watching])
-        return not watching.cancelled() and watching.exception() is None and watching.result()
+        if watching is None or (number not in self._leaving and not watching.done()):
+            seen = number not in self._node_of or (await self._has_left(member) and await self._may_be_believed(number))
+        else:
+            await asyncio.wait([watching])
+            seen = watching.exception() is None and watching.result()
+        await self._let_go(number)
+        return seen
+
+    async def _has_left(self, member: Member) -> bool:
+        try:
+            async with asyncio.timeout(MADE_SURE):
+                await member.leave()
+        except (ConnectionLost, TimeoutError):
+            return False
+        return True
+
+    async def _let_go(self, number: int) -> None:
+        self._node_of.pop(number, None)
+        if (watching := self._watching.pop(number, None)) is not None:
+            watching.cancel()
+            await asyncio.wait([watching])
+        if (member := self._members.pop(number, None)) is not None:
+            await member.end()
 
     async def close(self) -> None:
-        await self._end(range(self.count), 0.0)
+        for number in range(self.count):
+            await self._let_go(number)
 
 
 def _named(numbers: Iterable[int]) -> str:

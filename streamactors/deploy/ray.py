@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import ray
 from ray import cloudpickle
-from ray._private.state import available_resources_per_node  # no public name of Ray's tells it by node
+from ray._private.state import actors, available_resources_per_node  # what no public name of Ray's tells
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
 from ray.experimental import internal_kv
 
@@ -61,7 +61,6 @@ from streamactors.runtime.job import Job, JobSpec
 from streamactors.sinks import WriterSink
 
 log = logging.getLogger("streamactors.ray")
-_CONNECTION: Final = SharedConnection(ray.is_initialized, ray.shutdown)
 
 TIMES: Final = Times(starting=60.0)
 """A process that dies is noticed at once; so one that loads a model in `open`, and says nothing meanwhile, may."""
@@ -77,8 +76,6 @@ LET_GO: Final = 5.0
 """Seconds after which a driver that has not asked how things are, as it does each second, is taken for dead."""
 LOOKED_AFTER: Final = 2.0
 """Seconds between two looks of a coordinator at whether it still is one."""
-MADE_SURE: Final = 3.0
-"""Seconds in which the cluster finds out that a process of it has died, whose node lives."""
 HANDOVER: Final = 60.0
 """Seconds in which one that is none any more has found that out, and ended, on a busy machine."""
 
@@ -193,6 +190,16 @@ async def _connected(settings: Ray, clock: Clock, *, logs: bool = True) -> Async
         yield
     finally:  # also where it was cancelled, or failed, half-way
         await uninterrupted(clock.run_blocking(_CONNECTION.leave, use))
+
+
+def _connection() -> object | None:
+    if not ray.is_initialized():
+        return None
+    context = ray.get_runtime_context()
+    return context.gcs_address, context.get_job_id()
+
+
+_CONNECTION: Final = SharedConnection(_connection, ray.shutdown)
 
 
 def _connect(settings: Ray, address: str | None, logs: bool) -> None:
@@ -496,6 +503,11 @@ class StreamactorsWorker:
             return f"worker {self._number} has just been started"
         return _taken(self._worker.received, sender, message)
 
+    async def leave(self) -> None:
+        """Whoever gets the answer knows that it does nothing more for the job."""
+        if self._worker is not None:
+            await self._worker.close()
+
     async def live(self) -> None:
         """Ends with the process: so whoever waits for it learns of its death."""
         await asyncio.get_running_loop().create_future()
@@ -535,20 +547,25 @@ class _RayMember:
         try:
             await self.actor.live.remote()
         except ActorUnavailableError as error:  # cut off; or dead, and it is not known yet
-            return await self._asked_again(error)
+            raise ConnectionLost(in_a_line(error)) from error
         except RayError as error:
             return in_a_line(error), isinstance(error, ActorDiedError)
         return "it has ended by itself", True
 
-    async def _asked_again(self, unavailable: ActorUnavailableError) -> tuple[str, bool]:
+    async def placed(self) -> bool:
         try:
-            async with asyncio.timeout(MADE_SURE):
-                await self.actor.live.remote()
-        except ActorDiedError as error:
-            return in_a_line(error), True
-        except (RayError, TimeoutError):
-            return in_a_line(unavailable), False
-        return "it has ended by itself", True
+            its = await SYSTEM.run_blocking(actors, self.actor._actor_id.hex())
+        except (RayError, RuntimeError, OSError) as error:
+            raise ConnectionLost(f"the cluster does not answer: {in_a_line(error)}") from error
+        return bool(its.get("Pid"))
+
+    async def leave(self) -> None:
+        try:
+            await self.actor.leave.remote()
+        except ActorDiedError:
+            return
+        except RayError as error:
+            raise ConnectionLost(in_a_line(error)) from error
 
     async def end(self) -> None:
         self.wire.peers.pop(self.number, None)

@@ -10,19 +10,23 @@ from streamactors.errors import ClusterUnfit, InvalidConfig
 
 
 class Process:
-    """With at most one connection."""
+    """With at most one connection, which has a number."""
 
     def __init__(self, *, connected: bool = False) -> None:
-        self.connected = connected
+        self.connection: int | None = 1 if connected else None
         self.ended = 0
-        self.shared = SharedConnection(lambda: self.connected, self.end)
+        self.shared = SharedConnection(lambda: self.connection, self.end)
 
-    def make(self) -> None:
-        assert not self.connected, "init called twice"
-        self.connected = True
+    @property
+    def connected(self) -> bool:
+        return self.connection is not None
+
+    def make(self, number: int = 2) -> None:
+        assert self.connection is None, "init called twice"
+        self.connection = number
 
     def end(self) -> None:
-        self.connected = False
+        self.connection = None
         self.ended += 1
 
 
@@ -88,9 +92,19 @@ def test_another_address_is_refused_by_name_and_harms_nobody() -> None:
 def test_where_somebody_else_has_ended_it_another_is_made() -> None:
     process, one, other = Process(), Use("a:1"), Use("b:1")
     process.shared.begin(one, process.make)
-    process.connected = False
+    process.connection = None
     process.shared.begin(other, process.make)
     process.shared.leave(one)
     assert process.connected
     process.shared.leave(other)
     assert not process.connected
+
+
+def test_one_that_the_user_has_made_since_stays() -> None:
+    process, one, other = Process(), Use("a:1"), Use("b:1")
+    process.shared.begin(one, process.make)
+    process.connection = 3
+    process.shared.begin(other, process.make)
+    process.shared.leave(one)
+    process.shared.leave(other)
+    assert process.connection == 3 and not process.ended

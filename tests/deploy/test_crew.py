@@ -29,7 +29,10 @@ class Process:
         self.death: asyncio.Future[tuple[str, bool]] = asyncio.get_running_loop().create_future()
         self.ended = False
         self.reached = True
-        """It can be ended."""
+        """By what it is told."""
+        self.room = False
+        self.out_of_reach = 0
+        """How often, from now on."""
 
     async def about(self) -> About:
         await self.there.wait()
@@ -42,12 +45,23 @@ class Process:
         self.met = dict(members)
 
     async def gone(self) -> tuple[str, bool]:
+        if self.out_of_reach:
+            self.out_of_reach -= 1
+            raise ConnectionLost("it is cut off")
         return await self.death
 
     async def end(self) -> None:
+        """The cluster says so at once, whether that reaches it or not."""
         self.ended = True
-        if self.reached and not self.death.done():
+        if not self.death.done():
             self.death.set_result(("it was ended", True))
+
+    async def placed(self) -> bool:
+        return self.room
+
+    async def leave(self) -> None:
+        if not self.reached:
+            raise ConnectionLost("out of reach")
 
 
 class Cluster:
@@ -96,9 +110,9 @@ async def test_they_know_each_other_once_all_are_there() -> None:
 
 async def test_one_that_comes_after_a_time_out_is_looked_at_the_next_time() -> None:
     """It is not missing any more then."""
-    cluster = Cluster(sa.Ray(workers=2, patience=FEW))
+    cluster = Cluster(sa.Ray(workers=2, patience=dt.timedelta(seconds=0.5)))
     cluster.make = lambda number: absent(number) if number else Process(number)
-    with pytest.raises(ConnectionLost, match=r"^worker 1 has not started within 0:00:00\.001000$"):
+    with pytest.raises(ConnectionLost, match=r"^worker 1 has not started within 0:00:00\.500000$"):
         await cluster.crew.ready([])
     cluster.crew._settings = sa.Ray(workers=2)
     cluster.begun[1].its = about()._replace(msgspec="0.1")
@@ -151,6 +165,33 @@ async def test_where_nobody_knows_it_may_live_on() -> None:
     assert await told_of_death(Cluster(sa.Ray(workers=2)), ended=False) == (1, "its process has died", False)
 
 
+async def test_who_was_out_of_reach_for_a_moment_is_not_gone() -> None:
+    cluster = Cluster(sa.Ray(workers=1))
+    cluster.make = lambda number: cut_off(number, 2)
+    await cluster.crew.ready([])
+    while cluster.begun[0].out_of_reach:
+        await asyncio.sleep(0.01)
+    assert cluster.lost.empty()
+    cluster.begun[0].death.set_result(("its process has died", True))
+    assert await cluster.lost.get() == (0, "its process has died", True)
+    await cluster.crew.close()
+
+
+async def test_who_stays_out_of_reach_may_live_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamactors.deploy.crew.MADE_SURE", 0.3)
+    cluster = Cluster(sa.Ray(workers=1))
+    cluster.make = lambda number: cut_off(number, 10_000)
+    await cluster.crew.ready([])
+    assert await cluster.lost.get() == (0, "it is cut off", False)
+    await cluster.crew.close()
+
+
+def cut_off(number: int, times: int) -> Process:
+    process = Process(number)
+    process.out_of_reach = times
+    return process
+
+
 async def test_who_has_never_had_a_part_is_dead() -> None:
     """No other attempt has to wait for it."""
     cluster = Cluster(sa.Ray(workers=2, patience=FEW))
@@ -193,9 +234,8 @@ async def test_who_is_seen_to_end_is_waited_for_no_longer() -> None:
     await cluster.crew.close()
 
 
-async def test_who_is_replaced_and_not_seen_to_end_may_live_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_is_replaced_and_not_seen_to_end_may_live_on() -> None:
     """As one on a node that is cut off. The attempt that was to be next may have failed, too."""
-    monkeypatch.setattr("streamactors.deploy.crew.SEEN_TO_END_WITHIN", 0.0)
     cluster = Cluster(sa.Ray(workers=2))
     await cluster.crew.ready([])
     cluster.begun[1].reached = False
@@ -223,6 +263,21 @@ async def test_what_others_have_taken_fails_a_first_start() -> None:
     with pytest.raises(ClusterUnfit, match=TAKEN):
         await cluster.crew.ready([])
     await cluster.crew.close()
+
+
+async def test_where_there_was_room_it_is_not_what_is_missing() -> None:
+    """They have taken it themselves, and start slowly."""
+    cluster = full()
+    cluster.make = slow
+    with pytest.raises(ConnectionLost, match="^worker 0, worker 1 has not started within"):
+        await cluster.crew.ready([])
+    await cluster.crew.close()
+
+
+def slow(number: int) -> Process:
+    process = absent(number)
+    process.room = True
+    return process
 
 
 async def test_later_on_it_may_come_back() -> None:

@@ -1,7 +1,6 @@
 """A driver whose predecessor has just died, so that the name is taken; or whose coordinator dies as it begins. And
 which workers have ended, by what Ray says of them."""
 
-import asyncio
 from types import SimpleNamespace
 from typing import Any
 
@@ -138,40 +137,30 @@ async def test_one_that_dies_later_may_be_started_again() -> None:
 
 
 class Living:
-    """Stands for a worker's actor. `ends`: of the calls that tell of its end, one after another; None: not yet."""
+    """Stands for a worker's actor. `end`: of the call that tells of its end."""
 
-    def __init__(self, *ends: RayActorError | None) -> None:
-        self._ends = iter(ends)
+    def __init__(self, end: RayActorError) -> None:
+        self._end = end
 
     @property
     def live(self) -> "Living":
         return self
 
     async def remote(self) -> None:
-        if (end := next(self._ends)) is None:
-            await asyncio.get_running_loop().create_future()
-        else:
-            raise end
-
-
-UNAVAILABLE = ActorUnavailableError("it is cut off", None)
+        raise self._end
 
 
 @pytest.mark.parametrize(
-    ("ends", "ended"),
-    [
-        ([ActorDiedError()], True),
-        ([UNAVAILABLE, ActorDiedError()], True),
-        ([UNAVAILABLE, UNAVAILABLE], False),
-        ([UNAVAILABLE, None], False),
-        ([RayActorError()], False),
-    ],
-    ids=["dead", "not known at first", "cut off", "there again", "for no known reason"],
+    ("end", "ended"),
+    [(ActorDiedError(), True), (RayActorError(), False)],
+    ids=["dead", "for no known reason"],
 )
-async def test_only_what_ray_calls_dead_has_ended(
-    monkeypatch: pytest.MonkeyPatch, ends: list[RayActorError | None], ended: bool
-) -> None:
-    if None in ends:
-        monkeypatch.setattr(deployed, "MADE_SURE", 0.01)
-    member = deployed._RayMember(0, Living(*ends), None, PeerWire(0))
+async def test_only_what_ray_calls_dead_has_ended(end: RayActorError, ended: bool) -> None:
+    member = deployed._RayMember(0, Living(end), None, PeerWire(0))
     assert (await member.gone())[1] is ended
+
+
+async def test_what_is_out_of_reach_may_come_back() -> None:
+    member = deployed._RayMember(0, Living(ActorUnavailableError("it is cut off", None)), None, PeerWire(0))
+    with pytest.raises(ConnectionLost, match="it is cut off"):
+        await member.gone()
