@@ -227,8 +227,17 @@ class Crew:
     async def _has_left(self, member: Member) -> bool:
         try:
             async with asyncio.timeout(MADE_SURE):
-                await member.leave()
-        except (ConnectionLost, TimeoutError):
+                while not await self._says_so(member):
+                    await self._clock.sleep(_AGAIN)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _says_so(self, member: Member) -> bool:
+        """Of one that has just died, the cluster may only say that it is out of reach."""
+        try:
+            await member.leave()
+        except ConnectionLost:
             return False
         return True
 

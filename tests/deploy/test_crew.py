@@ -234,8 +234,20 @@ async def test_who_is_seen_to_end_is_waited_for_no_longer() -> None:
     await cluster.crew.close()
 
 
-async def test_who_is_replaced_and_not_seen_to_end_may_live_on() -> None:
+async def test_who_has_just_died_is_not_known_to_have_at_once() -> None:
+    cluster = Cluster(sa.Ray(workers=1))
+    await cluster.crew.ready([])
+    cluster.begun[0].reached = False
+    next_attempt = asyncio.create_task(cluster.crew.ready([0]))
+    await asyncio.sleep(0.05)
+    cluster.begun[0].reached = True
+    assert await next_attempt == set()
+    await cluster.crew.close()
+
+
+async def test_who_is_replaced_and_not_seen_to_end_may_live_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """As one on a node that is cut off. The attempt that was to be next may have failed, too."""
+    monkeypatch.setattr("streamactors.deploy.crew.MADE_SURE", 0.3)
     cluster = Cluster(sa.Ray(workers=2))
     await cluster.crew.ready([])
     cluster.begun[1].reached = False
