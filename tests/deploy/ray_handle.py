@@ -54,6 +54,23 @@ class Sum(sa.KeyedOperator[int, int, int]):
         ctx.emit(self.total.get())
 
 
+class SlowSum(sa.KeyedOperator[int, int, int]):
+    """Does some 200 a second. Takes its worker with it at the first negative number, once."""
+
+    total = sa.ValueState(int, default=0)
+
+    def __init__(self, fallen: Path) -> None:
+        self.fallen = fallen
+
+    async def process(self, value: int, ctx: sa.Context[int, int]) -> None:
+        await asyncio.sleep(0.005)
+        if value < 0 and not self.fallen.exists():
+            self.fallen.touch()
+            os._exit(1)
+        self.total.set(self.total.get() + abs(value))
+        ctx.emit(self.total.get())
+
+
 def output(folder: Path) -> FileSink[int]:
     return FileSink(str(folder / "out"), value=sa.Json(int))
 
@@ -109,6 +126,48 @@ async def collected(folder: Path) -> dict[str, Any]:
     values = await sa.collect(seen, dataclasses.replace(config(folder), checkpoints=checkpoints, restart=restart))
     assert (folder / "fallen").exists() and all(type(each) is Seen for each in values)
     return {"values": sorted(each.value for each in values)}
+
+
+async def autoscaled(folder: Path) -> dict[str, Any]:
+    """Too slow for what comes, until the autoscaler has seen to it; then a worker dies of a record. Mailboxes are full,
+    and checkpoints that overtake what is in them."""
+    flow = sa.Dataflow("autoscaled")
+    source = flow.source("in", FileSource(str(folder / "in.jsonl"), value=sa.Json(int), follow=True))
+    summed = source.key_by(lambda value: abs(value) % 4).process("sum", partial(SlowSum, folder / "fallen"))
+    summed.sink("out", output(folder))
+    storage, soon = (folder / "checkpoints").as_uri(), dt.timedelta(milliseconds=500)
+    given = dataclasses.replace(
+        config(folder),
+        parallelism=1,
+        mailbox_capacity=256,
+        checkpoints=sa.Checkpoints(storage, interval=soon / 5, alignment="unaligned"),
+        restart=sa.Restart.fixed(dt.timedelta(0), 100),
+        autoscale=sa.Autoscale(max_parallelism=4, every=soon, window=2 * soon, cooldown=soon, scale_down_after=MANY),
+    )
+    fed = feed(folder, 0, 400)
+    async with sa.start(flow, given) as job:
+        while parallelism(job) == 1:
+            fed += feed(folder, fed, 200) if fed - visible(folder) < 400 else 0
+            await asyncio.sleep(0.05)
+        fed += feed(folder, fed, 200, sign=-1)
+        while visible(folder) < fed:
+            await asyncio.sleep(0.05)
+    return {"status": job.status, "restarted": job.restarts > 0, "numbers": fed}
+
+
+def parallelism(job: sa.JobHandle) -> int:
+    return job.plan.vertex["sum"].parallelism if job.plan is not None else 1
+
+
+def feed(folder: Path, first: int, count: int, sign: int = 1) -> int:
+    with (folder / "in.jsonl").open("a") as file:
+        file.writelines(f"{sign * value}\n" for value in range(first, first + count))
+    return count
+
+
+def visible(folder: Path) -> int:
+    """Lines of output."""
+    return sum(len(path.read_text().splitlines()) for path in (folder / "out").glob("[!.]*"))
 
 
 @contextmanager
@@ -246,6 +305,7 @@ async def terminated(folder: Path) -> dict[str, Any]:
 
 SCENES: dict[str, Callable[[Path], Coroutine[Any, Any, Any]]] = {
     "handle": handle,
+    "autoscaled": autoscaled,
     "collected": collected,
     "refusals": refusals,
     "other versions": other_versions,

@@ -206,6 +206,12 @@ def test_a_handle_has_everything_that_it_has_in_one_process(nodes: Nodes, tmp_pa
     assert lines_in(tmp_path / "out") == sorted([*sums(range(100)), sum(range(0, 100, 4)) + 1000])
 
 
+def test_it_is_rescaled_by_itself_and_outlives_a_worker_then(nodes: Nodes, tmp_path: Path) -> None:
+    told = told_by("autoscaled", tmp_path, nodes.environ | {"CLUSTER": nodes.address})
+    assert told == {"status": "finished", "restarted": True, "numbers": told["numbers"]}
+    assert lines_in(tmp_path / "out") == sums(range(told["numbers"]))
+
+
 def test_what_is_collected_comes_to_the_driver_once(nodes: Nodes, tmp_path: Path) -> None:
     told = told_by("collected", tmp_path, nodes.environ | {"CLUSTER": nodes.address})
     assert told == {"values": list(range(1000))}
