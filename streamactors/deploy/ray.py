@@ -42,6 +42,7 @@ from streamactors.deploy.detached import Answer, address_of, keeper_key, refuse_
 from streamactors.deploy.driver import RemoteHost
 from streamactors.deploy.folder import go_to
 from streamactors.deploy.keeper import Attend, Keeper, Submission
+from streamactors.deploy.liveness import end_when_silent
 from streamactors.deploy.logs import log_as
 from streamactors.deploy.lookup import DetachedJobs
 from streamactors.deploy.main_script import refuse_while_loading
@@ -468,13 +469,15 @@ class StreamactorsCollector(Pieces):
 class StreamactorsWorker:
     """The actor that holds a slice of the job's subtasks."""
 
-    def __init__(self, number: int, level: int, folder: str) -> None:
+    def __init__(self, flow: str, number: int, level: int, folder: str) -> None:
         log_as(level)
         go_to(folder)
+        self._flow = flow
         self._number = number
         self._wire = PeerWire(number)
         self._worker: Worker | None = None
         self._door: Door | None = None
+        self._asking: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"worker-{self._number}"
@@ -492,6 +495,8 @@ class StreamactorsWorker:
             unship = partial(loads, who=f"worker {self._number}")
             self._worker = Worker(self._number, self._wire, unship=unship, times=TIMES)
             self._door = Door(self._worker.received, SYSTEM)
+            asking = end_when_silent(self._flow, self._number, _RayOwner(peers[COORDINATOR]), SYSTEM)
+            self._asking = asyncio.get_running_loop().create_task(asking)
             await self._door.open()
 
     async def door(self) -> tuple[str, str | None]:
@@ -511,6 +516,27 @@ class StreamactorsWorker:
     async def live(self) -> None:
         """Ends with the process: so whoever waits for it learns of its death."""
         await asyncio.get_running_loop().create_future()
+
+
+@dataclass(frozen=True)
+class _RayOwner:
+    """See `liveness.Asked`."""
+
+    actor: Any
+
+    async def answer(self) -> None:
+        try:
+            await self.actor.incarnation.remote()
+        except ActorUnavailableError as error:
+            raise ConnectionLost(in_a_line(error)) from error
+        except RayActorError:
+            return
+
+    async def end(self) -> None:
+        try:
+            await SYSTEM.run_blocking(ray.kill, self.actor, no_restart=False)
+        except (RayError, RuntimeError, OSError) as error:
+            raise ConnectionLost(in_a_line(error)) from error
 
 
 @dataclass(frozen=True)
@@ -580,7 +606,7 @@ def _crew(spec: JobSpec, settings: Ray, wire: PeerWire, level: int, clock: Clock
         options = of_one_worker(settings)
         options |= {"max_concurrency": MANY, "namespace": NAMESPACE, "scheduling_strategy": "SPREAD"}
         name = f"streamactors/{spec.name}/worker-{number}"
-        actor = await _created(StreamactorsWorker, name, options, clock, number, level, spec.folder)
+        actor = await _created(StreamactorsWorker, name, options, clock, spec.name, number, level, spec.folder)
         wire.peers[number] = _RayPeer(actor)
         return _RayMember(number, actor, owner, wire)
 

@@ -102,9 +102,9 @@ class Nodes:
             if self.environ["RAY_TMPDIR"] in command or output_of(pid).startswith(self.environ["RAY_TMPDIR"]):
                 killed(pid)
 
-    def kill(self, title: str) -> None:
+    def kill(self, title: str, how: signal.Signals = signal.SIGKILL) -> None:
         """One of them, which may just be replaced by another."""
-        until(lambda: any(killed(pid) for pid in self.pids(title)), f"a {title} is killed")
+        until(lambda: any(signalled(pid, how) for pid in self.pids(title)), f"a {title} is sent a {how.name}")
 
 
 @contextmanager

@@ -119,9 +119,9 @@ def test_a_detached_job_outlives_its_driver_and_its_coordinators(nodes: Nodes, t
         assert driver.end() == 0, driver.stderr
     assert driver.stdout == TOLD.replace("orders", "shop").replace(" auto", f" {nodes.address}")
     shop.all_counted(nodes.program)
-    for victim in (DETACHED, WORKER, DETACHED):
+    for victim, how in ((DETACHED, signal.SIGKILL), (WORKER, signal.SIGKILL), (DETACHED, signal.SIGSTOP)):
         shop.order(200)
-        nodes.kill(victim)
+        nodes.kill(victim, how)
         shop.order(200)
         shop.all_counted(nodes.program)
     with shop.detach("fixed", *options) as driver:
