@@ -1,6 +1,7 @@
 """The coordinator of a job, as the driver reaches it: one that dies is started again, and goes on from the storage.
 
-Invariant: what a successor knows nothing of is asked again only where it does no harm that it may have been done.
+Invariants. What a successor knows nothing of is asked again only where it does no harm that it may have been done. No
+job ends, and none begins again, because its coordinator was out of reach for a while.
 """
 
 import logging
@@ -22,11 +23,15 @@ _AGAIN: Final = 0.2
 class Coordinator(Protocol):
     """Its actor: takes and gives bytes."""
 
+    async def incarnation(self) -> str | None:
+        """Of the process that it is; None where it is gone for good. Raises ConnectionLost."""
+
     async def begin(self, arguments: bytes) -> bytes:
-        """The first time. Raises ConnectionLost where it is being started again; else what keeps it from starting."""
+        """The first time: of which incarnation the job is. Raises ConnectionLost where it is being started again; else
+        what keeps it from starting."""
 
     async def begin_again(self, arguments: bytes) -> bytes:
-        """One that was started in its place. Raises ConnectionLost while that is being started, and ClusterUnfit."""
+        """The same of one that was started in its place. Raises ConnectionLost while that is, and ClusterUnfit."""
 
     async def call(self, method: str, arguments: bytes) -> bytes:
         """Raises ConnectionLost."""
@@ -51,6 +56,8 @@ class RemoteHost:
         self._unship = unship
         self._clock = clock
         self._rest = settings, logging.getLogger("streamactors").getEffectiveLevel()
+        self._incarnation: str | None = None
+        """That has the job."""
         self._settled = False
         """Whether the job is known to go on from its storage, if it has to begin again."""
         self._run: int | None = None
@@ -62,7 +69,7 @@ class RemoteHost:
         except ConnectionLost as error:
             await self._begin_again(error)
         else:
-            self._told(answer)
+            self._incarnation = self._told(answer)
 
     async def tell(self, known: Known) -> JobState:
         while True:
@@ -95,19 +102,34 @@ class RemoteHost:
 
     async def _begin_again(self, error: Exception) -> None:
         """The coordinator is started anew by whoever has started it; the job in it goes on from its storage."""
+        until = self._clock.monotonic() + self._settings.patience.total_seconds()
+        if await self._was_out_of_reach(until):
+            log.warning("%s: the coordinator was out of reach: %s", self._spec.name, error)
+            return
         self._refuse_to_begin_again(error)
         log.warning("%s: the coordinator has died, and is started again: %s", self._spec.name, error)
         again = self._spec.again(self._run)
-        until = self._clock.monotonic() + self._settings.patience.total_seconds()
         while True:
             try:
-                self._told(await self._coordinator.begin_again(self._ship((again, *self._rest))))
+                answer = await self._coordinator.begin_again(self._ship((again, *self._rest)))
+                self._incarnation = self._told(answer)
             except ConnectionLost as failure:
                 if self._clock.monotonic() >= until:
                     raise JobFailed(f"job {self._spec.name!r}: the coordinator could not be started again") from failure
                 await self._clock.sleep(_AGAIN)
             else:
                 return
+
+    async def _was_out_of_reach(self, until: float) -> bool:
+        """And has the job still. False where another one is there in its place, or none."""
+        while self._incarnation is not None:
+            try:
+                return await self._coordinator.incarnation() == self._incarnation
+            except ConnectionLost:
+                if self._clock.monotonic() >= until:
+                    return False
+                await self._clock.sleep(_AGAIN)
+        return False
 
     def _refuse_to_begin_again(self, error: Exception) -> None:
         """Raises JobFailed."""

@@ -242,6 +242,14 @@ class _RayCoordinator:
 
     actor: Any
 
+    async def incarnation(self) -> str | None:
+        try:
+            return str(await self.actor.incarnation.remote())
+        except ActorUnavailableError as error:
+            raise ConnectionLost(in_a_line(error)) from error
+        except RayActorError:
+            return None
+
     async def begin(self, arguments: bytes) -> bytes:
         try:
             return await _told_to_begin(self.actor, arguments)
@@ -407,13 +415,29 @@ async def _created(of: type, name: str, options: dict[str, Any], clock: Clock, *
     until = clock.monotonic() + NAME_KEPT
     while True:
         try:
-            return ray.remote(of).options(name=name, **options).remote(*arguments)
+            return await _made(lambda: ray.remote(of).options(name=name, **options).remote(*arguments), clock)
         except ValueError as error:
             if "already" not in str(error):  # not all versions of Ray have a class of its own for that
                 raise InvalidConfig(f"Ray refuses to start {name!r}: {error}") from error
             if clock.monotonic() >= until:
                 raise ConnectionLost(f"there is an actor {name!r} on the cluster already") from None
             await clock.sleep(FIRST_LOOK)
+
+
+async def _made(make: Callable[[], Any], clock: Clock) -> Any:
+    """In a thread, since the cluster's head is asked. Whoever is cancelled meanwhile leaves no actor."""
+    making = asyncio.ensure_future(clock.run_blocking(make))
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        await uninterrupted(_unmade(making, clock))
+        raise
+
+
+async def _unmade(making: asyncio.Future[Any], clock: Clock) -> None:
+    await asyncio.wait([making])
+    if not making.cancelled() and making.exception() is None:
+        await clock.run_blocking(ray.kill, making.result(), no_restart=True)
 
 
 def _unstarted(what: str, error: RayError) -> StreamactorsError:
@@ -525,12 +549,7 @@ class _RayOwner:
     actor: Any
 
     async def answer(self) -> None:
-        try:
-            await self.actor.incarnation.remote()
-        except ActorUnavailableError as error:
-            raise ConnectionLost(in_a_line(error)) from error
-        except RayActorError:
-            return
+        await _RayCoordinator(self.actor).incarnation()
 
     async def end(self) -> None:
         try:
@@ -685,13 +704,13 @@ class StreamactorsCoordinator(_Coordinating):
             return dumps((False, ConnectionLost("the coordinator was started again")))
         return await _answered(getattr(self._host, method), arguments)
 
-    async def _begin(self, spec: JobSpec, settings: Ray, level: int) -> None:
+    async def _begin(self, spec: JobSpec, settings: Ray, level: int) -> str:
         """Whoever is asked twice, because an answer was lost, begins once."""
-        if self._host is not None:
-            return
-        job, workers = self._over_workers(spec, settings, level)
-        self._host = JobHost(job, SYSTEM)
-        self._running = asyncio.get_running_loop().create_task(self._run(self._host, workers))
+        if self._host is None:
+            job, workers = self._over_workers(spec, settings, level)
+            self._host = JobHost(job, SYSTEM)
+            self._running = asyncio.get_running_loop().create_task(self._run(self._host, workers))
+        return self._incarnation
 
     async def _run(self, host: JobHost, workers: Crew) -> None:
         try:

@@ -284,9 +284,12 @@ class Coordinator:
         self.jobs.append(Job(spec, deploy=deploy_locally, clock=SYSTEM))
         host = self._host = JobHost(self.jobs[-1], SYSTEM)
         self._running = asyncio.ensure_future(host.run())
-        return True, None
+        return True, await self.incarnation()
 
     begin_again = begin
+
+    async def incarnation(self) -> str:
+        return str(len(self.jobs)) if self._host is not None else "started again"
 
     async def call(self, method: str, arguments: Any) -> Any:
         host = self._host

@@ -22,12 +22,22 @@ from tests.runtime.feeds import Feed
 
 
 class Mortal:
-    """Stands for a coordinator, which dies of the first request. What it is sent stays what it is."""
+    """Stands for a coordinator, which dies of the first request. What it is sent stays what it is. `out_of_reach`: it
+    does not die, but can't be reached for as many calls after that."""
 
-    def __init__(self, unstarted: Exception | None = None) -> None:
+    def __init__(self, unstarted: Exception | None = None, out_of_reach: int | None = None) -> None:
         self.calls: list[Any] = []
         self.died = False
+        self.gone = False
+        self._lives = 1
         self._unstarted = unstarted
+        self._out_of_reach = out_of_reach
+
+    async def incarnation(self) -> str | None:
+        if self._out_of_reach:
+            self._out_of_reach -= 1
+            raise ConnectionLost("it is out of reach")
+        return None if self.gone else str(self._lives)
 
     async def begin(self, arguments: Any) -> Any:
         if self._unstarted is not None:
@@ -42,8 +52,9 @@ class Mortal:
         self.calls.append(first if method == "ask" else method)
         if method == "ask" and not self.died:
             self.died = True
+            self._lives += self._out_of_reach is None
             raise ConnectionLost("it has died")
-        return True, True
+        return True, str(self._lives)
 
 
 def flow_of(feed: Feed) -> sa.Dataflow:
@@ -124,6 +135,36 @@ async def test_a_batch_job_is_not_run_again_by_itself() -> None:
     with pytest.raises(JobFailed, match="whether the output is visible is not known"):
         await asking.ask(StopJob(drain=False, savepoint=None))
     assert "begin" not in actor.calls
+
+
+NOT_AGAIN: list[dict[str, Any]] = [{}, {"execution": "batch", "restart": sa.Restart.fixed(dt.timedelta(0), 3)}]
+
+
+@pytest.mark.parametrize("config", [*NOT_AGAIN, STORED], ids=["no restarts", "batch", "stored"])
+async def test_one_that_was_out_of_reach_for_a_while_has_the_job_still(config: dict[str, Any]) -> None:
+    asking, actor = host_of(spec_of(sa.Config(**config)), Mortal(out_of_reach=2))
+    await asking.begin()
+    assert await asking.ask(StopJob(drain=False, savepoint=None))
+    assert actor.calls == ["begin", StopJob(False, None), StopJob(False, None)]
+
+
+@pytest.mark.parametrize("config", NOT_AGAIN, ids=["no restarts", "batch"])
+@pytest.mark.parametrize("gone", [True, False], ids=["nobody", "another"])
+async def test_who_is_there_in_its_place_has_not(config: dict[str, Any], gone: bool) -> None:
+    asking, actor = host_of(spec_of(sa.Config(**config)), Mortal())
+    await asking.begin()
+    actor.gone = gone
+    with pytest.raises(JobFailed, match="the coordinator has died"):
+        await asking.ask(StopJob(drain=False, savepoint=None))
+    assert actor.calls == ["begin", StopJob(False, None)]
+
+
+async def test_one_that_stays_out_of_reach_is_taken_for_dead() -> None:
+    asking, _ = host_of(spec_of(sa.Config()), Mortal(out_of_reach=1_000_000))
+    asking._settings = sa.Ray(workers=1, patience=dt.timedelta(seconds=0.5))
+    await asking.begin()
+    with pytest.raises(JobFailed, match="the coordinator has died"):
+        await asking.ask(StopJob(drain=False, savepoint=None))
 
 
 async def test_paths_mean_what_they_mean_where_the_job_is_started(

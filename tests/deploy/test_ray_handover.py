@@ -1,6 +1,8 @@
 """A driver whose predecessor has just died, so that the name is taken; or whose coordinator dies as it begins. And
 which workers have ended, by what Ray says of them."""
 
+import asyncio
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +14,7 @@ from streamactors.deploy import ray as deployed
 from streamactors.deploy.peers import PeerWire
 from streamactors.deploy.versions import about
 from streamactors.errors import ClusterUnfit, ConnectionLost, InvalidConfig, JobFailed
+from tests.programs import PATIENCE
 
 MADE = object()
 
@@ -91,6 +94,52 @@ async def test_a_detached_one_is_held_once_it_has_a_job() -> None:
     assert await Detached(SimpleNamespace(has_job=True)).held()
 
 
+class Head:
+    """Stands for the cluster's, which takes its time to make an actor."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.asked = threading.Event()
+        self.may_answer = threading.Event()
+        self.killed: list[object] = []
+        self._failure = failure
+
+    def make(self) -> object:
+        self.asked.set()
+        assert self.may_answer.wait(PATIENCE)
+        if self._failure is not None:
+            raise self._failure
+        return MADE
+
+    def kill(self, actor: object, *, no_restart: bool) -> None:
+        assert no_restart
+        self.killed.append(actor)
+
+
+async def test_the_loop_goes_on_while_the_head_makes_an_actor() -> None:
+    head = Head()
+    making = asyncio.ensure_future(deployed._made(head.make, SYSTEM))
+    while not head.asked.is_set():
+        await asyncio.sleep(0.001)
+    head.may_answer.set()
+    assert await making is MADE
+
+
+@pytest.mark.parametrize(("failure", "killed"), [(None, [MADE]), (ConnectionLost("the head is gone"), [])])
+async def test_who_is_cancelled_meanwhile_leaves_no_actor(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception | None, killed: list[object]
+) -> None:
+    head = Head(failure)
+    monkeypatch.setattr("ray.kill", head.kill)
+    making = asyncio.ensure_future(deployed._made(head.make, SYSTEM))
+    await asyncio.to_thread(head.asked.wait, PATIENCE)
+    for _ in range(2):  # impatiently
+        making.cancel()
+        await asyncio.sleep(0)
+    head.may_answer.set()
+    await asyncio.wait([making])
+    assert making.cancelled() and head.killed == killed
+
+
 class Beginning:
     """Stands for an actor that dies as it is asked to begin."""
 
@@ -134,6 +183,29 @@ async def test_what_a_coordinator_has_died_of_on_starting_is_told(death: RayActo
 async def test_one_that_dies_later_may_be_started_again() -> None:
     with pytest.raises(ConnectionLost, match="ActorDiedError"):
         await deployed._RayCoordinator(Beginning(ActorDiedError())).call("begin", b"")
+
+
+class Told:
+    """Stands for a coordinator's actor that is asked for its incarnation."""
+
+    def __init__(self, answer: str | RayActorError) -> None:
+        self._answer = answer
+
+    @property
+    def incarnation(self) -> "Told":
+        return self
+
+    async def remote(self) -> str:
+        if isinstance(self._answer, RayActorError):
+            raise self._answer
+        return self._answer
+
+
+async def test_which_coordinator_it_is() -> None:
+    assert await deployed._RayCoordinator(Told("one")).incarnation() == "one"
+    assert await deployed._RayCoordinator(Told(ActorDiedError())).incarnation() is None
+    with pytest.raises(ConnectionLost, match="it is cut off"):
+        await deployed._RayCoordinator(Told(ActorUnavailableError("it is cut off", None))).incarnation()
 
 
 class Living:
