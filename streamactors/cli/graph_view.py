@@ -9,6 +9,7 @@ from streamactors.api.dataflow import Dataflow
 from streamactors.cli.graph_picture import picture
 from streamactors.config import Config
 from streamactors.errors import InvalidConfig, StorageFailed
+from streamactors.graph.placement import Placement
 from streamactors.graph.planned import placed, planned
 from streamactors.observe.views import graph_of
 
@@ -17,8 +18,8 @@ PAGE: Final = "```mermaid\n{}```\n"
 
 
 def described(flow: Dataflow, config: Config, workers: int | None = None) -> dict[str, Any]:
-    """Nodes and edges as the REST API has them of a job that runs; `subtasks` and `channels` of the whole plan;
-    `workers`: the subtasks of each, where there are several."""
+    """Nodes and edges as the REST API has them of a job that runs; `subtasks` and `channels` of the whole plan; where
+    there are several, `workers`: the subtasks of each, and how they were placed."""
     plan = planned(flow.graph(), config)
     placement = placed(plan, config, workers)
     content: dict[str, Any] = msgspec.to_builtins(graph_of(plan))
@@ -28,9 +29,14 @@ def described(flow: Dataflow, config: Config, workers: int | None = None) -> dic
         "subtasks": len(plan.subtasks),
         "channels": sum(map(plan.channel_count, plan.edges)),
         **content,
-        **({} if placement is None else {"workers": [list(map(str, slice)) for slice in placement.slices]}),
+        **({} if placement is None else _placed(placement)),
         "mermaid": flow.to_mermaid(config, workers=workers),
     }
+
+
+def _placed(placement: Placement) -> dict[str, Any]:
+    slices = [list(map(str, slice)) for slice in placement.slices]
+    return {"strategy": placement.strategy, "slots": placement.slots, "workers": slices}
 
 
 def drawn(flow: Dataflow, config: Config) -> str:

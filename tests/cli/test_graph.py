@@ -62,6 +62,12 @@ def test_for_programs(project: Path) -> None:
     assert graph["mermaid"].startswith("flowchart LR\n")
 
 
+def test_over_workers_programs_are_told_which_runs_what(project: Path) -> None:
+    graph = json.loads(ended(project, "explain", "jobs:flow", "--json", "--parallelism", "2", "--workers", "2").stdout)
+    assert graph["workers"] == [["words[0]", "counts[0]"], ["words[1]", "counts[1]"]]
+    assert (graph["strategy"], graph["slots"]) == ("spread", 1)
+
+
 def test_two_forms_at_once_are_refused(project: Path) -> None:
     told = ended(project, "graph", "jobs:flow", "--text", "--json", code=2).stderr
     assert "give one of them" in told
