@@ -7,10 +7,19 @@ import sys
 import msgspec
 
 import streamactors as sa
-from tests.recovery.jobs import Settings, config_of, flow_of
+from tests.deploy.ray_cuts import watch
+from tests.recovery.jobs import Settings, Totals, config_of, flow_of
 
 WORKERS = 2
 RESTARTS = 1000
+
+
+class CutOff(Totals):
+    """Totals in a process that can be cut off."""
+
+    def open(self, ctx: sa.OperatorContext, /) -> None:
+        watch()
+        super().open(ctx)
 
 
 def on_ray(settings: Settings, address: str) -> sa.Config:
@@ -23,4 +32,4 @@ def on_ray(settings: Settings, address: str) -> sa.Config:
 
 if __name__ == "__main__":
     given = msgspec.json.decode(sys.argv[2], type=Settings)
-    sa.main(flow_of(given), on_ray(given, sys.argv[1]))
+    sa.main(flow_of(given, CutOff), on_ray(given, sys.argv[1]))

@@ -1,6 +1,6 @@
 """From Kafka to Kafka on a real Ray of several nodes and a real broker: workers, the coordinator, the driver and nodes
-killed at random moments. What a read_committed consumer sees equals a plain computation: nothing lost, nothing doubled,
-per customer in order."""
+killed at random moments, workers stopped or cut off from all others. What a read_committed consumer sees equals a plain
+computation: nothing lost, nothing doubled, per customer in order."""
 
 import json
 import random
@@ -18,6 +18,7 @@ from aiokafka import AIOKafkaConsumer
 
 from streamactors.testing import KafkaBroker
 from tests.deploy.ray_cluster import COORDINATOR, HERE, WORKER, Nodes, killed, processes_under, signalled, until
+from tests.deploy.ray_cuts import file_of
 from tests.kafka_topics import Topics
 from tests.programs import PATIENCE, ROOT, Program
 from tests.recovery.jobs import Order, Settings
@@ -27,16 +28,16 @@ from tests.recovery.topics import produce_logs, totals_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.kill, pytest.mark.slow]
 
-Victim = Literal["worker", "stalled", "coordinator", "driver", "node", "raylet"]
-"""`stalled`: a worker that is stopped, and goes on later; `node`: all of its processes; `raylet`: what joins it to the
-cluster, while its workers and coordinators live on."""
+Victim = Literal["worker", "stalled", "cut off", "coordinator", "driver", "node", "raylet"]
+"""`stalled`: a worker that is stopped, and goes on later; `cut off`: one that runs, while its connections are cut;
+`node`: all of its processes; `raylet`: what joins it to the cluster, while its workers and coordinators live on."""
 TITLES: Mapping[Victim, str] = {"worker": WORKER, "coordinator": COORDINATOR}
 EVERYWHERE: Sequence[Victim] = ("worker", "coordinator", "driver")
 """Killed in every case, in any order; of the other kinds, one case has one more."""
 ORDERS = 250
 """Before each kill, and once more at the end."""
 PARTITIONS = 4
-STALLED = (0.5, 16.0)
+AWAY = (0.5, 16.0)
 """Seconds: what nobody notices, up to what another one has taken its place in."""
 PACE = 200.0
 """So that the half of them is still to come when somebody dies."""
@@ -112,29 +113,42 @@ class Story:
         before = self.seen
         await self.until(lambda: self.seen > before, "more is committed")
         delay = self.rng.choice((0.0, self.rng.uniform(0.0, 0.4)))
-        pause = time.monotonic() + delay
-        await self.until(lambda: time.monotonic() >= pause, "a random moment")
-        self.chapters.append(f"{victim} killed {delay:.3f} s after {self.seen} totals were committed")
+        await self._wait(delay)
+        self.chapters.append(f"{victim}: {delay:.3f} s after {self.seen} totals were committed")
         if victim == "driver":
             self.driver.signal(signal.SIGKILL)
             assert self.driver.end() == -signal.SIGKILL
             self.driver = self._driver()
-        elif victim == "stalled":
-            await self._stall(self.rng.uniform(*STALLED))
+        elif victim in ("stalled", "cut off"):
+            stay_away = self._stall if victim == "stalled" else self._cut_off
+            await self.until(lambda: self.nodes.pids(WORKER), "there is a worker")
+            await stay_away(self.rng.choice(self.nodes.pids(WORKER) or [0]), self.rng.uniform(*AWAY))
         else:
             await self.until(lambda: self._killed(victim), f"there is a {victim} to kill")
 
-    async def _stall(self, seconds: float) -> None:
-        await self.until(lambda: self.nodes.pids(WORKER), "there is a worker to stop")
-        stopped = self.rng.choice(self.nodes.pids(WORKER) or [0])
-        if not stopped or not signalled(stopped, signal.SIGSTOP):
+    async def _stall(self, worker: int, seconds: float) -> None:
+        if not worker or not signalled(worker, signal.SIGSTOP):
             return  # it has just ended by itself
-        going_on = time.monotonic() + seconds
         try:
-            await self.until(lambda: time.monotonic() >= going_on, "a random moment")
+            await self._wait(seconds)
         finally:
-            signalled(stopped, signal.SIGCONT)
+            signalled(worker, signal.SIGCONT)
         self.chapters.append(f"it went on after {seconds:.3f} s")
+
+    async def _cut_off(self, worker: int, seconds: float) -> None:
+        file = file_of(self.nodes.environ["RAY_TMPDIR"], worker)
+        file.touch()
+        try:
+            await self._wait(seconds)
+            cut = file.read_text().split()
+        finally:
+            file.unlink()
+        assert cut or worker not in self.nodes.pids(WORKER), "it was not cut off"
+        self.chapters.append(f"of {worker}, {len(cut)} connections to {len(set(cut))} were cut in {seconds:.3f} s")
+
+    async def _wait(self, seconds: float) -> None:
+        going_on = time.monotonic() + seconds
+        await self.until(lambda: time.monotonic() >= going_on, "a random moment")
 
     def _killed(self, victim: Victim) -> bool:
         """False where there is none at the moment."""

@@ -194,7 +194,7 @@ def sink_of(settings: Settings) -> Any:
     )
 
 
-def flow_of(settings: Settings) -> sa.Dataflow:
+def flow_of(settings: Settings, totals_by: type[Totals] = Totals) -> sa.Dataflow:
     flow = sa.Dataflow(FLOW)
     width = settings.source_parallelism
     streams = [
@@ -213,7 +213,7 @@ def flow_of(settings: Settings) -> sa.Dataflow:
         lines = lines.map_async("looked-up", look_up, capacity=500, parallelism=width)
     if settings.rebalanced:
         lines = lines.rebalance().map(lambda line: line, parallelism=settings.parallelism)
-    operator = WaitingTotals if settings.waiting else Totals
+    operator = WaitingTotals if settings.waiting else totals_by
     totals: Any = lines.key_by(lambda line: line.customer).process("totals", operator)
     totals = totals.map(paced(settings, 1, settings.parallelism, braked=not orders_braked))
     if settings.exchanged:
